@@ -1,0 +1,217 @@
+"""Which kernels an operation runs on: the registry of backends and the choice between them.
+
+A backend is a module, a flat list of functions with the names and signatures of `llmfast.ops`, and a function
+`why_not(op, device, dtype)` that gives the reason it can't run something, or None. Four come with the package:
+`pytorch`, `cpp`, `triton`, and `reference` (float64, for tests). Others are added by `register_backend` or by the
+entry-point group `llmfast.backends`.
+
+What is chosen, first match first: the innermost `use_backend` of this thread, the environment variable
+`LLMFAST_BACKEND`, and "auto": triton on a GPU, cpp on a CPU, pytorch where neither can. A backend chosen by name that
+can't run raises `BackendUnavailable`; only "auto" looks further.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+
+OPS = ("causal_attention", "layer_norm", "add_layer_norm", "gelu", "linear", "linear_cross_entropy")
+AUTO = {"cuda": ("triton", "pytorch"), "cpu": ("cpp", "pytorch")}
+ALIASES = {"torch": "pytorch"}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# name -> a module-like object, or where to import it from when it is first needed (Triton is slow to import).
+_registry: dict[str, Any] = {
+    name: f"llmfast.backends.{name}" for name in ("pytorch", "cpp", "triton", "reference")
+}
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and can't run this operation here; the message says why."""
+
+
+class _Choice(threading.local):
+    """The backend of each op in this thread. Thread-local because Dynamo guards it: switching recompiles."""
+
+    def __init__(self) -> None:
+        self.backend_of: dict[str, str] = _process_default()
+
+
+def register_backend(name: str, module: Any) -> None:
+    """Makes `module` (anything with functions named as in `llmfast.ops`) selectable as `name`.
+
+    It needs `why_not(op, device, dtype)` only if there are ops, devices or dtypes that it can't run; an op that it
+    does not define counts as one it can't run.
+    """
+    if name in ("auto", *ALIASES) or not name.isidentifier():
+        raise ValueError(f"{name!r} can't be the name of a backend")
+    if not any(hasattr(module, op) for op in OPS):
+        raise ValueError(f"backend {name!r} defines none of the ops {', '.join(OPS)}")
+    _registry[name] = module
+
+
+def backend_names() -> list[str]:
+    """Every backend that can be named: built in, registered, or announced by an installed package."""
+    announced = [entry.name for entry in entry_points(group="llmfast.backends")]
+    return list(dict.fromkeys([*_registry, *announced]))
+
+
+@contextmanager
+def use_backend(backend: str | Mapping[str, str]) -> Iterator[None]:
+    """Runs the ops of this block, in this thread, on one backend, or on one per op.
+
+    >>> with use_backend("pytorch"): ...
+    >>> with use_backend({"causal_attention": "cpp"}): ...     # the other ops stay as they were
+
+    `ValueError` for a name that is not known, `BackendUnavailable` for one that can't be loaded here.
+    """
+    before = _choice.backend_of
+    _choice.backend_of = before | _normalise(backend)
+    try:
+        yield
+    finally:
+        _choice.backend_of = before
+
+
+def select(op: str, x: torch.Tensor) -> Callable[..., Any]:
+    """The function that runs `op` on tensors like `x` under the current choice of backend."""
+    return getattr(_module(_resolve(op, x.device, x.dtype)[0]), op)
+
+
+def _resolve(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """The backend's name, and the reason for it."""
+    name = _choice.backend_of[op]
+    if name != "auto":
+        reason = _why_not(name, op, device, dtype)
+        if reason is not None:
+            raise BackendUnavailable(f"backend {name!r} can't run {op} on {device.type} {_short(dtype)}: {reason}")
+        return name, "chosen by name"
+    passed = ""
+    for candidate in AUTO.get(device.type, ("pytorch",)):
+        reason = _why_not(candidate, op, device, dtype)
+        if reason is None:
+            return candidate, f"the first of {device.type}'s backends that can" + passed
+        passed += f"; {candidate} can't: {reason}"
+    raise BackendUnavailable(f"no backend runs {op} on {device.type} {_short(dtype)}{passed}")
+
+
+def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    module = _module(name)
+    if not hasattr(module, op):
+        return f"it does not define {op}"
+    check = getattr(module, "why_not", None)
+    return check(op, device, dtype) if check is not None else None
+
+
+def _module(name: str) -> Any:
+    module = _registry[name]
+    return _load(name) if isinstance(module, str) else module
+
+
+def _load(name: str) -> Any:
+    """Imports a backend known only by where it is. Once: afterwards the registry holds the module."""
+    try:
+        _registry[name] = importlib.import_module(_registry[name])
+    except ImportError as error:
+        raise BackendUnavailable(f"backend {name!r} can't be loaded: {error}") from error
+    return _registry[name]
+
+
+def _normalise(backend: str | Mapping[str, str]) -> dict[str, str]:
+    """One known, loaded backend name per op."""
+    chosen = dict.fromkeys(OPS, backend) if isinstance(backend, str) else dict(backend)
+    for op, name in chosen.items():
+        if op not in OPS:
+            raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
+        chosen[op] = name = ALIASES.get(name, name)
+        if name == "auto":
+            continue
+        if name not in _registry:
+            found = [entry for entry in entry_points(group="llmfast.backends") if entry.name == name]
+            if not found:
+                raise ValueError(f"unknown backend {name!r}; known: auto, {', '.join(backend_names())}")
+            register_backend(name, found[0].load())
+        _module(name)
+    return chosen
+
+
+def _process_default() -> dict[str, str]:
+    return dict.fromkeys(OPS, "auto") | _normalise(os.environ.get("LLMFAST_BACKEND", "auto"))
+
+
+@dataclass(frozen=True)
+class Support:
+    """One row of `backends()`: can this backend run this op on this device in this dtype, and if not, why."""
+
+    op: str
+    backend: str
+    device: str
+    dtype: str
+    reason: str | None
+
+    @property
+    def available(self) -> bool:
+        return self.reason is None
+
+
+def backends() -> list[Support]:
+    """What there is: every op × backend × device × dtype, with the reason where one can't run."""
+    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    rows = []
+    for name in backend_names():
+        try:
+            if name not in _registry:
+                _normalise(name)
+            _module(name)
+            problem = None
+        except Exception as error:  # a third party's module may fail in any way; it must not hide the others
+            problem = str(error)
+        for device in devices:
+            for op in OPS:
+                for dtype in DTYPES:
+                    reason = problem or _why_not(name, op, device, dtype)
+                    rows.append(Support(op, name, device.type, _short(dtype), reason))
+    return rows
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which backend a call gets, and why. `configuration` is what the backend says of the kernel it would launch."""
+
+    op: str
+    backend: str
+    reason: str
+    configuration: str
+
+    def __str__(self) -> str:
+        return f"{self.op} -> {self.backend} ({self.reason})" + (f": {self.configuration}" if self.configuration else "")
+
+
+def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
+    """Which backend and configuration `ops.<op>(*args, **kwargs)` would get now, and why; nothing is computed.
+
+    Raises `BackendUnavailable` exactly where the call itself would.
+    """
+    if op not in OPS:
+        raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    if not tensors:
+        raise ValueError(f"explain({op!r}, ...) needs the tensors of the call")
+    name, reason = _resolve(op, tensors[0].device, tensors[0].dtype)
+    describe = getattr(_module(name), "describe", None)
+    return Explanation(op, name, reason, describe(op, *args, **kwargs) if describe is not None else "")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_choice = _Choice()

@@ -1,0 +1,125 @@
+"""The contract in PyTorch's own operators: runs everywhere, and is the peer that our kernels have to beat."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmfast.backends.philox import dropout_keep
+from llmfast.backends.reference import visible_keys
+
+# The most memory that one chunk of logits takes in linear_cross_entropy: on a CPU, what stays in its cache (fresh
+# pages for large temporaries cost more than the arithmetic on them); on a GPU, enough rows for an efficient product.
+LOGITS_BYTES = {"cpu": 8 << 20}
+LOGITS_BYTES_ELSEWHERE = 128 << 20
+
+
+def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `op` can't run on this device and dtype: it always can."""
+    return None
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+) -> Tensor:
+    (B, H, T, D), S = q.shape, k.shape[2]
+    if S == 0 or q.numel() == 0:
+        return q * 0.0 if D else q.clone()
+    grouped = k.shape[1] != H
+    if dropout_p == 0 and kv_lengths is None:
+        if T == S:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+        # SDPA's own causal mask is aligned top-left, the contract's bottom-right.
+        mask = None if T == 1 else visible_keys(T, S, None, q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+    visible = visible_keys(T, S, kv_lengths, q.device)
+    seeing = visible.any(-1, keepdim=True)
+    # A row that sees nothing looks at key 0, so that its softmax is finite, and is zeroed afterwards.
+    visible = visible | (~seeing & (torch.arange(S, device=q.device) == 0))
+    if dropout_p == 0:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=grouped)
+    else:
+        assert dropout_seed is not None
+        if grouped:
+            k, v = (x.repeat_interleave(H // k.shape[1], dim=1) for x in (k, v))
+        scores = (scale * (q @ k.transpose(-2, -1)).float()).masked_fill(~visible, -math.inf)
+        weights = torch.softmax(scores, dim=-1) * dropout_keep(dropout_seed, dropout_p, B, H, T, S) / (1 - dropout_p)
+        out = weights.to(v.dtype) @ v
+    return torch.where(seeing, out, torch.zeros((), dtype=out.dtype, device=out.device))
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return F.layer_norm(total, weight.shape, weight, bias, eps), total
+
+
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    return F.gelu(x, approximate=approximate)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    y = F.linear(x, weight, bias)
+    return y if activation is None else F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
+    return _LinearCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), ignore_index)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The head and the loss, a chunk of rows at a time; backward makes each chunk's logits again."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+        limit = LOGITS_BYTES.get(hidden.device.type, LOGITS_BYTES_ELSEWHERE)
+        rows = max(1, limit // (4 * max(1, weight.shape[0])))
+        counted = targets != ignore_index
+        safe_targets = torch.where(counted, targets, 0)
+        losses, lses = [], []
+        for start in range(0, hidden.shape[0], rows):
+            logits = F.linear(hidden[start : start + rows], weight).float()
+            lse = torch.logsumexp(logits, dim=-1)
+            losses.append(lse - logits.gather(1, safe_targets[start : start + rows, None]).squeeze(1))
+            lses.append(lse)
+        loss = torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+        lse = torch.cat(lses) if lses else loss
+        count = counted.sum()
+        ctx.rows = rows
+        ctx.save_for_backward(hidden, weight, safe_targets, counted, count, lse)
+        return torch.where(counted, loss, 0.0).sum() / count
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        hidden, weight, targets, counted, count, lse = ctx.saved_tensors
+        (grad_loss,) = grad_outputs
+        row_scale = torch.where(counted, grad_loss / count, 0.0)
+        dweight = torch.zeros_like(weight, dtype=torch.float32)
+        dhidden = []
+        for start in range(0, hidden.shape[0], ctx.rows):
+            chunk = slice(start, start + ctx.rows)
+            logits = F.linear(hidden[chunk], weight).float()
+            # d loss / d logits = softmax(logits) - onehot(target)
+            dlogits = logits.sub_(lse[chunk, None]).exp_()
+            dlogits.scatter_add_(1, targets[chunk, None], -torch.ones_like(lse[chunk, None]))
+            dlogits = dlogits.mul_(row_scale[chunk, None]).to(weight.dtype)
+            dhidden.append(dlogits @ weight)
+            dweight += (dlogits.T @ hidden[chunk]).float()
+        return (torch.cat(dhidden) if dhidden else torch.zeros_like(hidden)), dweight.to(weight.dtype), None, None

@@ -1,0 +1,184 @@
+"""The operations a GPT is made of: one documented function each.
+
+These functions are the contract between models and kernels. Each checks its arguments, picks a backend
+(`llmfast.use_backend`, or the best that the device has) and calls the function of the same name there. It never
+computes anything itself. Shapes are written (B, T, C): batch, tokens, channels; H heads of D channels.
+
+Common to all: float32, bfloat16 and, on a GPU, float16; results in the dtype of the inputs, computed in float32.
+Inputs may be strided or empty and are never changed. The same inputs give the same bits at the same thread count.
+Wrong arguments raise `ValueError` naming the argument, its shape and what was expected. Under `torch.autocast` the
+matrix products (attention, linear, cross-entropy) run in the autocast dtype, the others in the widest dtype given.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from llmfast.backends import select
+
+ACTIVATIONS = {None: "", "gelu_tanh": "gelu_tanh", "gelu": "gelu"}
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale · q kᵀ + causal mask) v, the attention of Vaswani et al. (2017) with a causal mask.
+
+    q is (B, H, T, D); k and v are (B, Hkv, S, D) with S ≥ T and Hkv dividing H (grouped heads: query head h reads
+    key head h // (H / Hkv)). The result is (B, H, T, D).
+
+    Queries are the last T positions: query t sees keys 0 … S-T+t. With `kv_lengths` (B,) integers, sequence b has
+    only its first `kv_lengths[b]` keys, and query t sees keys 0 … kv_lengths[b]-T+t; a query that sees none gives 0.
+    Keys beyond a length must be finite but are otherwise ignored.
+
+    `scale` defaults to D^-0.5. `dropout_p` drops attention weights by a Philox4x32-10 stream keyed by `dropout_seed`
+    (an int64 tensor of one element, drawn from torch's generator when None), at counter (key, query, b·H + h, 0).
+    """
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
+        raise ValueError(f"q, k, v must be (batch, heads, tokens, head_dim), got {_shapes(q=q, k=k, v=v)}")
+    B, H, T, D = q.shape
+    if k.shape != v.shape or k.shape[0] != B or k.shape[3] != D:
+        raise ValueError(f"k and v must be (B, Hkv, S, D) with q's B and D, got {_shapes(q=q, k=k, v=v)}")
+    if k.shape[2] < T:
+        raise ValueError(f"k must hold at least as many tokens as q, got {_shapes(q=q, k=k)}")
+    if k.shape[1] != H and (k.shape[1] == 0 or H % k.shape[1]):
+        raise ValueError(f"the heads of k must divide the heads of q, got {_shapes(q=q, k=k)}")
+    if kv_lengths is not None and (kv_lengths.shape != (B,) or kv_lengths.is_floating_point()):
+        raise ValueError(f"kv_lengths must be {B} integers, one a sequence, got {_shapes(kv_lengths=kv_lengths)}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    if dropout_p > 0 and dropout_seed is None:
+        dropout_seed = torch.randint(2**62, (1,), device=q.device)
+    if dropout_seed is not None and (dropout_seed.numel() != 1 or dropout_seed.dtype != torch.int64):
+        raise ValueError(f"dropout_seed must be one int64, got {_shapes(dropout_seed=dropout_seed)}")
+    q, k, v = _autocast(q, k, v)
+    _same_kind(q=q, k=k, v=v)
+    return select("causal_attention", q)(
+        q,
+        k,
+        v,
+        scale=1 / math.sqrt(D) if scale is None else scale,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        kv_lengths=kv_lengths,
+    )
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) · weight + bias over the last dimension (Ba et al., 2016).
+
+    x is (..., N), weight and bias are (N,), bias may be None; statistics are in float32. The result has x's shape.
+    """
+    _check_norm(x, weight, bias)
+    x, weight, bias = _promote(x, weight, bias)
+    _same_kind(x=x, weight=weight, bias=bias)
+    return select("layer_norm", x)(x, weight, bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """The residual step of a transformer: `sum = x + residual`, and `layer_norm(sum)`, in one pass.
+
+    x and residual are (..., N), weight and bias (N,). Returns (normed, sum), both of x's shape.
+    """
+    if x.shape != residual.shape:
+        raise ValueError(f"x and residual must have one shape, got {_shapes(x=x, residual=residual)}")
+    _check_norm(x, weight, bias)
+    x, residual, weight, bias = _promote(x, residual, weight, bias)
+    _same_kind(x=x, residual=residual, weight=weight, bias=bias)
+    return select("add_layer_norm", x)(x, residual, weight, bias, eps)
+
+
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """The Gaussian error linear unit x · Φ(x) (Hendrycks & Gimpel, 2016), of any shape.
+
+    "none" is 0.5 x (1 + erf(x / √2)); "tanh", GPT-2's, is 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))).
+    """
+    if approximate not in ("tanh", "none"):
+        raise ValueError(f'approximate must be "tanh" or "none", got {approximate!r}')
+    return select("gelu", x)(x, approximate)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """activation(x weightᵀ + bias): x (..., K), weight (N, K), bias (N,) -> (..., N).
+
+    `activation` is None, "gelu_tanh" or "gelu"; it is applied before the result is rounded to x's dtype.
+    """
+    if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x must be (..., K) and weight (N, K), got {_shapes(x=x, weight=weight)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be (N,) for a weight (N, K), got {_shapes(bias=bias, weight=weight)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'activation must be None, "gelu_tanh" or "gelu", got {activation!r}')
+    x, weight, bias = _autocast(x, weight, bias)
+    _same_kind(x=x, weight=weight, bias=bias)
+    return select("linear", x)(x, weight, bias, activation)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
+    """The mean of -log softmax(hidden weightᵀ)[target]: a language model's head and its loss, in chunks of rows.
+
+    hidden is (..., K), weight (V, K), targets (...) int64 in [0, V) or `ignore_index`. Returns the mean over the
+    targets that are not ignored, in nats, as a float32 scalar (nan when all are ignored). The (rows, V) logits are
+    never in memory as a whole, forward or backward.
+    """
+    if weight.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(f"hidden must be (..., K) and weight (V, K), got {_shapes(hidden=hidden, weight=weight)}")
+    if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"targets must be int64 with hidden's shape before K, got {_shapes(targets=targets, hidden=hidden)}"
+        )
+    hidden, weight = _autocast(hidden, weight)
+    _same_kind(hidden=hidden, weight=weight)
+    return select("linear_cross_entropy", hidden)(hidden, weight, targets, ignore_index=ignore_index)
+
+
+def _check_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if x.ndim < 1 or weight.shape != x.shape[-1:]:
+        raise ValueError(f"weight must be (N,) for x (..., N), got {_shapes(weight=weight, x=x)}")
+    if bias is not None and bias.shape != weight.shape:
+        raise ValueError(f"bias must have weight's shape, got {_shapes(bias=bias, weight=weight)}")
+
+
+def _same_kind(**tensors: Tensor | None) -> None:
+    """All of one dtype and on one device, as every kernel expects."""
+    given = [t for t in tensors.values() if t is not None]
+    if any(t.dtype != given[0].dtype or t.device != given[0].device for t in given):
+        kinds = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in tensors.items() if t is not None)
+        raise ValueError(f"the tensors must share one dtype and one device, got {kinds}")
+
+
+def _autocast(*tensors: Tensor | None) -> tuple:
+    """The tensors in autocast's dtype, where autocast is on for their device."""
+    device = tensors[0].device.type  # type: ignore[union-attr]
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None else t.to(dtype) for t in tensors)
+
+
+def _promote(*tensors: Tensor | None) -> tuple:
+    """The tensors in the widest dtype among them, where autocast is on for their device."""
+    first: Tensor = tensors[0]  # type: ignore[assignment]
+    if not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = first.dtype
+    for t in tensors:
+        if t is not None:
+            dtype = torch.promote_types(dtype, t.dtype)
+    return tuple(t if t is None else t.to(dtype) for t in tensors)
+
+
+def _shapes(**tensors: Tensor) -> str:
+    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
