@@ -1,0 +1,28 @@
+"""llmfast: a GPT that can be read in an afternoon and runs as fast as the machine allows.
+
+>>> import llmfast
+>>> llmfast.generate("Once upon a time")              # a story by the embedded model
+>>> llm = llmfast.load("path/to/gpt2")                # a GPT-2 checkpoint of your own
+>>> with llmfast.use_backend("pytorch"): ...          # or "cpp", "triton", or one for each op
+"""
+
+from llmfast.backends import BackendUnavailable, backends, explain, register_backend, use_backend
+from llmfast.config import GPTConfig
+from llmfast.generation import LLM, generate, load
+from llmfast.model import GPT
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPT",
+    "LLM",
+    "BackendUnavailable",
+    "GPTConfig",
+    "__version__",
+    "backends",
+    "explain",
+    "generate",
+    "load",
+    "register_backend",
+    "use_backend",
+]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llmfast import checkpoint, ops
 from llmfast.cache import KVCache
 from llmfast.config import GPTConfig
+from llmfast.locate import locate_model
 
 
 class Linear(nn.Linear):
@@ -177,17 +178,19 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> GPT:
-        """Reads a GPT-2 checkpoint in Hugging Face's layout: a directory, a `.safetensors` or an old `.bin` file.
+        """Reads a GPT-2 checkpoint in Hugging Face's layout: a directory, a `.safetensors` or an old `.bin` file, the
+        name of an embedded model, or a name on the hub (see `locate_model`).
 
         `FileNotFoundError` or `ValueError` with one line naming what is missing, surplus or wrongly shaped.
         """
+        path = locate_model(path)
         config, tensors = checkpoint.load(path)
         with torch.device("meta"):  # no time spent on initial weights that are replaced at once
             model = cls(config)
         model.load_state_dict({name: t.to(dtype) for name, t in tensors.items()}, assign=True)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.transformer["wte"].weight
-        model.source = Path(path) if Path(path).is_dir() else Path(path).parent
+        model.source = path if path.is_dir() else path.parent
         return model.eval()
 
     def save_pretrained(self, path: str | Path, **metadata: Any) -> None:

@@ -1,0 +1,65 @@
+"""The C++ kernels of `csrc/`, for CPUs: one build, several instruction sets, chosen when the first op runs.
+
+They are the operators `torch.ops.llmfast.*`. Where the extension could not be built this module still imports, and
+`why_not` says what was missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmfast.backends.registered import RegisteredOps, register
+
+PACKAGE = Path(__file__).parents[1]
+HOW_TO_GET_IT = "install a C++17 compiler (such as g++) and install llmfast-kernels again"
+
+
+def _load_extension() -> str | None:
+    """Loads the operators; the reason where that fails."""
+    libraries = [path for path in sorted(PACKAGE.glob("_C*")) if path.suffix in (".so", ".dylib", ".pyd")]
+    if not libraries:
+        note = PACKAGE / "_C_missing.txt"
+        reason = note.read_text(encoding="utf-8").strip() if note.exists() else "the extension was not built"
+        return f"{reason}; {HOW_TO_GET_IT}"
+    try:
+        torch.ops.load_library(libraries[0])
+    except OSError as error:
+        return f"{libraries[0].name} does not load ({str(error).splitlines()[0]}); {HOW_TO_GET_IT}"
+    register("llmfast")
+    return None
+
+
+_missing = _load_extension()
+
+
+def isa() -> str:
+    """The instruction set in use: "generic", "avx2", "avx512", … `LLMFAST_CPU_ISA` overrides the choice."""
+    return torch.ops.llmfast.cpu_isa()
+
+
+def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `op` can't run on this device and dtype, or None."""
+    if _missing is not None:
+        return _missing
+    if device.type != "cpu":
+        return "the C++ kernels run on a CPU"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return "the C++ kernels know float32 and bfloat16"
+    return None
+
+
+def describe(op: str, *args: Any, **kwargs: Any) -> str:
+    """The configuration a call would get, for `llmfast.explain`."""
+    return f"{isa()} kernels, {torch.get_num_threads()} threads"
+
+
+_ops = RegisteredOps("llmfast")
+causal_attention = _ops.causal_attention
+layer_norm = _ops.layer_norm
+add_layer_norm = _ops.add_layer_norm
+gelu = _ops.gelu
+linear = _ops.linear
+linear_cross_entropy = _ops.linear_cross_entropy

@@ -1,0 +1,71 @@
+"""The Triton kernels of `kernels/`: on a GPU, or anywhere in Triton's interpreter (`TRITON_INTERPRET=1`).
+
+They are the operators `torch.ops.llmfast_triton.*`, defined here. Where Triton is not installed this module still
+imports, and `why_not` says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+import torch
+
+from llmfast.backends.registered import SCHEMAS, RegisteredOps, register
+
+# Which file of `kernels/` holds an operator; most files bear the name of their op.
+KERNEL_FILE = {"add_layer_norm": "layer_norm"}
+
+# Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _define_operators() -> str | None:
+    """Defines the operators; the reason where Triton is missing."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install 'llmfast-kernels[triton]'"
+    try:
+        for op, schema in SCHEMAS.items():
+            forward = op.removesuffix("_backward")
+            module = importlib.import_module(f"llmfast.kernels.{KERNEL_FILE.get(forward, forward)}")
+            torch.library.define(f"llmfast_triton::{op}", schema)
+            # One implementation for every device: CUDA and ROCm tensors run for real, CPU tensors in the interpreter.
+            torch.library.impl(f"llmfast_triton::{op}", "CompositeExplicitAutograd")(getattr(module, op))
+    except ImportError as error:
+        return f"triton does not import: {error}"
+    register("llmfast_triton")
+    return None
+
+
+_missing = _define_operators()
+
+
+def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `op` can't run on this device and dtype, or None."""
+    if _missing is not None:
+        return _missing
+    if device.type == "cpu" and not INTERPRETED:
+        return "Triton kernels need a GPU, or TRITON_INTERPRET=1 to run in the interpreter"
+    if device.type not in ("cpu", "cuda"):
+        return f"the Triton kernels do not run on {device.type}"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "the Triton kernels know float32, bfloat16 and float16"
+    if INTERPRETED and dtype == torch.bfloat16:
+        return "Triton's interpreter does not multiply bfloat16 matrices"
+    return None
+
+
+def describe(op: str, *args: Any, **kwargs: Any) -> str:
+    """The configuration a call would get, for `llmfast.explain`."""
+    return "interpreted" if INTERPRETED else ""
+
+
+_ops = RegisteredOps("llmfast_triton")
+causal_attention = _ops.causal_attention
+layer_norm = _ops.layer_norm
+add_layer_norm = _ops.add_layer_norm
+gelu = _ops.gelu
+linear = _ops.linear
+linear_cross_entropy = _ops.linear_cross_entropy

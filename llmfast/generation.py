@@ -1,0 +1,405 @@
+"""Text from a model: prefill the prompt, then decode token by token.
+
+    prompt -> tokenizer -> prefill -> logits -> next_token -> step -> logits -> … -> tokenizer -> text
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from llmfast.backends import use_backend
+from llmfast.config import GPTConfig
+from llmfast.decoders import Decoder, EagerDecoder, UncachedDecoder
+from llmfast.locate import locate_model
+from llmfast.model import GPT
+from llmfast.sampling import SamplingSettings, next_token
+from llmfast.tokenizers import Tokenizer, load_tokenizer
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load(
+    name: str | Path = "stories",
+    backend: str | Mapping[str, str] = "auto",
+    precision: str = "auto",
+    device: str | torch.device = "auto",
+) -> LLM:
+    """A model ready to generate: `name` is an embedded model, a directory, a weight file, or a name on the hub.
+
+    `backend` as in `use_backend`; "auto" leaves the choice to the surrounding context. `precision` is "fp32", "bf16",
+    "fp16" (on a GPU) or "auto": bf16 on a GPU, fp32 on a CPU. `device` is "auto" (a GPU where there is one), "cpu",
+    "cuda", ….
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, got {precision!r}")
+    place = _device(device)
+    if precision == "fp16" and place.type == "cpu":
+        raise ValueError("precision fp16 needs a GPU; a CPU computes in fp32 or bf16")
+    if precision == "auto":
+        precision = "fp32" if place.type == "cpu" else "bf16"
+    with use_backend(backend):  # an unknown or unavailable backend is an error here, not at the first token
+        path = locate_model(name)
+        model = GPT.from_pretrained(path, dtype=PRECISIONS[precision]).to(place)
+    return LLM(model, load_tokenizer(path if path.is_dir() else path.parent), backend)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from None
+    return place
+
+
+def generate(prompt: Any, **settings: Any) -> Any:
+    """`load("stories").generate(prompt, ...)`: text from the embedded model, which is loaded once."""
+    global _embedded
+    if _embedded is None:
+        _embedded = load("stories")
+    return _embedded.generate(prompt, **settings)
+
+
+_embedded: LLM | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a text: its tokens and the natural logarithm of each one's probability."""
+
+    ids: list[int]
+    log_probabilities: Tensor  # (len(ids),) float32; nan where nothing comes before the first token
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the whole."""
+        return float(self.log_probabilities.nansum())
+
+
+class LLM:
+    """A model, its tokenizer (None where it has none), and the backend that they run on."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer | None = None, backend: str | Mapping[str, str] = "auto"):
+        if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only {model.config.vocab_size}"
+            )
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.backend = backend
+
+    @property
+    def config(self) -> GPTConfig:
+        return self.model.config
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes model and tokenizer into the directory `path`, in Hugging Face's layout."""
+        self.model.save_pretrained(path)
+        if self.tokenizer is not None:
+            self.tokenizer.save(path)
+
+    @overload
+    def generate(self, prompt: str, **settings: Any) -> Any: ...
+    @overload
+    def generate(self, prompt: list[str], **settings: Any) -> Any: ...
+    @overload
+    def generate(self, prompt: Tensor, **settings: Any) -> Tensor: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | Tensor,
+        max_new_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        num_return_sequences: int = 1,
+        truncate: bool = False,
+        use_cache: bool = True,
+    ) -> Any:
+        """Continues `prompt`; what comes back includes it.
+
+        A string gives a string, a list of strings (of any lengths, run as one batch) a list, and a tensor of token
+        ids (T,) or (B, T) a tensor (…, T + max_new_tokens). With `num_return_sequences` n > 1 a string gives a list
+        of n, a list gives a list of lists, and a tensor gives n rows for each of its own.
+
+        Text ends at the tokenizer's end-of-text (left out), before a string in `stop`, or after `max_new_tokens`;
+        ids run to `max_new_tokens`. `temperature=0` is greedy; the other settings are those of `SamplingSettings`. The
+        same `seed` gives the same text on the same backend; row i draws from `seed + i`. A prompt longer than the
+        context is a `ValueError`, unless `truncate` keeps only its end. Generation past the context drops the oldest
+        half of what the model sees, with one warning. `use_cache=False` computes everything again for every token.
+        """
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
+        if num_return_sequences < 1:
+            raise ValueError(f"num_return_sequences must be at least 1, got {num_return_sequences}")
+        if isinstance(prompt, Tensor):
+            if stop:
+                raise ValueError("stop strings need a text prompt, not token ids")
+            rows = self._check_ids(prompt)
+            rows = [row for row in rows for _ in range(num_return_sequences)]
+            run = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache)
+            new = torch.stack([*run], dim=1) if max_new_tokens else torch.empty(len(rows), 0, dtype=torch.int64)
+            result = torch.cat([torch.tensor(rows), new.cpu()], dim=1).to(prompt.device)
+            return result[0] if prompt.ndim == 1 and num_return_sequences == 1 else result
+
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = [ids for text in prompts for ids in [self._encode(text)] for _ in range(num_return_sequences)]
+        writers = [_Writer(self._need_tokenizer(), _stop_strings(stop)) for _ in rows]
+        pieces: list[list[str]] = [[] for _ in rows]
+        if rows:
+            for tokens in self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache):
+                for writer, token, text in zip(writers, tokens.tolist(), pieces, strict=True):
+                    text.append(writer.push(token))
+                if all(writer.finished for writer in writers):
+                    break
+        new_texts = ["".join([*text, writer.close()]) for text, writer in zip(pieces, writers, strict=True)]
+        n = num_return_sequences
+        grouped = [[text + new for new in new_texts[i * n : (i + 1) * n]] for i, text in enumerate(prompts)]
+        results = grouped if n > 1 else [group[0] for group in grouped]
+        return results[0] if isinstance(prompt, str) else results
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        truncate: bool = False,
+        use_cache: bool = True,
+    ) -> TextStream:
+        """The text that `generate` would add to `prompt`, piece by piece as it is made.
+
+        A piece never ends inside a UTF-8 character, nor inside what may become a stop string. Arguments are checked
+        at once, not at the first piece. `TextStream.tokens` counts the tokens made so far.
+        """
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
+        writer = _Writer(self._need_tokenizer(), _stop_strings(stop))
+        return TextStream(
+            self._decode([self._encode(prompt)], max_new_tokens, settings, seed, truncate, use_cache), writer
+        )
+
+    @torch.inference_mode()
+    def score(self, text: str | Tensor) -> Score:
+        """The log-probability of every token of `text` (or of ids (T,)) given those before it.
+
+        The first token is predicted from end-of-text, where the model has one. Texts longer than the context are
+        scored in windows that overlap by half, so that every token sees at least half a context.
+        """
+        ids = self._check_ids(text.reshape(-1))[0] if isinstance(text, Tensor) else self._encode(text, allow_empty=True)
+        start = self.tokenizer.end_of_text if self.tokenizer is not None else self.config.bos_token_id
+        sequence = ids if start is None else [start, *ids]
+        context, scored = self.config.n_positions, 1
+        values: list[Tensor] = [torch.full((1,), float("nan"))] if start is None and ids else []
+        while scored < len(sequence):
+            first = 0 if scored == 1 else scored - context // 2
+            window = sequence[first : first + context + 1]
+            inputs = torch.tensor([window[:-1]], device=self.model.device)
+            targets = torch.tensor(window[1:], device=self.model.device)
+            with self._backend():
+                logits = self.model(inputs)[0].float()
+            picked = torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
+            values.append(picked[scored - first - 1 :].cpu())
+            scored = first + len(window)
+        return Score(ids, torch.cat(values) if values else torch.empty(0))
+
+    def _decode(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        settings: SamplingSettings,
+        seed: int | None,
+        truncate: bool,
+        use_cache: bool,
+    ) -> Iterator[Tensor]:
+        """Checks the arguments, and returns an iterator over the new tokens of all rows, (B,) int64 a step."""
+        context = self.config.n_positions
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+        longest = max(map(len, prompts))
+        if longest > context and not truncate:
+            raise ValueError(
+                f"the prompt has {longest} tokens, the model's context only {context}; "
+                "shorten it, or pass truncate=True to keep its end"
+            )
+        if seed is not None and not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2^63), got {seed}")
+        return self._tokens([prompt[-context:] for prompt in prompts], max_new_tokens, settings, seed, use_cache)
+
+    def _tokens(
+        self,
+        windows: list[list[int]],
+        max_new_tokens: int,
+        settings: SamplingSettings,
+        seed: int | None,
+        use_cache: bool,
+    ) -> Iterator[Tensor]:
+        """The decode loop. `windows` are the tokens that the model sees of each row; they grow and are cut here."""
+        if max_new_tokens == 0:
+            return
+        context, device = self.config.n_positions, self.model.device
+        generators = _generators(seed, len(windows), device) if settings.temperature > 0 else None
+        seen = None
+        if settings.repetition_penalty != 1:
+            seen = torch.zeros(len(windows), self.config.vocab_size, dtype=torch.bool, device=device)
+            for row, window in enumerate(windows):
+                seen[row, window] = True
+        decoder: Decoder
+        if use_cache:
+            capacity = min(context, max(map(len, windows)) + max_new_tokens)
+            decoder = EagerDecoder(self.model, len(windows), capacity)
+        else:
+            decoder = UncachedDecoder(self.model)
+
+        warned = False
+        with self._backend():
+            logits = decoder.prefill(windows)
+        for step in range(1, max_new_tokens + 1):
+            tokens = next_token(logits, settings, generators, seen)
+            yield tokens
+            if step == max_new_tokens:
+                return
+            if seen is not None:
+                seen.scatter_(1, tokens.unsqueeze(1), True)
+            full = any(len(window) == context for window in windows)
+            if full and not warned:
+                warnings.warn(
+                    f"the text outgrew the context of {context} tokens; the model goes on seeing only its newer half",
+                    stacklevel=2,
+                )
+                warned = True
+            for row, token in enumerate(tokens.tolist()):
+                if len(windows[row]) == context:
+                    windows[row] = windows[row][context // 2 :] if context > 1 else []
+                windows[row].append(token)
+            with self._backend():
+                logits = decoder.prefill(windows) if full else decoder.step(tokens)
+
+    def _backend(self) -> contextlib.AbstractContextManager[None]:
+        """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
+        return contextlib.nullcontext() if self.backend == "auto" else use_backend(self.backend)
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError("this model has no tokenizer: give token ids (a tensor) instead of text")
+        return self.tokenizer
+
+    def _encode(self, text: str, allow_empty: bool = False) -> list[int]:
+        tokenizer = self._need_tokenizer()
+        if not isinstance(text, str):
+            raise ValueError(f"a prompt must be a string, got {type(text).__name__}")
+        ids = tokenizer.encode(text)
+        if not ids and not allow_empty:
+            if tokenizer.end_of_text is None:
+                raise ValueError("the prompt is empty, and the tokenizer has no end-of-text token to start from")
+            return [tokenizer.end_of_text]
+        return ids
+
+    def _check_ids(self, ids: Tensor) -> list[list[int]]:
+        if ids.ndim not in (1, 2) or ids.is_floating_point() or ids.dtype == torch.bool or ids.numel() == 0:
+            raise ValueError(f"token ids must be integers of shape (T,) or (B, T), got {ids.dtype} {tuple(ids.shape)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(f"token id {wrong} is not in the vocabulary of {self.config.vocab_size}")
+        return ids.reshape(-1, ids.shape[-1]).tolist()
+
+
+class TextStream:
+    """An iterator over pieces of new text; `tokens` counts the tokens so far."""
+
+    def __init__(self, steps: Iterator[Tensor], writer: _Writer):
+        self.tokens = 0
+        self._pieces = self._run(steps, writer)
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _run(self, steps: Iterator[Tensor], writer: _Writer) -> Iterator[str]:
+        for tokens in steps:
+            self.tokens += 1
+            if piece := writer.push(int(tokens[0])):
+                yield piece
+            if writer.finished:
+                break
+        if piece := writer.close():
+            yield piece
+
+
+class _Writer:
+    """Turns one row's tokens into text as far as it is certain, and notices where the text ends."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: list[str]):
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.finished = False
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""  # text that may turn out to begin a stop string
+
+    def push(self, token: int) -> str:
+        """The text that has become certain with `token`."""
+        if self.finished:
+            return ""
+        if token == self.tokenizer.end_of_text:
+            text = self.close()
+            self.finished = True
+            return text
+        return self._release(self._utf8.decode(self.tokenizer.decode_bytes([token])), final=False)
+
+    def close(self) -> str:
+        """What was held back, when no more tokens come."""
+        if self.finished:
+            return ""
+        return self._release(self._utf8.decode(b"", final=True), final=True)
+
+    def _release(self, text: str, final: bool) -> str:
+        text = self._held + text
+        self._held = ""
+        found = [position for stop in self.stop if (position := text.find(stop)) >= 0]
+        if found:
+            self.finished = True
+            return text[: min(found)]
+        if not final:
+            keep = max((_overlap(text, stop) for stop in self.stop), default=0)
+            if keep:
+                text, self._held = text[:-keep], text[-keep:]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` begin `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _stop_strings(stop: str | list[str] | None) -> list[str]:
+    strings = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
+    if any(not isinstance(s, str) or not s for s in strings):
+        raise ValueError(f"stop must be non-empty strings, got {stop!r}")
+    return strings
+
+
+def _generators(seed: int | None, rows: int, device: torch.device) -> list[torch.Generator]:
+    if seed is None:
+        seed = int(torch.randint(2**62, (1,)))  # torch.manual_seed makes this repeatable too
+    return [torch.Generator(device).manual_seed((seed + row) % 2**63) for row in range(rows)]

@@ -1,0 +1,38 @@
+"""From the name of a model to the place of its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED = ("stories",)  # the models that come with the package
+HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "pytorch_model*.bin")
+
+
+def locate_model(name: str | Path) -> Path:
+    """The directory or file of a model: an embedded one, a path, or a name on the Hugging Face hub, in this order.
+
+    A hub model is downloaded (or found in the hub's cache) through `huggingface_hub`, an optional dependency.
+    `FileNotFoundError` in one line says what was looked for where.
+    """
+    if str(name) in EMBEDDED:
+        return ASSETS / str(name)
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    text = str(name)
+    looks_like_hub = isinstance(name, str) and text.count("/") <= 1 and text[:1] not in ("", ".", "/", "~", "\\")
+    if not looks_like_hub or path.suffix in (".safetensors", ".bin"):
+        raise FileNotFoundError(f"no model at {text}")
+    missing = f"no model {text!r}: it is not embedded ({', '.join(EMBEDDED)}), not a file or directory"
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"{missing}, and huggingface_hub is not installed to look for it on the hub"
+        ) from None
+    try:
+        return Path(snapshot_download(text, allow_patterns=list(HUB_FILES), etag_timeout=10))
+    except Exception as error:  # a network, a name and a server have many ways to fail
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise FileNotFoundError(f"{missing}, and the hub did not give it: {reason}") from None

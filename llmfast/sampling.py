@@ -1,0 +1,93 @@
+"""From logits to the next token: small pure functions on (B, V) logits, and the settings that combine them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is chosen. `ValueError` names a setting that is out of range."""
+
+    temperature: float = 0.8  # 0 is greedy: always the likeliest token
+    top_k: int | None = None  # only the k likeliest tokens
+    top_p: float | None = None  # only the likeliest tokens that together have probability p (nucleus sampling)
+    min_p: float | None = None  # only tokens at least min_p times as likely as the likeliest
+    repetition_penalty: float = 1.0  # above 1: tokens that are already there become less likely
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a number of at least 0, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"repetition_penalty must be a number above 0, got {self.repetition_penalty}")
+
+
+def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Divides the positive logits of the tokens marked in `seen` (B, V) by `penalty`, multiplies the negative ones
+    (Keskar et al., 2019)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """-inf for all but the `k` largest logits of each row (more where the k-th is tied)."""
+    if k >= logits.shape[-1]:
+        return logits
+    kth = torch.topk(logits, k, dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < kth, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """-inf for all but the smallest set of likeliest tokens with probability at least `p` (Holtzman et al., 2019)."""
+    ordered, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+    probability = torch.softmax(ordered, dim=-1)
+    before = probability.cumsum(-1) - probability  # of all likelier tokens
+    drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    return logits.masked_fill(drop, -math.inf)
+
+
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """-inf for tokens less than `min_p` times as likely as the likeliest (Nguyen et al., 2024)."""
+    if min_p == 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
+
+
+def next_token(
+    logits: Tensor,
+    settings: SamplingSettings,
+    generators: list[torch.Generator] | None = None,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """Chooses one token a row: (B, V) logits -> (B,) int64.
+
+    Every row draws from a generator of its own, so that a row's text does not depend on its neighbours. `seen` (B, V)
+    marks the tokens that the repetition penalty applies to.
+    """
+    logits = logits.float()
+    if settings.repetition_penalty != 1 and seen is not None:
+        logits = apply_repetition_penalty(logits, seen, settings.repetition_penalty)
+    if settings.temperature == 0:
+        return logits.argmax(-1)
+    # The likeliest token has logit 0 from here on: a tiny temperature can't overflow to infinity.
+    logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature
+    if settings.top_k is not None:
+        logits = keep_top_k(logits, settings.top_k)
+    if settings.top_p is not None:
+        logits = keep_top_p(logits, settings.top_p)
+    if settings.min_p is not None:
+        logits = keep_min_p(logits, settings.min_p)
+    probabilities = torch.softmax(logits, dim=-1)
+    if generators is None:
+        return torch.multinomial(probabilities, 1).squeeze(1)
+    rows = zip(probabilities, generators, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
