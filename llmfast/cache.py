@@ -38,6 +38,7 @@ class KVCache:
         self.longest = 0  # the longest of `lengths`, known on the host
         self.ragged = False
         self._new_tokens = 0
+        self._positions = self.lengths.unsqueeze(1)  # of the new tokens, (B, new tokens)
 
     @property
     def kv_lengths(self) -> Tensor | None:
@@ -62,25 +63,27 @@ class KVCache:
         """
         if self.longest + tokens > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, {self.longest} + {tokens} do not fit")
+        if lengths is not None and self.longest:
+            raise ValueError("tokens of different lengths can only be added to an empty cache")
         self._new_tokens = tokens
         self.longest += tokens
         if lengths is None:
             self.lengths += tokens
         else:
-            if self.longest != tokens:
-                raise ValueError("tokens of different lengths can only be added to an empty cache")
             self.lengths.copy_(torch.tensor(lengths))
             self.ragged = min(lengths) != tokens
         steps = torch.arange(-tokens, 0, device=self.lengths.device)
-        return (self.lengths.unsqueeze(1) + steps).clamp_(min=0)
+        self._positions = (self.lengths.unsqueeze(1) + steps).clamp_(min=0)
+        return self._positions
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores one layer's new keys and values, (B, H, T, D), and returns views of all of them."""
         for store, new in ((self.keys[layer], k), (self.values[layer], v)):
             if not self.ragged:
                 store[:, :, self.longest - self._new_tokens : self.longest] = new
-            elif self._new_tokens == 1:
-                index = (self.lengths - 1).view(-1, 1, 1, 1).expand(-1, store.shape[1], 1, store.shape[3])
+            elif self._new_tokens < self.longest:
+                # As many tokens for every sequence, each after its own last one.
+                index = self._positions.view(-1, 1, self._new_tokens, 1).expand_as(new)
                 store.scatter_(2, index, new.to(store.dtype))
             else:
                 # Position p of a sequence is token p + padding; what lies past its end is never looked at.

@@ -16,7 +16,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from llmfast.backends import use_backend
+from llmfast.backends import resolve, use_backend
 from llmfast.config import GPTConfig
 from llmfast.decoders import Decoder, EagerDecoder, UncachedDecoder
 from llmfast.locate import locate_model
@@ -46,10 +46,17 @@ def load(
         raise ValueError("precision fp16 needs a GPU; a CPU computes in fp32 or bf16")
     if precision == "auto":
         precision = "fp32" if place.type == "cpu" else "bf16"
-    with use_backend(backend):  # an unknown or unavailable backend is an error here, not at the first token
-        path = locate_model(name)
-        model = GPT.from_pretrained(path, dtype=PRECISIONS[precision]).to(place)
+    with _using(backend):
+        for op in ("causal_attention", "layer_norm", "add_layer_norm", "linear"):
+            resolve(op, place, PRECISIONS[precision])  # an unavailable backend is an error here, not at the first token
+    path = locate_model(name)
+    model = GPT.from_pretrained(path, dtype=PRECISIONS[precision]).to(place)
     return LLM(model, load_tokenizer(path if path.is_dir() else path.parent), backend)
+
+
+def _using(backend: str | Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
+    """`use_backend`, but for "auto" whatever the surrounding context has chosen."""
+    return contextlib.nullcontext() if backend == "auto" else use_backend(backend)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -295,7 +302,7 @@ class LLM:
 
     def _backend(self) -> contextlib.AbstractContextManager[None]:
         """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
-        return contextlib.nullcontext() if self.backend == "auto" else use_backend(self.backend)
+        return _using(self.backend)
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -22,8 +22,8 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be a number of at least 0, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 1):
+            raise ValueError(f"top_k must be an integer of at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
@@ -48,9 +48,12 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """-inf for all but the smallest set of likeliest tokens with probability at least `p` (Holtzman et al., 2019)."""
+    if p == 1:
+        return logits
     ordered, order = torch.sort(logits, dim=-1, descending=True, stable=True)
     probability = torch.softmax(ordered, dim=-1)
     before = probability.cumsum(-1) - probability  # of all likelier tokens
+    p = max(p, torch.finfo(torch.float32).tiny)  # float32 rounds less to zero, and then the likeliest would go too
     drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
     return logits.masked_fill(drop, -math.inf)
 
@@ -78,8 +81,10 @@ def next_token(
         logits = apply_repetition_penalty(logits, seen, settings.repetition_penalty)
     if settings.temperature == 0:
         return logits.argmax(-1)
-    # The likeliest token has logit 0 from here on: a tiny temperature can't overflow to infinity.
-    logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature
+    # The likeliest token has logit 0 from here on: a tiny temperature can't overflow to infinity. Nor may it be
+    # rounded to zero, as float32 does below its smallest normal number.
+    temperature = max(settings.temperature, torch.finfo(torch.float32).tiny)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if settings.top_k is not None:
         logits = keep_top_k(logits, settings.top_k)
     if settings.top_p is not None:

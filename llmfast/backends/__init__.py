@@ -16,7 +16,7 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -42,7 +42,7 @@ class _Choice(threading.local):
     """The backend of each op in this thread. Thread-local because Dynamo guards it: switching recompiles."""
 
     def __init__(self) -> None:
-        self.backend_of: dict[str, str] = _process_default()
+        self.backend_of: dict[str, str] = dict.fromkeys(OPS, PROCESS_DEFAULT)
 
 
 def register_backend(name: str, module: Any) -> None:
@@ -83,11 +83,14 @@ def use_backend(backend: str | Mapping[str, str]) -> Iterator[None]:
 
 def select(op: str, x: torch.Tensor) -> Callable[..., Any]:
     """The function that runs `op` on tensors like `x` under the current choice of backend."""
-    return getattr(_module(_resolve(op, x.device, x.dtype)[0]), op)
+    return getattr(_module(resolve(op, x.device, x.dtype)[0]), op)
 
 
-def _resolve(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """The backend's name, and the reason for it."""
+def resolve(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """The name of the backend that runs `op` there under the current choice, and the reason for it.
+
+    `BackendUnavailable` where none does.
+    """
     name = _choice.backend_of[op]
     if name != "auto":
         reason = _why_not(name, op, device, dtype)
@@ -112,14 +115,20 @@ def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype) -> st
 
 
 def _module(name: str) -> Any:
-    module = _registry[name]
-    return _load(name) if isinstance(module, str) else module
+    """The module of a backend, imported when it is first needed. `ValueError` for a name that nobody registered."""
+    module = _registry.get(name)
+    return module if module is not None and not isinstance(module, str) else _load(name)
 
 
 def _load(name: str) -> Any:
-    """Imports a backend known only by where it is. Once: afterwards the registry holds the module."""
     try:
-        _registry[name] = importlib.import_module(_registry[name])
+        if name in _registry:
+            _registry[name] = importlib.import_module(_registry[name])
+        else:
+            found = [entry for entry in entry_points(group="llmfast.backends") if entry.name == name]
+            if not found:
+                raise ValueError(f"unknown backend {name!r}; known: auto, {', '.join(backend_names())}")
+            register_backend(name, found[0].load())
     except ImportError as error:
         raise BackendUnavailable(f"backend {name!r} can't be loaded: {error}") from error
     return _registry[name]
@@ -132,19 +141,9 @@ def _normalise(backend: str | Mapping[str, str]) -> dict[str, str]:
         if op not in OPS:
             raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
         chosen[op] = name = ALIASES.get(name, name)
-        if name == "auto":
-            continue
-        if name not in _registry:
-            found = [entry for entry in entry_points(group="llmfast.backends") if entry.name == name]
-            if not found:
-                raise ValueError(f"unknown backend {name!r}; known: auto, {', '.join(backend_names())}")
-            register_backend(name, found[0].load())
-        _module(name)
+        if name != "auto":
+            _module(name)
     return chosen
-
-
-def _process_default() -> dict[str, str]:
-    return dict.fromkeys(OPS, "auto") | _normalise(os.environ.get("LLMFAST_BACKEND", "auto"))
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,6 @@ def backends() -> list[Support]:
     rows = []
     for name in backend_names():
         try:
-            if name not in _registry:
-                _normalise(name)
             _module(name)
             problem = None
         except Exception as error:  # a third party's module may fail in any way; it must not hide the others
@@ -205,7 +202,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
     if not tensors:
         raise ValueError(f"explain({op!r}, ...) needs the tensors of the call")
-    name, reason = _resolve(op, tensors[0].device, tensors[0].dtype)
+    name, reason = resolve(op, tensors[0].device, tensors[0].dtype)
     describe = getattr(_module(name), "describe", None)
     return Explanation(op, name, reason, describe(op, *args, **kwargs) if describe is not None else "")
 
@@ -214,4 +211,18 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _preload() -> None:
+    """Loads now what may be chosen without being named, because nothing can be imported inside `torch.compile`.
+
+    A wrong LLMFAST_BACKEND is not an error here, where nothing could catch it, but at the first op.
+    """
+    names = AUTO["cuda"] + AUTO["cpu"] if torch.cuda.is_available() else AUTO["cpu"]
+    for name in (*names, PROCESS_DEFAULT):
+        if name != "auto":
+            with suppress(ValueError, BackendUnavailable):
+                _module(name)
+
+
+PROCESS_DEFAULT = ALIASES.get(name := os.environ.get("LLMFAST_BACKEND") or "auto", name)
 _choice = _Choice()
+_preload()

@@ -33,9 +33,9 @@ def causal_attention(
     dropout_seed: Tensor | None = None,
     kv_lengths: Tensor | None = None,
 ) -> Tensor:
-    (B, H, T, D), S = q.shape, k.shape[2]
-    if S == 0 or q.numel() == 0:
-        return q * 0.0 if D else q.clone()
+    (B, H, T, _), S = q.shape, k.shape[2]
+    if q.numel() == 0 or S == 0:
+        return q * 0.0 + (k.sum() + v.sum()) * 0.0  # nothing to compute, but k and v have gradients (of zeros) too
     grouped = k.shape[1] != H
     if dropout_p == 0 and kv_lengths is None:
         if T == S:

@@ -96,6 +96,11 @@ def register(namespace: str) -> None:
         torch.library.register_fake(f"{namespace}::{op}", FAKE_KERNELS[op])
     for op, (setup_context, backward) in gradients(getattr(torch.ops, namespace)).items():
         torch.library.register_autograd(f"{namespace}::{op}", backward, setup_context=setup_context)
+        torch.library.register_autograd(f"{namespace}::{op}_backward", _refuse)
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("these gradients can't be differentiated again; use the pytorch backend for second derivatives")
 
 
 # --- shapes without data -------------------------------------------------------------------------------------------
