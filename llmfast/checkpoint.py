@@ -112,9 +112,9 @@ def _weight_files(directory: Path) -> list[Path]:
         if index.exists():
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+                missing = [name for name in names if not (directory / name).exists()]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{index} is not a valid index of weight files: {error}") from None
-            missing = [name for name in names if not (directory / name).exists()]
             if missing:
                 raise FileNotFoundError(f"{index} names files that are not there: {', '.join(missing)}")
             return [directory / name for name in names]

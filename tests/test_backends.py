@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 
@@ -44,8 +45,14 @@ def doubler():
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a fresh process, away from the checkout, so that it is the installed package that answers."""
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=tempfile.gettempdir(),
+        check=False,
     )
 
 
@@ -128,7 +135,7 @@ def test_an_installed_package_announces_a_backend(tmp_path):
         "assert any(r.backend == 'someones' and r.op == 'gelu' and r.available for r in llmfast.backends())\n"
         "with llmfast.use_backend({'gelu': 'someones'}): print(ops.gelu(torch.ones(1)).item())"
     )
-    result = run_python(code, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.getcwd()}")
+    result = run_python(code, PYTHONPATH=str(tmp_path))
     assert result.stdout.strip() == "0.0", result.stderr
 
 

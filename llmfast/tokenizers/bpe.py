@@ -24,6 +24,8 @@ from llmfast.files import write_atomic
 
 GPT2_SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END_OF_TEXT = "<|endoftext|>"
+# tiktoken's regular expressions panic at a million blanks in a row, so longer runs are encoded in parts.
+LONG_BLANK = regex.compile(r"((?:(?<!\s)|\G)\s{500000})")
 
 
 def bytes_to_unicode() -> dict[int, str]:
@@ -123,6 +125,9 @@ class BPETokenizer:
     """
 
     def __init__(self, vocab: dict[bytes, int], merges: Sequence[tuple[bytes, bytes]], special_tokens: dict[str, int]):
+        ids = [*vocab.values(), *special_tokens.values()]
+        if any(not isinstance(i, int) or i < 0 for i in ids) or len(set(ids)) < len(ids):
+            raise ValueError("token ids must be distinct integers from 0")
         self.vocab = vocab
         self.merges = list(merges)
         self.special_tokens = special_tokens
@@ -186,7 +191,8 @@ class BPETokenizer:
         return ids + self._encode_ordinary(text[start:])
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        ranks = self._encoding.encode_ordinary(text)
+        parts = LONG_BLANK.split(text) if len(text) > 500_000 else [text]
+        ranks = [rank for part in parts for rank in self._encoding.encode_ordinary(part)]
         return [self._id_of_rank[rank] for rank in ranks] if self._rename else ranks
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -217,28 +223,18 @@ class BPETokenizer:
     def load(cls, directory: str | Path) -> BPETokenizer:
         """Reads `vocab.json` and `merges.txt`, or else `tokenizer.json`; a damaged file is a `ValueError` naming it."""
         directory = Path(directory)
-        if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
-            path = directory / "vocab.json"
+        path = directory / "vocab.json"
+        if path.exists() and (directory / "merges.txt").exists():
             vocab = _read_json(path)
-            lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
-            merges: list = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+            merges = _read_merges(directory / "merges.txt")
             special = {text: i for text, i in vocab.items() if text == END_OF_TEXT}
-        elif (directory / "tokenizer.json").exists():
-            path = directory / "tokenizer.json"
-            document = _read_json(path)
-            model = document.get("model") or {}
-            if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(document.get("pre_tokenizer")):
-                raise ValueError(f"{path} is not a byte-level BPE tokenizer, the only kind read from this file")
-            vocab = model["vocab"]
-            merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-            special = {token["content"]: token["id"] for token in document.get("added_tokens", []) if token.get("special")}
+        elif (path := directory / "tokenizer.json").exists():
+            vocab, merges, special = _read_tokenizer_json(path)
         else:
             raise FileNotFoundError(f"no tokenizer in {directory}: expected vocab.json and merges.txt, or tokenizer.json")
         try:
-            ordinary = {_unprintable(text): i for text, i in vocab.items() if text not in special}
-            pairs = [(_unprintable(left), _unprintable(right)) for left, right in merges]
-            return cls(ordinary, pairs, special)
-        except (KeyError, ValueError, AttributeError) as error:
+            return cls({_unprintable(text): i for text, i in vocab.items() if text not in special}, merges, special)
+        except ValueError as error:
             raise ValueError(f"{path} is not a valid byte-level BPE vocabulary: {error}") from None
 
 
@@ -247,6 +243,9 @@ def _printable(token: bytes) -> str:
 
 
 def _unprintable(text: str) -> bytes:
+    unknown = [character for character in text if character not in CHARACTER_TO_BYTE]
+    if unknown:
+        raise ValueError(f"the character {unknown[0]!r} of the token {text!r} stands for no byte")
     return bytes([CHARACTER_TO_BYTE[character] for character in text])
 
 
@@ -258,3 +257,28 @@ def _read_json(path: Path) -> dict:
     if not isinstance(document, dict):
         raise ValueError(f"{path} should hold a JSON object")
     return document
+
+
+def _read_merges(path: Path) -> list[tuple[bytes, bytes]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        return [(_unprintable(left), _unprintable(right)) for left, right in pairs]
+    except ValueError as error:
+        raise ValueError(f"{path} is not a list of merges: {error}") from None
+
+
+def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[bytes, bytes]], dict[str, int]]:
+    """Vocabulary, merges and special tokens of a file of Hugging Face's `tokenizers`."""
+    document = _read_json(path)
+    try:
+        split, model = document["pre_tokenizer"] or {}, document["model"]
+        as_gpt2 = split.get("type") == "ByteLevel" and split.get("use_regex", True) and not split["add_prefix_space"]
+        if model["type"] != "BPE" or not as_gpt2 or document.get("normalizer"):
+            raise ValueError("only BPE that splits text into bytes as GPT-2 does is read")
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        merges = [(_unprintable(left), _unprintable(right)) for left, right in pairs]
+        special = {token["content"]: token["id"] for token in document.get("added_tokens", []) if token["special"]}
+        return dict(model["vocab"]), merges, special
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a byte-level BPE tokenizer: {error}") from None

@@ -1,0 +1,189 @@
+// Causal attention, forward, without ever holding the (T, S) scores (the tiling of FlashAttention):
+//
+//   out[t] = sum over s <= S - T + t of softmax(scale * q[t] . k[s]) v[s]     q, out (B, H, T, D)
+//   lse[t] = log sum over the same s of exp(scale * q[t] . k[s])              k, v (B, Hkv, S, D)
+//
+// A task is one head and 128 queries (in panels of TILE_COLS), and walks over the keys in blocks of 96. All is kept
+// transposed, queries in the vector lanes:
+//
+//   S^T (keys, queries) = K Q^T       the panel Q^T is packed once per task, scale folded in
+//   m, l                              running maximum and sum: one lane a query, so no sums across lanes
+//   P^T = exp(S^T - m)
+//   O^T (D, queries) += V^T P^T       rescaled by exp(m_old - m_new) where a maximum moved
+//
+// Both products are matmul.inl's register tile, with K, V and P used as they lie. Causality is in the loop bounds; only
+// blocks that cross the diagonal compare positions. Threads take (batch, head, queries) tasks, those with the most keys
+// first; a task never splits a sum, so the result does not depend on the number of threads.
+//
+// One to four queries (decoding) read far more than they compute, and go to attention_decode.inl instead.
+
+constexpr i64 QUERIES_PER_TASK = 128, KEYS_PER_BLOCK = 96;
+
+template <class T>
+LLMFAST_INLINE const T* at(const void* data, const i64 (&stride)[3], i64 b, i64 h, i64 t) {
+  return static_cast<const T*>(data) + b * stride[0] + h * stride[1] + t * stride[2];
+}
+template <class T>
+LLMFAST_INLINE T* at(void* data, const i64 (&stride)[3], i64 b, i64 h, i64 t) {
+  return static_cast<T*>(data) + b * stride[0] + h * stride[1] + t * stride[2];
+}
+
+// Multiplies a panel (rows, vectors * W) in place.
+LLMFAST_INLINE void scale_panel(float* panel, i64 floats, float factor) {
+  for (i64 i = 0; i < floats; i += W) store(panel + i, load(panel + i) * factor);
+}
+
+// Writes dst[t][d] = src[d][t] * factor[t], for t < count; the inverse of packing a transposed panel.
+template <class T>
+void unpack_panel(const float* src, i64 width, i64 D, i64 count, const float* factor, T* dst, i64 dst_row) {
+  for (i64 t0 = 0; t0 < count; t0 += W)
+    for (i64 d0 = 0; d0 < D; d0 += W) {
+      const i64 n = min_of<i64>(W, D - d0);
+      vf block[W];
+      const vf f = load(factor + t0);
+      for (int i = 0; i < W; i++) block[i] = i < n ? load(src + (d0 + i) * width + t0) * f : zeros();
+      transpose(block);
+      for (i64 i = 0; i < min_of<i64>(W, count - t0); i++) store_upto(dst + (t0 + i) * dst_row + d0, block[i], n);
+    }
+}
+
+// keep[i] = 1 / (1 - p) for the kept elements of queries t0 + i at key s, 0 for the dropped ones.
+LLMFAST_INLINE void dropout_factors(const AttentionArgs& a, i64 s, i64 t0, i64 bh, i64 lanes, float* keep) {
+  uint32_t words[TILE_COLS];
+  philox_words(a.seed, uint32_t(s), uint32_t(t0), uint32_t(bh), lanes, words);
+  const uint32_t threshold = dropout_threshold(a.dropout_p);
+  const float kept = a.dropout_p < 1.0 ? float(1.0 / (1.0 - a.dropout_p)) : 0.0f;
+  for (i64 i = 0; i < lanes; i++) keep[i] = (words[i] >> 1) >= threshold ? kept : 0.0f;
+}
+
+// One panel of queries: what the walk over the keys carries along.
+struct QueryPanel {
+  i64 t0, count, vectors;    // queries t0 .. t0 + count, in `vectors` vectors
+  float *q, *out, *max, *sum;  // Q^T (D, width), O^T (D, width), m and l (width)
+};
+
+void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64 s0, i64 keys, const float* k,
+                  const float* v, float* scores) {
+  const i64 width = p.vectors * W;
+  panel_matmul(keys, p.vectors, a.D, k, a.D, 1, p.q, scores, width, false);
+
+  const bool crosses_diagonal = s0 + keys - 1 > p.t0 + offset;
+  bool moved = false;
+  float rescale[TILE_COLS];
+  for (i64 j = 0; j < width; j += W) {
+    const vi last_key = lane_index() + int32_t(p.t0 + j + offset);  // the last key each lane's query may see
+    if (crosses_diagonal)
+      for (i64 i = 0; i < keys; i++) {
+        float* row = scores + i * width + j;
+        store(row, splat_int(int32_t(s0 + i)) <= last_key ? load(row) : splat(-INFINITY));
+      }
+    const vf old_max = load(p.max + j);
+    vf m0 = old_max, m1 = old_max;
+    i64 i = 0;
+    for (; i + 2 <= keys; i += 2) {
+      m0 = vmax(load(scores + i * width + j), m0);
+      m1 = vmax(load(scores + (i + 1) * width + j), m1);
+    }
+    if (i < keys) m0 = vmax(load(scores + i * width + j), m0);
+    const vf new_max = vmax(m0, m1);
+    const vf pivot = new_max == -INFINITY ? zeros() : new_max;  // a row that has seen no key yet: all terms exp(-inf)
+    vf l0 = zeros(), l1 = zeros();
+    for (i = 0; i + 2 <= keys; i += 2) {
+      float* row = scores + i * width + j;
+      const vf e0 = exp_nonpositive(load(row) - pivot), e1 = exp_nonpositive(load(row + width) - pivot);
+      store(row, e0);
+      store(row + width, e1);
+      l0 += e0;
+      l1 += e1;
+    }
+    if (i < keys) {
+      const vf e = exp_nonpositive(load(scores + i * width + j) - pivot);
+      store(scores + i * width + j, e);
+      l0 += e;
+    }
+    const vf factor = exp_nonpositive(old_max - pivot);
+    store(p.sum + j, load(p.sum + j) * factor + (l0 + l1));
+    store(p.max + j, new_max);
+    store(rescale + j, factor);
+    for (int lane = 0; lane < W; lane++) moved |= !(rescale[j + lane] == 1.0f);
+  }
+  if (a.dropout_p > 0)
+    for (i64 i = 0; i < keys; i++) {
+      float keep[TILE_COLS];
+      dropout_factors(a, s0 + i, p.t0, bh, width, keep);
+      for (i64 j = 0; j < width; j += W) store(scores + i * width + j, load(scores + i * width + j) * load(keep + j));
+    }
+  if (moved)
+    for (i64 d = 0; d < a.D; d++)
+      for (i64 j = 0; j < width; j += W) store(p.out + d * width + j, load(p.out + d * width + j) * load(rescale + j));
+  panel_matmul(a.D, p.vectors, keys, v, 1, a.D, scores, p.out, width, true);
+}
+
+template <class T>
+void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin) {
+  constexpr i64 PANELS = QUERIES_PER_TASK / TILE_COLS;
+  const i64 D = a.D, bh = b * a.H + h, h_kv = h / (a.H / a.Hkv);
+  const i64 length = a.kv_lengths ? a.kv_lengths[b] : a.S, offset = length - a.T;
+  const i64 t_end = min_of(a.T, t_begin + QUERIES_PER_TASK), panels = ceil_div(t_end - t_begin, TILE_COLS);
+  const i64 panel_floats = (2 * D + 2) * TILE_COLS;
+  Scratch memory(2 * KEYS_PER_BLOCK * D + KEYS_PER_BLOCK * TILE_COLS + PANELS * panel_floats);
+  float *k = memory.data, *v = k + KEYS_PER_BLOCK * D, *scores = v + KEYS_PER_BLOCK * D;
+  float* next = scores + KEYS_PER_BLOCK * TILE_COLS;
+
+  QueryPanel panel[PANELS];
+  for (i64 i = 0; i < panels; i++, next += panel_floats) {
+    QueryPanel& p = panel[i];
+    p.t0 = t_begin + i * TILE_COLS;
+    p.count = min_of<i64>(TILE_COLS, t_end - p.t0);
+    p.vectors = vectors_for(p.count);
+    const i64 width = p.vectors * W;
+    p.q = next;
+    p.out = p.q + D * width;
+    p.max = p.out + D * width;
+    p.sum = p.max + width;
+    pack_panel(at<T>(a.q, a.q_stride, b, h, p.t0), 1, a.q_stride[2], D, p.count, p.q);
+    scale_panel(p.q, D * width, a.scale);
+    memset(p.out, 0, size_t(D * width) * sizeof(float));
+    for (i64 j = 0; j < width; j++) {
+      p.max[j] = -INFINITY;
+      p.sum[j] = 0.0f;
+    }
+  }
+
+  const i64 key_end = min_of(length, t_end + offset);  // what the last query sees
+  for (i64 s0 = 0; s0 < key_end; s0 += KEYS_PER_BLOCK) {
+    const i64 keys = min_of(KEYS_PER_BLOCK, key_end - s0);
+    copy_rows(at<T>(a.k, a.k_stride, b, h_kv, s0), a.k_stride[2], keys, D, k, D);
+    copy_rows(at<T>(a.v, a.v_stride, b, h_kv, s0), a.v_stride[2], keys, D, v, D);
+    for (i64 i = 0; i < panels; i++) {
+      const i64 visible = panel[i].t0 + panel[i].count + offset - s0;  // keys of this block the panel's last query sees
+      if (visible > 0) attend_block(a, panel[i], bh, offset, s0, min_of(keys, visible), k, v, scores);
+    }
+  }
+
+  for (i64 i = 0; i < panels; i++) {
+    const QueryPanel& p = panel[i];
+    float inverse[TILE_COLS];
+    for (i64 j = 0; j < p.vectors * W; j++) inverse[j] = p.sum[j] == 0.0f ? 0.0f : 1.0f / p.sum[j];
+    for (i64 j = 0; j < p.count; j++)
+      a.lse[bh * a.T + p.t0 + j] = p.sum[j] == 0.0f ? -INFINITY : p.max[j] + ::logf(p.sum[j]);
+    unpack_panel(p.out, p.vectors * W, D, p.count, inverse, at<T>(a.out, a.out_stride, b, h, p.t0), a.out_stride[2]);
+  }
+}
+
+template <class T>
+void attention_decode(const AttentionArgs& a, const Threads& threads);
+
+template <class T>
+void attention_as(const AttentionArgs& a, const Threads& threads) {
+  if (a.T <= 4 && a.dropout_p == 0) return attention_decode<T>(a, threads);
+  const i64 heads = a.B * a.H, tiles = ceil_div(a.T, QUERIES_PER_TASK);
+  for_each_task(threads, heads * tiles, [&](i64 task) {
+    const i64 bh = task % heads, tile = tiles - 1 - task / heads;
+    attention_tile<T>(a, bh / a.H, bh % a.H, tile * QUERIES_PER_TASK);
+  });
+}
+
+void attention(const AttentionArgs& a, const Threads& threads) {
+  a.dtype == DType::f32 ? attention_as<float>(a, threads) : attention_as<bfloat16>(a, threads);
+}

@@ -1,0 +1,135 @@
+// Causal attention for one to four queries a head, as in decoding: the same formula as attention.inl, bound by reading
+// the keys and values, each of which is read once.
+//
+// A task is one batch element, one key/value head and a run of 256 keys, for all the queries that share them (the
+// group's heads times T rows). W keys at a time give W dot products, summed across lanes together. Where a head has
+// several runs each leaves its maximum, sum and unnormalised output, merged afterwards in the order of the keys; the
+// runs have a fixed length, so the result does not depend on the number of threads.
+
+constexpr i64 KEYS_PER_RUN = 256;
+
+// The scores of `keys` keys for `rows` queries: scores[r][i] = q[r] . k[i]; q is padded with zeros to D_padded.
+template <class T>
+void decode_scores(const float* q, i64 rows, i64 D, i64 D_padded, const T* k, i64 k_row, i64 keys, float* scores) {
+  const i64 D_whole = D / W * W;
+  for (i64 i0 = 0; i0 < keys; i0 += W) {
+    const i64 n = min_of<i64>(W, keys - i0);
+    for (i64 r = 0; r < rows; r++) {
+      const float* query = q + r * D_padded;
+      vf sums[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) sums[i] = zeros();
+      for (i64 d = 0; d < D_whole; d += W) {
+        const vf x = load(query + d);
+        if (n == W) {
+#pragma GCC unroll 16
+          for (int i = 0; i < W; i++) sums[i] += x * load(k + (i0 + i) * k_row + d);
+        } else {
+          for (int i = 0; i < n; i++) sums[i] += x * load(k + (i0 + i) * k_row + d);
+        }
+      }
+      if (D_whole < D)
+        for (int i = 0; i < n; i++) sums[i] += load(query + D_whole) * load_n(k + (i0 + i) * k_row + D_whole, D - D_whole);
+      store(scores + r * KEYS_PER_RUN + i0, sum_each(sums));
+    }
+  }
+}
+
+// out[d] = sum over i of p[i] v[i][d]
+template <class T>
+void decode_values(const float* p, i64 keys, i64 D, const T* v, i64 v_row, float* out) {
+  i64 d = 0;
+  for (; d + 4 * W <= D; d += 4 * W) {
+    vf o0 = zeros(), o1 = zeros(), o2 = zeros(), o3 = zeros();
+    for (i64 i = 0; i < keys; i++) {
+      const T* row = v + i * v_row + d;
+      o0 += p[i] * load(row);
+      o1 += p[i] * load(row + W);
+      o2 += p[i] * load(row + 2 * W);
+      o3 += p[i] * load(row + 3 * W);
+    }
+    store(out + d, o0);
+    store(out + d + W, o1);
+    store(out + d + 2 * W, o2);
+    store(out + d + 3 * W, o3);
+  }
+  for (; d < D; d += W) {
+    const i64 n = min_of<i64>(W, D - d);
+    vf o = zeros();
+    for (i64 i = 0; i < keys; i++) o += p[i] * load_upto(v + i * v_row + d, n);
+    store(out + d, o);
+  }
+}
+
+template <class T>
+void attention_decode(const AttentionArgs& a, const Threads& threads) {
+  const i64 D = a.D, D_padded = round_up(D, W), group = a.H / a.Hkv, rows = group * a.T;
+  i64 longest = a.kv_lengths ? 0 : a.S;
+  if (a.kv_lengths)
+    for (i64 b = 0; b < a.B; b++) longest = max_of(longest, a.kv_lengths[b]);
+  const i64 runs = max_of<i64>(1, ceil_div(longest, KEYS_PER_RUN));
+  const i64 row_floats = D_padded + 2;  // unnormalised output, maximum, sum
+  Scratch partials(a.B * a.Hkv * runs * rows * row_floats);
+
+  for_each_task(threads, a.B * a.Hkv * runs, [&](i64 task) {
+    const i64 run = task % runs, h_kv = task / runs % a.Hkv, b = task / runs / a.Hkv;
+    const i64 length = a.kv_lengths ? a.kv_lengths[b] : a.S, s0 = run * KEYS_PER_RUN;
+    const i64 keys = min_of(KEYS_PER_RUN, length - s0);
+    float* partial = partials.data + task * rows * row_floats;
+    Scratch memory(rows * (D_padded + KEYS_PER_RUN));
+    float *q = memory.data, *scores = q + rows * D_padded;
+    for (i64 r = 0; r < rows; r++) {  // row r is head h_kv * group + r / T, query r % T
+      const T* from = at<T>(a.q, a.q_stride, b, h_kv * group + r / a.T, r % a.T);
+      for (i64 d = 0; d < D_padded; d++) q[r * D_padded + d] = d < D ? to_float(from[d]) * a.scale : 0.0f;
+    }
+    if (keys > 0) decode_scores(q, rows, D, D_padded, at<T>(a.k, a.k_stride, b, h_kv, s0), a.k_stride[2], keys, scores);
+    for (i64 r = 0; r < rows; r++) {
+      float *out = partial + r * row_floats, *p = scores + r * KEYS_PER_RUN, &top = out[D_padded], &sum = out[D_padded + 1];
+      const i64 visible = min_of(keys, length - a.T + r % a.T + 1 - s0);
+      top = -INFINITY;
+      sum = 0.0f;
+      if (visible <= 0) continue;  // the merge below takes no notice of a run whose sum is 0
+      for (i64 i = visible; i < round_up(visible, W); i++) p[i] = -INFINITY;
+      vf high = splat(-INFINITY), total = zeros();
+      for (i64 i = 0; i < visible; i += W) high = vmax(load(p + i), high);
+      top = max_lanes(high);
+      const float pivot = top == -INFINITY ? 0.0f : top;
+      for (i64 i = 0; i < visible; i += W) {
+        const vf e = exp_nonpositive(load(p + i) - pivot);
+        store(p + i, e);
+        total += e;
+      }
+      sum = sum_lanes(total);
+      decode_values(p, visible, D, at<T>(a.v, a.v_stride, b, h_kv, s0), a.v_stride[2], out);
+    }
+  });
+
+  const auto merge = [&](i64 i) {
+    const i64 r = i % rows, h_kv = i / rows % a.Hkv, b = i / rows / a.Hkv, h = h_kv * group + r / a.T, t = r % a.T;
+    const float* first = partials.data + ((b * a.Hkv + h_kv) * runs * rows + r) * row_floats;
+    const i64 step = rows * row_floats;
+    float top = -INFINITY, sum = 0.0f;
+    for (i64 run = 0; run < runs; run++) top = max_of(top, first[run * step + D_padded]);
+    float factor[256];  // 65536 keys; longer contexts compute their factors again for every vector below
+    const auto factor_of = [&](i64 run) { return ::expf(first[run * step + D_padded] - top); };
+    for (i64 run = 0; run < runs; run++) {
+      const float run_sum = first[run * step + D_padded + 1];
+      const float f = run_sum == 0.0f ? 0.0f : factor_of(run);
+      if (run < 256) factor[run] = f;
+      sum += run_sum * f;
+    }
+    T* out = at<T>(a.out, a.out_stride, b, h, t);
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    for (i64 d = 0; d < D; d += W) {
+      const i64 n = min_of<i64>(W, D - d);
+      vf o = zeros();
+      for (i64 run = 0; run < runs; run++) {
+        if (first[run * step + D_padded + 1] == 0.0f) continue;
+        o += load(first + run * step + d) * (run < 256 ? factor[run] : factor_of(run));
+      }
+      store_upto(out + d, o * inverse, n);
+    }
+    a.lse[(b * a.H + h) * a.T + t] = sum == 0.0f ? -INFINITY : top + ::logf(sum);
+  };
+  for (i64 i = 0; i < a.B * a.Hkv * rows; i++) merge(i);
+}

@@ -1,0 +1,122 @@
+// What the torch-free kernel core offers: one struct of arguments per op, and one table of functions per instruction
+// set.
+//
+// The core knows pointers, sizes and strides (in elements) and nothing of torch; library.cpp and the *_ops.cpp files
+// check tensors, allocate outputs and fill in these structs. kernels_<isa>.cpp compile the same sources once per
+// instruction set, each exporting one `Kernels` table; isa.cpp picks one of them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace llmfast {
+
+using i64 = int64_t;
+
+enum class DType { f32, bf16 };
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// Threads are lent by the caller (torch's own pool), so that the process never gets a second OpenMP runtime. `run`
+// calls f(begin, end, context) on disjoint ranges that cover [0, n); inside another parallel region it may run
+// serially.
+struct Threads {
+  int count;
+  void (*run)(i64 n, void (*f)(i64 begin, i64 end, void* context), void* context);
+};
+
+// Scratch memory is kept per thread between calls (scratch.cpp), since fresh pages cost more than many of these
+// kernels.
+void* scratch_take(size_t bytes);
+void scratch_give(void* memory);
+
+struct AttentionArgs {
+  DType dtype;
+  i64 B, H, Hkv, T, S, D;
+  const void *q, *k, *v;
+  i64 q_stride[3], k_stride[3], v_stride[3];  // batch, head, position; the last dimension is contiguous
+  const i64* kv_lengths;                      // (B,) or null: every key is there
+  float scale;
+  double dropout_p;
+  uint64_t seed;
+  void* out;  // (B, H, T, D)
+  i64 out_stride[3];
+  float* lse;  // (B, H, T) contiguous
+  // The backward pass reads out and lse, and writes:
+  const void* grad_out;
+  i64 grad_out_stride[3];
+  void *dq, *dk, *dv;
+  i64 dq_stride[3], dk_stride[3], dv_stride[3];
+};
+
+struct LayerNormArgs {
+  DType dtype;
+  i64 rows, N;
+  const void *x, *residual, *weight, *bias;  // residual and bias may be null
+  float eps;
+  void *out, *sum;  // sum = x + residual, written only where there is a residual
+  float *mean, *rstd;
+  // Backward: x is what was normalised (the sum), grad_sum (or null) is added into dx.
+  const void *grad_out, *grad_sum;
+  void *dx, *dweight, *dbias;
+};
+
+enum class Activation { none, gelu_tanh, gelu_erf };
+
+struct GeluArgs {
+  DType dtype;
+  i64 n;
+  Activation kind;
+  const void *x, *grad_out;
+  void *out, *dx;
+};
+
+struct LinearArgs {
+  DType dtype;
+  i64 M, N, K;  // out (M, N) = act(x (M, K) @ weight (N, K)^T + bias (N))
+  const void *x, *weight, *bias;
+  Activation activation;
+  void *out, *preactivation;  // preactivation is written where not null
+  // Backward; outputs that are null are not computed.
+  const void* grad_out;
+  void *dx, *dweight, *dbias;
+};
+
+struct CrossEntropyArgs {
+  DType dtype;
+  i64 rows, V, K;
+  const void *hidden, *weight;
+  const i64* targets;
+  i64 ignore_index;
+  float *lse, *loss;
+  const float* grad_loss;
+  void *dhidden, *dweight;
+};
+
+struct Kernels {
+  const char* name;
+  void (*attention)(const AttentionArgs&, const Threads&);
+  void (*attention_backward)(const AttentionArgs&, const Threads&);
+  void (*layer_norm)(const LayerNormArgs&, const Threads&);
+  void (*layer_norm_backward)(const LayerNormArgs&, const Threads&);
+  void (*gelu)(const GeluArgs&, const Threads&);
+  void (*gelu_backward)(const GeluArgs&, const Threads&);
+  void (*linear)(const LinearArgs&, const Threads&);
+  void (*linear_backward)(const LinearArgs&, const Threads&);
+  void (*cross_entropy)(const CrossEntropyArgs&, const Threads&);
+  void (*cross_entropy_backward)(const CrossEntropyArgs&, const Threads&);
+};
+
+const Kernels& generic_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& avx512_bf16_kernels();
+#endif
+
+// The table for this CPU, or the one LLMFAST_CPU_ISA names; throws std::runtime_error where that one cannot run here.
+const Kernels& kernels();
+
+}  // namespace llmfast

@@ -1,0 +1,105 @@
+// Between torch and the kernel core: checks with messages that name the argument, allocation, pointers, threads.
+//
+// Only the LibTorch stable ABI is used (torch/csrc/stable), so one build serves every torch from 2.10 on.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+namespace llmfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+inline void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t i = 0; i < t.dim(); i++) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + (t.dim() == 1 ? ",)" : ")");
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return std::vector<int64_t>(sizes.begin(), sizes.end());
+}
+
+inline DType dtype_of(const Tensor& t, const char* name) {
+  const ScalarType type = t.scalar_type();
+  check(t.is_cpu(), name, " must be on the CPU");
+  check(type == ScalarType::Float || type == ScalarType::BFloat16, name, " must be float32 or bfloat16");
+  return type == ScalarType::Float ? DType::f32 : DType::bf16;
+}
+
+inline void check_same_dtype(const Tensor& t, const char* name, const Tensor& like, const char* like_name) {
+  check(t.is_cpu(), name, " must be on the CPU");
+  check(t.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name);
+}
+
+inline void check_same_shape(const Tensor& t, const char* name, const Tensor& like, const char* like_name) {
+  bool same = t.dim() == like.dim();
+  for (int64_t i = 0; same && i < t.dim(); i++) same = t.size(i) == like.size(i);
+  check(same, name, " has shape ", shape(t), ", expected that of ", like_name, ", ", shape(like));
+}
+
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline Tensor allocate(const std::vector<int64_t>& sizes, ScalarType type) { return torch::stable::empty(sizes, type); }
+
+inline const void* pointer(const Tensor& t) { return t.const_data_ptr(); }
+inline void* writable(const Tensor& t) { return t.mutable_data_ptr(); }
+inline float* writable_float(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+inline Threads torch_threads() {
+  return Threads{int(torch::stable::get_num_threads()),
+                 [](i64 n, void (*f)(i64, i64, void*), void* context) {
+                   torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) { f(begin, end, context); });
+                 }};
+}
+
+using Tensors2 = std::tuple<Tensor, Tensor>;
+using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
+using Tensors4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using MaybeTensor = std::optional<Tensor>;
+
+// The operators, in the order of library.cpp.
+Tensors2 causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, double dropout_p,
+                          const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths);
+Tensors3 causal_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const Tensor& out, const Tensor& lse, double scale, double dropout_p,
+                                   const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths);
+Tensors3 layer_norm(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, double eps);
+Tensors3 layer_norm_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Tensor& mean,
+                             const Tensor& rstd);
+Tensors4 add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, const MaybeTensor& bias, double eps);
+Tensors3 add_layer_norm_backward(const Tensor& grad_out, const Tensor& grad_sum, const Tensor& sum, const Tensor& weight,
+                                 const Tensor& mean, const Tensor& rstd);
+Tensor gelu(const Tensor& x, std::string approximate);
+Tensor gelu_backward(const Tensor& grad_out, const Tensor& x, std::string approximate);
+Tensors2 linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, std::string activation,
+                bool save_preactivation);
+Tensors3 linear_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Tensor& preactivation,
+                         std::string activation, bool need_dx, bool need_dweight, bool need_dbias);
+Tensors2 linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets, int64_t ignore_index);
+Tensors2 linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& hidden, const Tensor& weight,
+                                       const Tensor& targets, const Tensor& lse, int64_t ignore_index);
+std::string cpu_isa();
+
+}  // namespace llmfast

@@ -1,0 +1,230 @@
+// One vector of W floats, the same source for every instruction set: GCC and Clang vector extensions, and intrinsics
+// only for the two bfloat16 conversions, which GCC takes apart.
+//
+// W comes from the including file (kernels_<isa>.cpp): 16 with AVX-512, 8 with AVX2, 4 otherwise. This file is included
+// inside an anonymous namespace, so that no function compiled for one instruction set is ever linked into another; for
+// the same reason nothing here or in the .inl files calls a template of the standard library.
+
+constexpr int W = LLMFAST_VECTOR_WIDTH;
+
+#define LLMFAST_INLINE inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef uint32_t vu __attribute__((vector_size(W * 4)));
+typedef uint16_t vh __attribute__((vector_size(W * 2)));
+// The same, read from and written to memory at any alignment.
+typedef float vf_unaligned __attribute__((vector_size(W * 4), aligned(4), may_alias));
+typedef uint16_t vh_unaligned __attribute__((vector_size(W * 2), aligned(2), may_alias));
+
+template <class A>
+LLMFAST_INLINE A min_of(A a, A b) {
+  return b < a ? b : a;
+}
+template <class A>
+LLMFAST_INLINE A max_of(A a, A b) {
+  return a < b ? b : a;
+}
+LLMFAST_INLINE i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+LLMFAST_INLINE i64 round_up(i64 a, i64 b) { return ceil_div(a, b) * b; }
+
+LLMFAST_INLINE vf zeros() { return vf{}; }
+LLMFAST_INLINE vf splat(float a) { return a - vf{}; }
+LLMFAST_INLINE vi splat_int(int32_t a) { return a - vi{}; }
+LLMFAST_INLINE vi lane_index() {
+#if LLMFAST_VECTOR_WIDTH == 16
+  return vi{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif LLMFAST_VECTOR_WIDTH == 8
+  return vi{0, 1, 2, 3, 4, 5, 6, 7};
+#else
+  return vi{0, 1, 2, 3};
+#endif
+}
+LLMFAST_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+
+// bfloat16 is the upper half of a float. Rounding is to nearest, ties to even; a NaN stays a NaN.
+LLMFAST_INLINE float to_float(float a) { return a; }
+LLMFAST_INLINE float to_float(bfloat16 a) {
+  const uint32_t bits = uint32_t{a.bits} << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+LLMFAST_INLINE void from_float(float a, float* p) { *p = a; }
+LLMFAST_INLINE void from_float(float a, bfloat16* p) {
+  uint32_t u;
+  memcpy(&u, &a, 4);
+  p->bits = a != a ? uint16_t((u >> 16) | 0x40) : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+LLMFAST_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
+LLMFAST_INLINE vf load(const bfloat16* p) {
+#if LLMFAST_VECTOR_WIDTH == 16
+  return (vf)((vu)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))) << 16);
+#elif LLMFAST_VECTOR_WIDTH == 8
+  return (vf)((vu)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
+#else
+  return (vf)(__builtin_convertvector(*reinterpret_cast<const vh_unaligned*>(p), vu) << 16);
+#endif
+}
+LLMFAST_INLINE void store(float* p, vf a) { *reinterpret_cast<vf_unaligned*>(p) = a; }
+LLMFAST_INLINE void store(bfloat16* p, vf a) {
+  const vu u = (vu)a;
+  const vu rounded = u + 0x7fff + ((u >> 16) & 1);
+  const vu bits = (a == a ? rounded : u | 0x400000) >> 16;
+#if LLMFAST_VECTOR_WIDTH == 16
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)bits));
+#else
+  *reinterpret_cast<vh_unaligned*>(p) = __builtin_convertvector(bits, vh);
+#endif
+}
+
+// The first n < W elements; the other lanes read as zero and are never touched in memory.
+template <class T>
+LLMFAST_INLINE vf load_n(const T* p, i64 n) {
+  T lanes[W] = {};
+  for (i64 i = 0; i < n; i++) lanes[i] = p[i];
+  return load(lanes);
+}
+template <class T>
+LLMFAST_INLINE void store_n(T* p, vf a, i64 n) {
+  T lanes[W];
+  store(lanes, a);
+  for (i64 i = 0; i < n; i++) p[i] = lanes[i];
+}
+template <class T>
+LLMFAST_INLINE vf load_upto(const T* p, i64 n) {
+  return n >= W ? load(p) : load_n(p, n);
+}
+template <class T>
+LLMFAST_INLINE void store_upto(T* p, vf a, i64 n) {
+  if (n >= W)
+    store(p, a);
+  else
+    store_n(p, a, n);
+}
+
+// Sum and maximum over the lanes, in one fixed order.
+LLMFAST_INLINE float sum_lanes(vf a) {
+  float lanes[W];
+  store(lanes, a);
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+LLMFAST_INLINE float max_lanes(vf a) {
+  float lanes[W];
+  store(lanes, a);
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  return lanes[0];
+}
+
+// interleave_low(a, b) = a0 b0 a1 b1 ..., interleave_high the same from the upper halves.
+#if LLMFAST_VECTOR_WIDTH == 16
+#define LLMFAST_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define LLMFAST_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LLMFAST_VECTOR_WIDTH == 8
+#define LLMFAST_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define LLMFAST_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LLMFAST_LOW 0, 4, 1, 5
+#define LLMFAST_HIGH 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+LLMFAST_INLINE vf interleave_low(vf a, vf b) { return __builtin_shufflevector(a, b, LLMFAST_LOW); }
+LLMFAST_INLINE vf interleave_high(vf a, vf b) { return __builtin_shufflevector(a, b, LLMFAST_HIGH); }
+#else
+LLMFAST_INLINE vf interleave_low(vf a, vf b) { return __builtin_shuffle(a, b, vi{LLMFAST_LOW}); }
+LLMFAST_INLINE vf interleave_high(vf a, vf b) { return __builtin_shuffle(a, b, vi{LLMFAST_HIGH}); }
+#endif
+
+// W rows become W columns: log2(W) perfect shuffles.
+LLMFAST_INLINE void transpose(vf (&rows)[W]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < W; round *= 2) {
+    vf next[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W / 2; i++) {
+      next[2 * i] = interleave_low(rows[i], rows[i + W / 2]);
+      next[2 * i + 1] = interleave_high(rows[i], rows[i + W / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) rows[i] = next[i];
+  }
+}
+
+// Lane i of the result is the sum over the lanes of rows[i].
+LLMFAST_INLINE vf sum_each(vf (&rows)[W]) {
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < half; i++)
+      rows[i] = interleave_low(rows[i], rows[i + half]) + interleave_high(rows[i], rows[i + half]);
+  return rows[0];
+}
+
+// e^x, within about 1 ulp, for |x| <= 87.3 (and NaN for the NaNs that arithmetic makes).
+// x = n ln 2 + r with |r| <= ln(2) / 2, ln 2 in two parts so that r is exact: a polynomial for e^r, n added to the
+// exponent.
+LLMFAST_INLINE vf exp_bounded(vf x) {
+  const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const vf shifted = x * 1.44269504f + kRound;
+  const vf n = shifted - kRound;
+  const vf r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  vf p = splat(1.3888889e-3f);
+  p = p * r + 8.3333333e-3f;
+  p = p * r + 4.1666667e-2f;
+  p = p * r + 1.6666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return (vf)((vu)p + ((vu)shifted << 23));  // the bits of kRound itself fall off at the top
+}
+
+// e^x for any x: 0 below the normal numbers, infinity above them, NaN for any NaN.
+LLMFAST_INLINE vf exp(vf x) {
+  const vf result = exp_bounded(x > 88.8f ? splat(88.8f) : x);
+  return x < -87.3f ? zeros() : (x > 88.72f ? splat(INFINITY) : (x == x ? result : x));
+}
+
+// The same for x <= 0, as in a softmax.
+LLMFAST_INLINE vf exp_nonpositive(vf x) {
+  const vf result = exp_bounded(x);
+  return x < -87.3f ? zeros() : (x == x ? result : x);
+}
+
+// Runs f(task) for every task in [0, tasks). Threads take the next task when they are done with one, so a slow or busy
+// core costs no more than one task; which thread runs a task never changes its result.
+template <class F>
+void for_each_task(const Threads& threads, i64 tasks, const F& f) {
+  struct Shared {
+    const F* f;
+    i64 next, tasks;
+  } shared{&f, 0, tasks};
+  const i64 workers = min_of<i64>(threads.count, tasks);
+  if (workers <= 1) {
+    for (i64 task = 0; task < tasks; task++) f(task);
+    return;
+  }
+  threads.run(
+      workers,
+      [](i64, i64, void* context) {
+        Shared& s = *static_cast<Shared*>(context);
+        for (;;) {
+          const i64 task = __atomic_fetch_add(&s.next, i64{1}, __ATOMIC_RELAXED);
+          if (task >= s.tasks) return;
+          (*s.f)(task);
+        }
+      },
+      &shared);
+}
+
+// Elements (floats) of scratch memory, given back at the end of the scope.
+struct Scratch {
+  float* data;
+  explicit Scratch(i64 floats) : data(static_cast<float*>(scratch_take(size_t(floats) * sizeof(float)))) {}
+  ~Scratch() { scratch_give(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};

