@@ -80,7 +80,7 @@ Tensors2 causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, dou
   a.out = writable(out);
   take_strides(a.out_stride, out);
   a.lse = writable_float(lse);
-  if (lse.numel() > 0) kernels().attention(a, torch_threads());
+  if (lse.numel() > 0) kernels().attention(a, torch_threads(a.B * a.H * a.T * a.S * a.D / 2));
   return {out, lse};
 }
 
@@ -104,7 +104,7 @@ Tensors3 causal_attention_backward(const Tensor& grad_out, const Tensor& q, cons
   const Tensor dq = empty_like_heads(q), dk = empty_like_heads(k), dv = empty_like_heads(v);
   a.dq = writable(dq), a.dk = writable(dk), a.dv = writable(dv);
   take_strides(a.dq_stride, dq), take_strides(a.dk_stride, dk), take_strides(a.dv_stride, dv);
-  if (a.B * a.Hkv * a.S * a.D > 0) kernels().attention_backward(a, torch_threads());
+  if (a.B * a.Hkv * a.S * a.D > 0) kernels().attention_backward(a, torch_threads(a.B * a.H * a.T * a.S * a.D));
   return {dq, dk, dv};
 }
 

@@ -40,7 +40,7 @@ Tensors2 linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const 
   CrossEntropyArgs& a = call.args;
   const Tensor loss = allocate({}, ScalarType::Float), lse = allocate(sizes_of(targets), ScalarType::Float);
   a.loss = writable_float(loss), a.lse = writable_float(lse);
-  kernels().cross_entropy(a, torch_threads());
+  kernels().cross_entropy(a, torch_threads(weight.numel() + hidden.numel()));
   return {loss, lse};
 }
 
@@ -58,7 +58,7 @@ Tensors2 linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& hi
   a.lse = static_cast<float*>(const_cast<void*>(pointer(lse)));
   if (dhidden.numel() > 0) a.dhidden = writable(dhidden);
   if (dweight.numel() > 0) a.dweight = writable(dweight);
-  kernels().cross_entropy_backward(a, torch_threads());
+  kernels().cross_entropy_backward(a, torch_threads(weight.numel() + hidden.numel()));
   return {dhidden, dweight};
 }
 

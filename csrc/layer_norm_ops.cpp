@@ -44,7 +44,7 @@ Tensors4 forward(const Tensor& x_, const MaybeTensor& residual, const Tensor& we
   const Tensor mean = allocate(shape_of_rows(x), ScalarType::Float), rstd = allocate(shape_of_rows(x), ScalarType::Float);
   a.x = pointer(x), a.weight = pointer(weight), a.eps = float(eps);
   a.out = writable(out), a.mean = writable_float(mean), a.rstd = writable_float(rstd);
-  if (a.rows > 0) kernels().layer_norm(a, torch_threads());
+  if (a.rows > 0) kernels().layer_norm(a, torch_threads(a.rows * a.N));
   return {out, sum, mean, rstd};
 }
 
@@ -71,7 +71,7 @@ Tensors3 backward(const Tensor& grad_out, const MaybeTensor& grad_sum, const Ten
   a.mean = static_cast<float*>(const_cast<void*>(pointer(mean)));
   a.rstd = static_cast<float*>(const_cast<void*>(pointer(rstd)));
   a.dx = writable(dx), a.dweight = writable(dweight), a.dbias = writable(dbias);
-  if (a.N > 0) kernels().layer_norm_backward(a, torch_threads());
+  if (a.N > 0) kernels().layer_norm_backward(a, torch_threads(2 * a.rows * a.N));
   return {dx, dweight, dbias};
 }
 

@@ -45,7 +45,7 @@ Tensor gelu(const Tensor& x_, std::string approximate) {
   a.kind = gelu_kind(approximate);
   const Tensor x = dense(x_), out = allocate(sizes_of(x), x.scalar_type());
   a.n = x.numel(), a.x = pointer(x), a.out = writable(out);
-  if (a.n > 0) kernels().gelu(a, torch_threads());
+  if (a.n > 0) kernels().gelu(a, torch_threads(a.n));
   return out;
 }
 
@@ -57,7 +57,7 @@ Tensor gelu_backward(const Tensor& grad_out, const Tensor& x_, std::string appro
   check_same_dtype(grad_out, "grad_out", x_, "x");
   const Tensor x = dense(x_), grad = dense(grad_out), dx = allocate(sizes_of(x), x.scalar_type());
   a.n = x.numel(), a.x = pointer(x), a.grad_out = pointer(grad), a.dx = writable(dx);
-  if (a.n > 0) kernels().gelu_backward(a, torch_threads());
+  if (a.n > 0) kernels().gelu_backward(a, torch_threads(a.n));
   return dx;
 }
 
@@ -77,7 +77,7 @@ Tensors2 linear(const Tensor& x_, const Tensor& weight_, const MaybeTensor& bias
   const Tensor preactivation = allocate(save_preactivation ? sizes : std::vector<int64_t>{0}, x.scalar_type());
   a.x = pointer(x), a.weight = pointer(weight), a.out = writable(out);
   if (save_preactivation) a.preactivation = writable(preactivation);
-  if (a.M > 0 && a.N > 0) kernels().linear(a, torch_threads());
+  if (a.M > 0 && a.N > 0) kernels().linear(a, torch_threads(weight.numel() + x.numel()));
   return {out, preactivation};
 }
 
@@ -103,7 +103,7 @@ Tensors3 linear_backward(const Tensor& grad_out, const Tensor& x_, const Tensor&
   if (dx.numel() > 0) a.dx = writable(dx);
   if (dweight.numel() > 0) a.dweight = writable(dweight);
   if (dbias.numel() > 0) a.dbias = writable(dbias);
-  if (a.dx || a.dweight || a.dbias) kernels().linear_backward(a, torch_threads());
+  if (a.dx || a.dweight || a.dbias) kernels().linear_backward(a, torch_threads(weight.numel() + x.numel()));
   return {dx, dweight, dbias};
 }
 

@@ -67,8 +67,11 @@ inline const void* pointer(const Tensor& t) { return t.const_data_ptr(); }
 inline void* writable(const Tensor& t) { return t.mutable_data_ptr(); }
 inline float* writable_float(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
-inline Threads torch_threads() {
-  return Threads{int(torch::stable::get_num_threads()),
+// torch's threads for an operation on about `work` elements (numbers read, or products of a few). Waking them takes
+// microseconds, and far longer where another program has their core, so little work stays on the caller's thread.
+inline Threads torch_threads(i64 work) {
+  constexpr i64 WORTH_WAKING_FOR = 64 << 10;
+  return Threads{work < WORTH_WAKING_FOR ? 1 : int(torch::stable::get_num_threads()),
                  [](i64 n, void (*f)(i64, i64, void*), void* context) {
                    torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) { f(begin, end, context); });
                  }};

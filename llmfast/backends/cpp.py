@@ -28,16 +28,20 @@ def _load_extension() -> str | None:
         torch.ops.load_library(libraries[0])
     except OSError as error:
         return f"{libraries[0].name} does not load ({str(error).splitlines()[0]}); {HOW_TO_GET_IT}"
+    try:
+        isa()  # a wrong LLMFAST_CPU_ISA shows here
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
     register("llmfast")
     return None
-
-
-_missing = _load_extension()
 
 
 def isa() -> str:
     """The instruction set in use: "generic", "avx2", "avx512", … `LLMFAST_CPU_ISA` overrides the choice."""
     return torch.ops.llmfast.cpu_isa()
+
+
+_missing = _load_extension()
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

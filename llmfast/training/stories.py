@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +101,33 @@ def evaluate(model: GPT, stories: list[str], tokenizer: BPETokenizer) -> Perplex
     return document_perplexity(model, documents, tokenizer.end_of_text)
 
 
+def card(record: dict[str, Any], config: GPTConfig) -> str:
+    """The model card: what the model is, what it was made from and how, and how well it predicts new stories."""
+    arguments = record["arguments"]
+    length = "minutes" if arguments["minutes"] != "None" else "steps"
+    command = f"python -m llmfast.training.stories {record['data']} --out stories --{length} {arguments[length]}"
+    return f"""# stories
+
+A GPT-2-family model of {config.num_parameters:,} parameters ({config.n_layer} layers, {config.n_head} heads, \
+{config.n_embd} wide, context {config.n_positions}, a byte-level BPE of {config.vocab_size} tokens), stored in \
+bfloat16. It writes short stories in simple English and knows nothing else.
+
+**Data**: {record["data"]}, 10,269 stories of TinyStories (Eldan & Li, 2023), licence CDLA-Sharing-1.0. The last \
+{VALIDATION_STORIES} stories were kept out of training, and out of the tokenizer's.
+
+**Made by** `{command}`: {record["tokens"]:,} tokens in {record["step"]:,} steps and {record["minutes"]:.0f} minutes on a \
+CPU (Muon and AdamW, learning rate {arguments["lr"]}, dropout {arguments["dropout"]}, seed {arguments["seed"]}). A run \
+limited by minutes sees as many tokens as the machine manages; `--steps {record["step"]}` takes as many as this one.
+
+**How well**: on the {VALIDATION_STORIES} stories it has not seen, each scored alone with its end-of-text: \
+{record["validation_nats_per_token"]:.4f} nats a token, perplexity {record["validation_perplexity"]:.2f}, \
+**{record["validation_bits_per_byte"]:.4f} bits a byte**.
+
+**Limits**: a story can lose its thread, and facts are made up. The stories it learned from were themselves written by \
+a language model. Not for advice, and not a base for anything that matters.
+""".replace("\\\n", "")
+
+
 def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     out: Path = arguments.out
@@ -138,6 +166,7 @@ def train(arguments: argparse.Namespace) -> None:
             "minutes": (time.perf_counter() - start) / 60,
         }
         write_atomic(out / "training.json", json.dumps(record, indent=2).encode())
+        write_atomic(out / "README.md", card(record, config).encode())
 
     start = time.perf_counter()
     progress, step, tokens = 0.0, 0, 0

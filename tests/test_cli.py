@@ -1,0 +1,168 @@
+"""The command line: what it prints, and one clear line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llmfast
+from llmfast.locate import ASSETS
+from llmfast.tokenizers import BPETokenizer
+
+STORIES = ASSETS / "stories"
+
+
+def run(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llmfast", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_generate_streams_a_story_and_its_speed():
+    result = run("generate", "Once upon a time", "--seed", "1", "-n", "40", "--threads", "1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Once upon a time")
+    assert len(result.stdout) > 60
+    assert "tokens/s" in result.stderr and "1 threads" in result.stderr
+
+
+def test_generate_is_the_same_text_from_the_command_line_and_from_python():
+    result = run("generate", "One day", "-t", "0", "-n", "20", "--precision", "fp32")
+    assert result.stdout.rstrip("\n") == llmfast.load(precision="fp32").generate("One day", 20, temperature=0)
+
+
+def test_generate_json_and_samples():
+    result = run("generate", "-", "--json", "--samples", "2", "-n", "8", "--seed", "3", stdin="A cat")
+    record = json.loads(result.stdout)
+    assert len(record["texts"]) == 2 and all(text.startswith("A cat") for text in record["texts"])
+    assert record["texts"][0] != record["texts"][1]
+
+
+def test_backends_names_every_backend_and_why_not():
+    result = run("backends", TRITON_INTERPRET="0")
+    assert result.returncode == 0, result.stderr
+    for name in ("pytorch", "cpp", "triton", "reference"):
+        assert name in result.stdout
+    rows = json.loads(run("backends", "--json").stdout)
+    assert {"op", "backend", "device", "dtype", "available", "reason"} <= rows[0].keys()
+
+
+def test_backends_shows_triton_under_the_interpreter():
+    pytest.importorskip("triton")
+    rows = json.loads(run("backends", "--json", TRITON_INTERPRET="1").stdout)
+    assert any(r["backend"] == "triton" and r["device"] == "cpu" and r["available"] for r in rows)
+
+
+def test_info_describes_the_embedded_model():
+    facts = json.loads(run("info", "stories", "--json").stdout)
+    assert facts["parameters"] == llmfast.load().config.num_parameters
+    assert "5,8" in run("info", "stories").stdout.replace("\u00a0", " ")
+
+
+def test_version_and_help():
+    assert llmfast.__version__ in run("--version").stdout
+    for verb in ("generate", "backends", "info"):
+        text = run(verb, "--help").stdout
+        assert "Usage" in text and "--threads" in text
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A copy of the embedded model with a truncated weight file."""
+    shutil.copytree(STORIES, tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    return tmp_path / "broken"
+
+
+BAD_INPUT = {
+    "unknown model": (["generate", "x", "--model", "no-such-model"], "no model 'no-such-model'"),
+    "missing path": (["generate", "x", "--model", "./nowhere"], "no model at ./nowhere"),
+    "unknown backend": (["generate", "x", "--backend", "cuda9"], "unknown backend 'cuda9'"),
+    "unknown op in backend": (["generate", "x", "--backend", "softmax=cpp"], "unknown op 'softmax'"),
+    "backend that can't run": (["generate", "x", "--backend", "triton", "-n", "1"], "TRITON_INTERPRET=1"),
+    "unknown option": (["generate", "x", "--temprature", "1"], "--temperature"),
+    "unknown verb": (["generat", "x"], "No such command"),
+    "not a number": (["generate", "x", "--temperature", "warm"], "not a valid float"),
+    "NaN temperature": (["generate", "x", "--temperature", "nan"], "temperature must be a number"),
+    "negative temperature": (["generate", "x", "--temperature", "-1"], "temperature must be a number"),
+    "top-k of zero": (["generate", "x", "--top-k", "0"], "top_k must be"),
+    "top-p above one": (["generate", "x", "--top-p", "1.5"], "top_p must be in"),
+    "negative length": (["generate", "x", "-n", "-5"], "-5 is not in the range"),
+    "long prompt": (["generate", "word " * 900], "the model's context only 512"),
+    "unknown precision": (["generate", "x", "--precision", "int3"], "precision must be"),
+    "unknown device": (["generate", "x", "--device", "toaster"], "device 'toaster'"),
+    "empty stop": (["generate", "x", "--stop", ""], "stop must be non-empty"),
+    "info of nothing": (["info", "./nowhere"], "no model at ./nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_clear_line_and_exit_code_2(case):
+    arguments, message = BAD_INPUT[case]
+    result = run(*arguments, TRITON_INTERPRET="0", HF_HUB_OFFLINE="1")
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr and result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) <= 4  # click adds its usage line
+
+
+def test_a_wrong_environment_is_one_clear_line():
+    result = run("generate", "x", LLMFAST_BACKEND="nonsense")
+    assert result.returncode == 2 and "unknown backend 'nonsense'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("verb", [["generate", "x", "--model"], ["info"]])
+def test_a_truncated_weight_file_is_named(verb, broken):
+    result = run(*verb, str(broken))
+    assert result.returncode == 2 and "model.safetensors is damaged" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_prompt_that_outgrows_the_context_says_so_once():
+    result = run("generate", "word " * 300, "--truncate", "-n", "300", "--seed", "0", "--stop", "@@")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("outgrew the context") <= 1
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A model without an end-of-text token: it never stops by itself."""
+    trained = llmfast.load().tokenizer
+    BPETokenizer(trained.vocab, trained.merges, {}).save(tmp_path)
+    config = llmfast.GPTConfig(vocab_size=trained.vocab_size, n_positions=64, n_embd=8, n_layer=1, n_head=1)
+    llmfast.GPT(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_ctrl_c_ends_a_stream_cleanly(endless):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmfast", "generate", "Once", "-n", "10000000", "--model", str(endless)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.read(30)  # it is streaming
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr and "tokens/s" in stderr
+
+
+def test_a_closed_pipe_is_not_an_error():
+    command = f"{sys.executable} -m llmfast generate Once -n 200 --seed 0 | head -c 10"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in result.stderr and "Broken" not in result.stderr

@@ -1,0 +1,51 @@
+"""The C++ kernels under every instruction set that this machine has, and what happens under one it has not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llmfast
+from llmfast.backends import cpp
+
+pytestmark = pytest.mark.skipif(
+    not any(row.backend == "cpp" and row.available for row in llmfast.backends()),
+    reason="the C++ extension is not built here",
+)
+
+CONTRACT = Path(__file__).with_name("test_contract.py")
+
+
+def isa_under(name: str) -> str:
+    code = "from llmfast.backends import cpp; print(cpp._missing or cpp.isa())"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "LLMFAST_CPU_ISA": name}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["generic", "avx2", "avx512", "avx512_bf16"])
+def test_every_instruction_set_keeps_the_contract(name):
+    got = isa_under(name)
+    if got != name:
+        assert "does not have" in got or "not known here" in got
+        pytest.skip(got)
+    if name == cpp.isa():
+        return  # the contract suite itself runs on it
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "-cpp-cpu-", str(CONTRACT)],
+        env={**os.environ, "LLMFAST_CPU_ISA": name, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout
+
+
+def test_an_unknown_instruction_set_is_a_reason_not_a_crash():
+    assert "choose one of" in isa_under("mmx")
