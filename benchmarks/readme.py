@@ -1,7 +1,7 @@
 """Writes the README's table of speeds from `benchmarks/results/cpu.json`, so that no figure is typed by hand.
 
-    pytest benchmarks --benchmark-only --benchmark-json benchmarks/results/cpu.json
-    python benchmarks/readme.py            # --check only compares, and fails where the README says something else
+pytest benchmarks --benchmark-only --benchmark-json benchmarks/results/cpu.json
+python benchmarks/readme.py            # --check only compares, and fails where the README says something else
 """
 
 from __future__ import annotations

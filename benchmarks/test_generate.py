@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from measuring import DEVICE, facts, measurable
 
 import llmfast
-from measuring import DEVICE, facts, measurable
 
 BACKENDS = measurable("causal_attention", torch.float32)
 

@@ -1,13 +1,12 @@
 """Causal attention, LayerNorm and GELU at GPT-2's width, by backend and sequence length.
 
-    pytest benchmarks --benchmark-only -k ops
+pytest benchmarks --benchmark-only -k ops
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-
 from measuring import DEVICE, measurable
 
 LENGTHS = [128, 512, 1024, 2048]

@@ -88,7 +88,9 @@ class KVCache:
             else:
                 # Position p of a sequence is token p + padding; what lies past its end is never looked at.
                 padding = (self._new_tokens - self.lengths).unsqueeze(1)
-                source = (torch.arange(self._new_tokens, device=store.device) + padding).clamp_(max=self._new_tokens - 1)
+                source = (torch.arange(self._new_tokens, device=store.device) + padding).clamp_(
+                    max=self._new_tokens - 1
+                )
                 index = source.view(source.shape[0], 1, -1, 1).expand_as(new)
                 store[:, :, : self._new_tokens] = new.gather(2, index)
         return self.keys[layer, :, :, : self.longest], self.values[layer, :, :, : self.longest]

@@ -99,7 +99,7 @@ def generate(
 ) -> None:
     """Continue PROMPT (- reads it from stdin). The text streams to stdout, the speed goes to stderr."""
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
     settings |= {"stop": list(stop), "use_cache": cache}
     if as_json:
@@ -131,7 +131,9 @@ def generate(
     end = time.perf_counter()
     click.echo()
     sys.stdout.flush()
-    rate = f", {(stream.tokens - 1) / (end - first):,.0f} tokens/s" if first and stream.tokens > 1 and end > first else ""
+    rate = (
+        f", {(stream.tokens - 1) / (end - first):,.0f} tokens/s" if first and stream.tokens > 1 and end > first else ""
+    )
     waited = f", the first after {1000 * (first - start):.0f} ms" if first else ""
     click.echo(f"[{stream.tokens} tokens{waited}{rate}; {_how(llm)}]", err=True)
     if interrupted:
@@ -177,7 +179,7 @@ def backends(as_json: bool) -> None:
 
 def _cell(rows: list[Any]) -> str:
     """The dtypes in which every op is there, with what is missing named."""
-    dtypes = {}
+    dtypes: dict[str, list[Any]] = {}
     for row in rows:
         dtypes.setdefault(row.dtype, []).append(row)
     complete = [dtype for dtype, group in dtypes.items() if all(row.available for row in group)]
@@ -200,7 +202,7 @@ def info(model: str, as_json: bool) -> None:
     config, tensors = checkpoint.load(path)
     tokenizer = load_tokenizer(directory)
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
-    facts = {
+    facts: dict[str, Any] = {
         "path": str(path),
         "parameters": config.num_parameters,
         "bytes": sum({t.data_ptr(): t.nbytes for t in tensors.values()}.values()),

@@ -93,5 +93,7 @@ PRESETS = {
     "gpt2-medium": _gpt2(1024, 24, 16),  # 355 M
     "gpt2-large": _gpt2(1280, 36, 20),  # 774 M
     "gpt2-xl": _gpt2(1600, 48, 25),  # 1.56 B
-    "stories": GPTConfig(vocab_size=4000, n_positions=512, n_embd=256, n_layer=6, n_head=4),  # 5.9 M, the embedded model
+    "stories": GPTConfig(
+        vocab_size=4000, n_positions=512, n_embd=256, n_layer=6, n_head=4
+    ),  # 5.9 M, the embedded model
 }

@@ -1,6 +1,6 @@
 """Text from a model: prefill the prompt, then decode token by token.
 
-    prompt -> tokenizer -> prefill -> logits -> next_token -> step -> logits -> … -> tokenizer -> text
+prompt -> tokenizer -> prefill -> logits -> next_token -> step -> logits -> … -> tokenizer -> text
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ def load(
         raise ValueError("precision fp16 needs a GPU; a CPU computes in fp32 or bf16")
     if precision == "auto":
         precision = "fp32" if place.type == "cpu" else "bf16"
+    if "reference" in ([backend] if isinstance(backend, str) else backend.values()):
+        raise ValueError("the reference backend computes in float64, for tests of single ops; it can't run a model")
     with _using(backend):
         for op in ("causal_attention", "layer_norm", "add_layer_norm", "linear"):
             resolve(op, place, PRECISIONS[precision])  # an unavailable backend is an error here, not at the first token
@@ -116,13 +118,6 @@ class LLM:
         if self.tokenizer is not None:
             self.tokenizer.save(path)
 
-    @overload
-    def generate(self, prompt: str, **settings: Any) -> Any: ...
-    @overload
-    def generate(self, prompt: list[str], **settings: Any) -> Any: ...
-    @overload
-    def generate(self, prompt: Tensor, **settings: Any) -> Tensor: ...
-
     def generate(
         self,
         prompt: str | list[str] | Tensor,
@@ -167,11 +162,16 @@ class LLM:
         rows = [ids for text in prompts for ids in [self._encode(text)] for _ in range(num_return_sequences)]
         writers = [_Writer(self._need_tokenizer(), _stop_strings(stop)) for _ in rows]
         pieces: list[list[str]] = [[] for _ in rows]
+        finished: set[int] = set()
         if rows:
-            for tokens in self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache):
-                for writer, token, text in zip(writers, tokens.tolist(), pieces, strict=True):
-                    text.append(writer.push(token))
-                if all(writer.finished for writer in writers):
+            vocabulary = writers[0].tokenizer.vocab_size
+            steps = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, finished, vocabulary)
+            for tokens in steps:
+                for row, token in enumerate(tokens.tolist()):
+                    pieces[row].append(writers[row].push(token))
+                    if writers[row].finished:
+                        finished.add(row)
+                if len(finished) == len(rows):
                     break
         new_texts = ["".join([*text, writer.close()]) for text, writer in zip(pieces, writers, strict=True)]
         n = num_return_sequences
@@ -200,9 +200,9 @@ class LLM:
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
         writer = _Writer(self._need_tokenizer(), _stop_strings(stop))
-        return TextStream(
-            self._decode([self._encode(prompt)], max_new_tokens, settings, seed, truncate, use_cache), writer
-        )
+        rows, vocabulary = [self._encode(prompt)], writer.tokenizer.vocab_size
+        steps = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, vocabulary=vocabulary)
+        return TextStream(steps, writer)
 
     @torch.inference_mode()
     def score(self, text: str | Tensor) -> Score:
@@ -211,13 +211,15 @@ class LLM:
         The first token is predicted from end-of-text, where the model has one. Texts longer than the context are
         scored in windows that overlap by half, so that every token sees at least half a context.
         """
-        ids = self._check_ids(text.reshape(-1))[0] if isinstance(text, Tensor) else self._encode(text, allow_empty=True)
+        if isinstance(text, Tensor) and text.ndim != 1:
+            raise ValueError(f"score takes one text: ids of shape (T,), got {tuple(text.shape)}")
+        ids = self._check_ids(text)[0] if isinstance(text, Tensor) else self._encode(text, allow_empty=True)
         start = self.tokenizer.end_of_text if self.tokenizer is not None else self.config.bos_token_id
         sequence = ids if start is None else [start, *ids]
         context, scored = self.config.n_positions, 1
         values: list[Tensor] = [torch.full((1,), float("nan"))] if start is None and ids else []
         while scored < len(sequence):
-            first = 0 if scored == 1 else scored - context // 2
+            first = 0 if scored == 1 else scored - max(1, context // 2)
             window = sequence[first : first + context + 1]
             inputs = torch.tensor([window[:-1]], device=self.model.device)
             targets = torch.tensor(window[1:], device=self.model.device)
@@ -236,8 +238,14 @@ class LLM:
         seed: int | None,
         truncate: bool,
         use_cache: bool,
+        finished: Collection[int] = (),
+        vocabulary: int | None = None,
     ) -> Iterator[Tensor]:
-        """Checks the arguments, and returns an iterator over the new tokens of all rows, (B,) int64 a step."""
+        """Checks the arguments, and returns an iterator over the new tokens of all rows, (B,) int64 a step.
+
+        The caller may add rows to `finished` meanwhile: what becomes of them no longer matters. Tokens from
+        `vocabulary` on are never chosen: an embedding may be larger than its tokenizer.
+        """
         context = self.config.n_positions
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
@@ -249,7 +257,9 @@ class LLM:
             )
         if seed is not None and not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), got {seed}")
-        return self._tokens([prompt[-context:] for prompt in prompts], max_new_tokens, settings, seed, use_cache)
+        windows = [prompt[-context:] for prompt in prompts]
+        vocabulary = self.config.vocab_size if vocabulary is None else vocabulary
+        return self._tokens(windows, max_new_tokens, settings, seed, use_cache, finished, vocabulary)
 
     def _tokens(
         self,
@@ -258,6 +268,8 @@ class LLM:
         settings: SamplingSettings,
         seed: int | None,
         use_cache: bool,
+        finished: Collection[int],
+        vocabulary: int,
     ) -> Iterator[Tensor]:
         """The decode loop. `windows` are the tokens that the model sees of each row; they grow and are cut here."""
         if max_new_tokens == 0:
@@ -266,7 +278,7 @@ class LLM:
         generators = _generators(seed, len(windows), device) if settings.temperature > 0 else None
         seen = None
         if settings.repetition_penalty != 1:
-            seen = torch.zeros(len(windows), self.config.vocab_size, dtype=torch.bool, device=device)
+            seen = torch.zeros(len(windows), vocabulary, dtype=torch.bool, device=device)
             for row, window in enumerate(windows):
                 seen[row, window] = True
         decoder: Decoder
@@ -280,22 +292,22 @@ class LLM:
         with self._backend():
             logits = decoder.prefill(windows)
         for step in range(1, max_new_tokens + 1):
-            tokens = next_token(logits, settings, generators, seen)
+            tokens = next_token(logits[:, :vocabulary], settings, generators, seen)
             yield tokens
             if step == max_new_tokens:
                 return
             if seen is not None:
                 seen.scatter_(1, tokens.unsqueeze(1), True)
-            full = any(len(window) == context for window in windows)
-            if full and not warned:
+            full = {row for row, window in enumerate(windows) if len(window) == context}
+            if not warned and not full.issubset(finished):
                 warnings.warn(
                     f"the text outgrew the context of {context} tokens; the model goes on seeing only its newer half",
                     stacklevel=2,
                 )
                 warned = True
             for row, token in enumerate(tokens.tolist()):
-                if len(windows[row]) == context:
-                    windows[row] = windows[row][context // 2 :] if context > 1 else []
+                if row in full:
+                    windows[row] = windows[row][context // 2 :] if context > 1 and row not in finished else []
                 windows[row].append(token)
             with self._backend():
                 logits = decoder.prefill(windows) if full else decoder.step(tokens)
@@ -375,10 +387,8 @@ class _Writer:
         return self._release(self._utf8.decode(self.tokenizer.decode_bytes([token])), final=False)
 
     def close(self) -> str:
-        """What was held back, when no more tokens come."""
-        if self.finished:
-            return ""
-        return self._release(self._utf8.decode(b"", final=True), final=True)
+        """What was held back, when no more tokens come. A character of which only some bytes came is left out."""
+        return "" if self.finished else self._release("", final=True)
 
     def _release(self, text: str, final: bool) -> str:
         text = self._held + text

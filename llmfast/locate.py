@@ -28,9 +28,7 @@ def locate_model(name: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise FileNotFoundError(
-            f"{missing}, and huggingface_hub is not installed to look for it on the hub"
-        ) from None
+        raise FileNotFoundError(f"{missing}, and huggingface_hub is not installed to look for it on the hub") from None
     try:
         return Path(snapshot_download(text, allow_patterns=list(HUB_FILES), etag_timeout=10))
     except Exception as error:  # a network, a name and a server have many ways to fail

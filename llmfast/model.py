@@ -102,6 +102,25 @@ class Block(nn.Module):
         return self.mlp(normed), residual
 
 
+class Transformer(nn.Module):
+    """Everything below the head: ids (B, T) -> hidden states (B, T, C)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)  # where it stands
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = AddLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+    def forward(self, ids: Tensor, positions: Tensor, cache: KVCache | None = None) -> Tensor:
+        residual = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, C)
+        branch = None
+        for layer, block in enumerate(self.h):
+            branch, residual = block(branch, residual, cache, layer)
+        return self.ln_f(branch, residual)[0]
+
+
 class GPT(nn.Module):
     """A GPT-2-family language model.
 
@@ -113,24 +132,20 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.n_positions, config.n_embd),
-                "drop": nn.Dropout(config.embd_pdrop),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-                "ln_f": AddLayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
-            }
-        )
+        self.transformer = Transformer(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.transformer["wte"].weight
         self.source: Path | None = None  # the directory it was read from, whose tokenizer travels along
+        self.tie_head()
         self.apply(self._init_weights)
         # The residual stream sums 2 · n_layer branches; their last layers start smaller by the root of that.
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(parameter, std=config.initializer_range / (2 * config.n_layer) ** 0.5)
+
+    def tie_head(self) -> None:
+        """Makes the head and the token embedding one parameter, if the configuration ties them."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -157,12 +172,7 @@ class GPT(nn.Module):
             positions = torch.arange(ids.shape[1], device=ids.device)
         else:
             positions = cache.extend(ids.shape[1], lengths)
-        parts = self.transformer
-        residual = parts["drop"](parts["wte"](ids) + parts["wpe"](positions))  # (B, T, C)
-        branch = None
-        for layer, block in enumerate(parts["h"]):
-            branch, residual = block(branch, residual, cache, layer)
-        return parts["ln_f"](branch, residual)[0]
+        return self.transformer(ids, positions, cache)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of `targets` (B, T), -100 where not counted, given `ids` (B, T)."""
@@ -188,8 +198,7 @@ class GPT(nn.Module):
         with torch.device("meta"):  # no time spent on initial weights that are replaced at once
             model = cls(config)
         model.load_state_dict({name: t.to(dtype) for name, t in tensors.items()}, assign=True)
-        if config.tie_word_embeddings:
-            model.lm_head.weight = model.transformer["wte"].weight
+        model.tie_head()
         model.source = path if path.is_dir() else path.parent
         return model.eval()
 

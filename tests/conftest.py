@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
-
 import pytest
 import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
+
 from hypothesis import HealthCheck, settings
 
 import llmfast
@@ -46,6 +49,16 @@ BACKENDS = runnable_backends()
 @pytest.fixture(params=BACKENDS, ids=lambda place: "-".join(place))
 def place(request) -> tuple[str, str]:
     """A backend and a device that it runs on."""
+    return request.param
+
+
+def slow_in_the_interpreter(place: tuple[str, str]):
+    return pytest.param(place, marks=pytest.mark.slow if place == ("triton", "cpu") else (), id="-".join(place))
+
+
+@pytest.fixture(params=[slow_in_the_interpreter(place) for place in BACKENDS])
+def fast_place(request) -> tuple[str, str]:
+    """The same for tests that make many tokens, which take Triton's interpreter minutes."""
     return request.param
 
 
@@ -137,5 +150,6 @@ def assert_same_greedy(expected: list[int], actual: list[int], model: llmfast.GP
         logits = model(torch.tensor([expected[:first]], device=model.device))[0, -1].float()
     top = logits.topk(2)
     gap = float(top.values[0] - top.values[1])
-    assert gap <= 1e-4, f"{where}: token {first} is {actual[first]} instead of {expected[first]}, the top logits {gap} apart"
-    assert {expected[first], actual[first]} == set(top.indices.tolist()), f"{where}: token {first} is not one of the tied"
+    where = f"{where}: token {first} is {actual[first]} instead of {expected[first]}"
+    assert gap <= 1e-4, f"{where}, and the top logits are {gap} apart"
+    assert {expected[first], actual[first]} == set(top.indices.tolist()), f"{where}, which is not one of the tied"

@@ -45,6 +45,7 @@ def test_a_value_out_of_range_is_named(field, value):
         ("initializer_range", None),
         ("embd_pdrop", None),
         ("resid_pdrop", "0.1"),
+        ("tie_word_embeddings", "yes"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(field, value):
@@ -62,7 +63,9 @@ def test_a_config_can_not_be_changed():
         GPTConfig().n_layer = 3
 
 
-@pytest.mark.parametrize("name, millions", [("gpt2", 124), ("gpt2-medium", 355), ("gpt2-large", 774), ("gpt2-xl", 1558)])
+@pytest.mark.parametrize(
+    "name, millions", [("gpt2", 124), ("gpt2-medium", 355), ("gpt2-large", 774), ("gpt2-xl", 1558)]
+)
 def test_gpt2_presets_have_the_published_sizes(name, millions):
     config = GPTConfig.preset(name)
     assert round(config.num_parameters / 1e6) == millions

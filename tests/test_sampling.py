@@ -56,6 +56,10 @@ def test_top_p_keeps_the_smallest_set_of_likeliest_tokens_that_reaches_p(values,
     assert kept(keep_top_p(torch.tensor([values]), p)) == [expected]
 
 
+def test_top_p_needs_no_further_token_once_p_is_reached_exactly():
+    assert kept(keep_top_p(torch.zeros(1, 4), 0.5)) == [{0, 1}]
+
+
 def test_top_p_of_one_keeps_even_tokens_too_unlikely_for_float32():
     logits = torch.tensor([[0.0, -100.0, -50.0, -30.0]])
     assert kept(keep_top_p(logits, 1.0)) == [{0, 1, 2, 3}]

@@ -29,9 +29,7 @@ ALIASES = {"torch": "pytorch"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # name -> a module-like object, or where to import it from when it is first needed (Triton is slow to import).
-_registry: dict[str, Any] = {
-    name: f"llmfast.backends.{name}" for name in ("pytorch", "cpp", "triton", "reference")
-}
+_registry: dict[str, Any] = {name: f"llmfast.backends.{name}" for name in ("pytorch", "cpp", "triton", "reference")}
 
 
 class BackendUnavailable(RuntimeError):
@@ -189,7 +187,9 @@ class Explanation:
     configuration: str
 
     def __str__(self) -> str:
-        return f"{self.op} -> {self.backend} ({self.reason})" + (f": {self.configuration}" if self.configuration else "")
+        return f"{self.op} -> {self.backend} ({self.reason})" + (
+            f": {self.configuration}" if self.configuration else ""
+        )
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:

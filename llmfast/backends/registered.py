@@ -74,9 +74,7 @@ class RegisteredOps:
     def gelu(self, x: Tensor, approximate: str = "tanh") -> Tensor:
         return self._ops.gelu(x, approximate)
 
-    def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
-    ) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
         save = activation is not None and torch.is_grad_enabled() and _any_requires_grad(x, weight, bias)
         return self._ops.linear(x, weight, bias, activation or "", save)[0]
 

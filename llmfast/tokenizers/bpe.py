@@ -142,8 +142,12 @@ class BPETokenizer:
         self._rename = self._id_of_rank != list(range(len(ranks)))
         self._bytes_of_id = {i: token for token, i in vocab.items()}
         self._bytes_of_id |= {i: text.encode() for text, i in special_tokens.items()}
-        self._encoding = tiktoken.Encoding("llmfast-bpe", pat_str=GPT2_SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-        self._special_pattern = regex.compile("|".join(regex.escape(s) for s in special_tokens)) if special_tokens else None
+        self._encoding = tiktoken.Encoding(
+            "llmfast-bpe", pat_str=GPT2_SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={}
+        )
+        self._special_pattern = (
+            regex.compile("|".join(regex.escape(s) for s in special_tokens)) if special_tokens else None
+        )
 
     @classmethod
     def train(
@@ -231,7 +235,8 @@ class BPETokenizer:
         elif (path := directory / "tokenizer.json").exists():
             vocab, merges, special = _read_tokenizer_json(path)
         else:
-            raise FileNotFoundError(f"no tokenizer in {directory}: expected vocab.json and merges.txt, or tokenizer.json")
+            wanted = "vocab.json and merges.txt, or tokenizer.json"
+            raise FileNotFoundError(f"no tokenizer in {directory}: expected {wanted}")
         try:
             return cls({_unprintable(text): i for text, i in vocab.items() if text not in special}, merges, special)
         except ValueError as error:

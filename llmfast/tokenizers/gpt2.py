@@ -49,5 +49,3 @@ def merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
             parts[first : first + 2] = [parts[first] + parts[first + 1]]
         merges.append((parts[0], parts[1]))
     return merges
-
-

@@ -82,7 +82,9 @@ def learning_rate(progress: float) -> float:
 
 def make_optimizers(model: GPT, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for embeddings, norms and biases."""
-    matrices, embeddings, vectors = [], [], []
+    matrices: list[torch.nn.Parameter] = []
+    embeddings: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             vectors.append(parameter)
@@ -112,12 +114,12 @@ A GPT-2-family model of {config.num_parameters:,} parameters ({config.n_layer} l
 {config.n_embd} wide, context {config.n_positions}, a byte-level BPE of {config.vocab_size} tokens), stored in \
 bfloat16. It writes short stories in simple English and knows nothing else.
 
-**Data**: {record["data"]}, 10,269 stories of TinyStories (Eldan & Li, 2023), licence CDLA-Sharing-1.0. The last \
-{VALIDATION_STORIES} stories were kept out of training, and out of the tokenizer's.
+**Data**: {record["data"]}, {record["stories"]:,} stories of TinyStories (Eldan & Li, 2023), licence \
+CDLA-Sharing-1.0. The last {VALIDATION_STORIES} stories were kept out of training, and out of the tokenizer's.
 
-**Made by** `{command}`: {record["tokens"]:,} tokens in {record["step"]:,} steps and {record["minutes"]:.0f} minutes on a \
-CPU (Muon and AdamW, learning rate {arguments["lr"]}, dropout {arguments["dropout"]}, seed {arguments["seed"]}). A run \
-limited by minutes sees as many tokens as the machine manages; `--steps {record["step"]}` takes as many as this one.
+**Made by** `{command}`: {record["tokens"]:,} tokens in {record["step"]:,} steps and {record["minutes"]:.0f} minutes \
+on a CPU (Muon and AdamW, learning rate {arguments["lr"]}, dropout {arguments["dropout"]}, seed {arguments["seed"]}). \
+A run limited by minutes sees as many tokens as the machine manages; `--steps {record["step"]}` takes as many as this.
 
 **How well**: on the {VALIDATION_STORIES} stories it has not seen, each scored alone with its end-of-text: \
 {record["validation_nats_per_token"]:.4f} nats a token, perplexity {record["validation_perplexity"]:.2f}, \
@@ -157,6 +159,7 @@ def train(arguments: argparse.Namespace) -> None:
         worker.save_pretrained(out)
         record = {
             "data": arguments.data.name,
+            "stories": len(training) + len(validation),
             "step": step,
             "tokens": tokens,
             "arguments": {k: str(v) for k, v in vars(arguments).items() if k not in ("data", "out")},
