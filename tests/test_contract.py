@@ -138,7 +138,7 @@ CASES = [
     attention("ragged-blind-rows", 2, 2, 2, 6, 10, 16, lengths=[0, 10]),
     attention("ragged-decode", 4, 4, 2, 1, 50, 32, lengths=[50, 1, 17, 0]),
     attention("scaled", 1, 2, 2, 19, 19, 16, scale=0.7),
-    attention("sharp", 1, 2, 2, 40, 40, 16, scale=1.0),
+    attention("sharp", 1, 2, 2, 40, 40, 16, scale=0.7),
     attention("dropout", 2, 2, 2, 35, 35, 16, dropout_p=0.25),
     attention("dropout-ragged-grouped", 2, 4, 2, 9, 14, 16, lengths=[14, 6], dropout_p=0.5),
     attention("empty-batch", 0, 2, 2, 8, 8, 16),
