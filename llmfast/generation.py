@@ -22,8 +22,9 @@ from llmfast.decoders import Decoder, EagerDecoder, UncachedDecoder
 from llmfast.locate import locate_model
 from llmfast.model import GPT
 from llmfast.sampling import SamplingSettings, next_token
-from llmfast.tokenizers import Tokenizer, load_tokenizer
+from llmfast.tokenizers import Tokenizer, gpt2_tokenizer, load_tokenizer
 
+GPT2_VOCAB_SIZE = 50257
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -317,8 +318,15 @@ class LLM:
         return _using(self.backend)
 
     def _need_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. A checkpoint of GPT-2's vocabulary without files of its own gets GPT-2's."""
         if self.tokenizer is None:
-            raise ValueError("this model has no tokenizer: give token ids (a tensor) instead of text")
+            instead = "give token ids (a tensor) instead of text"
+            if self.config.vocab_size != GPT2_VOCAB_SIZE:
+                raise ValueError(f"this model has no tokenizer: {instead}")
+            try:
+                self.tokenizer = gpt2_tokenizer()
+            except FileNotFoundError as error:
+                raise ValueError(f"this model has no tokenizer files: {instead}. {error}") from None
         return self.tokenizer
 
     def _encode(self, text: str, allow_empty: bool = False) -> list[int]:

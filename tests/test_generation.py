@@ -745,3 +745,17 @@ def test_the_embedded_model_tells_a_story():
     text = llmfast.generate("Once upon a time", max_new_tokens=60, seed=0)
     assert text.startswith("Once upon a time") and len(text.split()) > 25
     assert llmfast.generate(["One day", "The cat"], max_new_tokens=5, seed=0)[1].startswith("The cat")
+
+
+def test_a_checkpoint_of_gpt2s_vocabulary_without_files_gets_gpt2s_tokenizer(monkeypatch):
+    model = GPT(GPTConfig(vocab_size=50257, n_positions=8, n_embd=4, n_layer=1, n_head=1))
+    vocabulary = BPETokenizer.train(["hello hello"], 260)
+    monkeypatch.setattr("llmfast.generation.gpt2_tokenizer", lambda: vocabulary)
+    assert LLM(model).generate("hello", 2, temperature=0).startswith("hello")
+
+    def offline():
+        raise FileNotFoundError("GPT-2's vocabulary is neither here nor there")
+
+    monkeypatch.setattr("llmfast.generation.gpt2_tokenizer", offline)
+    with pytest.raises(ValueError, match="give token ids .* neither here nor there"):
+        LLM(model).generate("hello")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmfast.backends import use_backend
+from llmfast.backends import BackendUnavailable, use_backend
 from llmfast.config import GPTConfig
 from llmfast.evaluation.perplexity import Perplexity, document_perplexity
 from llmfast.files import write_atomic
@@ -223,11 +223,14 @@ def main() -> None:
     parser.add_argument("--backend", default="pytorch")
     parser.add_argument("--threads", type=int, help="CPU threads")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    with use_backend(arguments.backend):
-        train(arguments)
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        with use_backend(arguments.backend):
+            train(arguments)
+    except (OSError, ValueError, BackendUnavailable) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
