@@ -129,10 +129,13 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from None
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails in many ways on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file} is damaged or not a PyTorch weight file: {reason}") from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    except Exception:  # torch.load fails in many ways, and advises to load such files unsafely
+        raise ValueError(
+            f"{file} is damaged, or holds something else than plain tensors, which alone are read from it"
+        ) from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(t, Tensor) and isinstance(k, str) for k, t in tensors.items()
+    ):
         raise ValueError(f"{file} should hold a dictionary of tensors")
     return tensors
 

@@ -26,13 +26,13 @@ from llmfast.locate import locate_model
 from llmfast.tokenizers import load_tokenizer
 
 # What the package raises for input it can't use; anything else is a bug and keeps its traceback.
-BAD_INPUT = (ValueError, OSError)
+BAD_INPUT = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
 
 
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
     """`--threads`, and one clear line for bad input."""
 
-    @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: what torch chooses).")
+    @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: what torch chooses).")
     @functools.wraps(command)
     def wrapped(*args: Any, threads: int | None, **kwargs: Any) -> None:
         warnings.showwarning = lambda message, *_, **__: click.echo(f"\nnote: {message}", err=True)
@@ -40,6 +40,8 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
             torch.set_num_threads(threads)
         try:
             command(*args, **kwargs)
+        except BrokenPipeError:  # the reader (head, less) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (*BAD_INPUT, BackendUnavailable) as error:
             fail(error)
 
@@ -125,9 +127,6 @@ def generate(
             sys.stdout.flush()
     except KeyboardInterrupt:
         interrupted = True
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
     end = time.perf_counter()
     click.echo()
     sys.stdout.flush()
@@ -142,7 +141,7 @@ def generate(
 
 def _how(llm: Any) -> str:
     """Backend, precision and threads in a few words."""
-    with llm._backend():
+    with llm.using_backend():
         backend = llmfast.explain("linear", llm.model.lm_head.weight, llm.model.lm_head.weight).backend
     where = f"{torch.get_num_threads()} threads" if llm.model.device.type == "cpu" else str(llm.model.device)
     return f"{backend}, {str(llm.model.dtype).removeprefix('torch.')}, {where}"
@@ -217,7 +216,10 @@ def info(model: str, as_json: bool) -> None:
     }
     training = directory / "training.json"
     if training.exists():
-        facts["training"] = json.loads(training.read_text(encoding="utf-8"))
+        try:
+            facts["training"] = dict(json.loads(training.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(f"{training} does not hold a JSON object") from None
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return

@@ -37,8 +37,8 @@ def load(
     """A model ready to generate: `name` is an embedded model, a directory, a weight file, or a name on the hub.
 
     `backend` as in `use_backend`; "auto" leaves the choice to the surrounding context. `precision` is "fp32", "bf16",
-    "fp16" (on a GPU) or "auto": bf16 on a GPU, fp32 on a CPU. `device` is "auto" (a GPU where there is one), "cpu",
-    "cuda", ….
+    "fp16" (on a GPU) or "auto": bf16 on a GPU (fp16 where it has no bf16), fp32 elsewhere. `device` is "auto" (a GPU
+    where there is one), "cpu", "cuda", ….
     """
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, got {precision!r}")
@@ -46,12 +46,13 @@ def load(
     if precision == "fp16" and place.type == "cpu":
         raise ValueError("precision fp16 needs a GPU; a CPU computes in fp32 or bf16")
     if precision == "auto":
-        precision = "fp32" if place.type == "cpu" else "bf16"
-    if "reference" in ([backend] if isinstance(backend, str) else backend.values()):
-        raise ValueError("the reference backend computes in float64, for tests of single ops; it can't run a model")
+        half = "bf16" if place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        precision = half if place.type == "cuda" else "fp32"
     with _using(backend):
         for op in ("causal_attention", "layer_norm", "add_layer_norm", "linear"):
-            resolve(op, place, PRECISIONS[precision])  # an unavailable backend is an error here, not at the first token
+            # An unavailable backend is an error here, not at the first token.
+            if resolve(op, place, PRECISIONS[precision])[0] == "reference":
+                raise ValueError("the reference backend computes in float64, to test single ops; it can't run a model")
     path = locate_model(name)
     model = GPT.from_pretrained(path, dtype=PRECISIONS[precision]).to(place)
     return LLM(model, load_tokenizer(path if path.is_dir() else path.parent), backend)
@@ -67,6 +68,8 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
+        if place.type == "meta":
+            raise RuntimeError("it holds no data")
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from None
@@ -98,7 +101,10 @@ class Score:
 
 
 class LLM:
-    """A model, its tokenizer (None where it has none), and the backend that they run on."""
+    """A model, its tokenizer (None where it has none), and the backend that they run on.
+
+    The model is put into evaluation mode. Generating from several threads at once is safe.
+    """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer | None = None, backend: str | Mapping[str, str] = "auto"):
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
@@ -216,6 +222,9 @@ class LLM:
             raise ValueError(f"score takes one text: ids of shape (T,), got {tuple(text.shape)}")
         ids = self._check_ids(text)[0] if isinstance(text, Tensor) else self._encode(text, allow_empty=True)
         start = self.tokenizer.end_of_text if self.tokenizer is not None else self.config.bos_token_id
+        if start is not None and start >= self.config.vocab_size:
+            start = None  # Hugging Face's small configurations keep GPT-2's id
+        self.model.eval()
         sequence = ids if start is None else [start, *ids]
         context, scored = self.config.n_positions, 1
         values: list[Tensor] = [torch.full((1,), float("nan"))] if start is None and ids else []
@@ -224,7 +233,7 @@ class LLM:
             window = sequence[first : first + context + 1]
             inputs = torch.tensor([window[:-1]], device=self.model.device)
             targets = torch.tensor(window[1:], device=self.model.device)
-            with self._backend():
+            with self.using_backend():
                 logits = self.model(inputs)[0].float()
             picked = torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
             values.append(picked[scored - first - 1 :].cpu())
@@ -256,6 +265,7 @@ class LLM:
                 f"the prompt has {longest} tokens, the model's context only {context}; "
                 "shorten it, or pass truncate=True to keep its end"
             )
+        self.model.eval()  # whoever trained it meanwhile left dropout on
         if seed is not None and not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), got {seed}")
         windows = [prompt[-context:] for prompt in prompts]
@@ -290,7 +300,7 @@ class LLM:
             decoder = UncachedDecoder(self.model)
 
         warned = False
-        with self._backend():
+        with self.using_backend():
             logits = decoder.prefill(windows)
         for step in range(1, max_new_tokens + 1):
             tokens = next_token(logits[:, :vocabulary], settings, generators, seen)
@@ -310,10 +320,10 @@ class LLM:
                 if row in full:
                     windows[row] = windows[row][context // 2 :] if context > 1 and row not in finished else []
                 windows[row].append(token)
-            with self._backend():
+            with self.using_backend():
                 logits = decoder.prefill(windows) if full else decoder.step(tokens)
 
-    def _backend(self) -> contextlib.AbstractContextManager[None]:
+    def using_backend(self) -> contextlib.AbstractContextManager[None]:
         """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
         return _using(self.backend)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("stories",)  # the models that come with the package
-HUB_FILES = ("*.json", "*.safetensors", "merges.txt", "pytorch_model*.bin")
+HUB_FILES = ["*.json", "merges.txt", "*.safetensors"]
+HUB_OLD_WEIGHTS = ["pytorch_model*.bin"]  # fetched only where there are no safetensors
 
 
 def locate_model(name: str | Path) -> Path:
@@ -18,7 +19,7 @@ def locate_model(name: str | Path) -> Path:
     if str(name) in EMBEDDED:
         return ASSETS / str(name)
     path = Path(name).expanduser()
-    if path.exists():
+    if str(name) and path.exists():
         return path
     text = str(name)
     looks_like_hub = isinstance(name, str) and text.count("/") <= 1 and text[:1] not in ("", ".", "/", "~", "\\")
@@ -30,7 +31,10 @@ def locate_model(name: str | Path) -> Path:
     except ImportError:
         raise FileNotFoundError(f"{missing}, and huggingface_hub is not installed to look for it on the hub") from None
     try:
-        return Path(snapshot_download(text, allow_patterns=list(HUB_FILES), etag_timeout=10))
+        path = Path(snapshot_download(text, allow_patterns=HUB_FILES, etag_timeout=10))
+        if not any(path.glob("*.safetensors")):
+            path = Path(snapshot_download(text, allow_patterns=HUB_FILES + HUB_OLD_WEIGHTS, etag_timeout=10))
+        return path
     except Exception as error:  # a network, a name and a server have many ways to fail
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise FileNotFoundError(f"{missing}, and the hub did not give it: {reason}") from None

@@ -169,6 +169,8 @@ class GPT(nn.Module):
         if start + ids.shape[1] > self.config.n_positions:
             raise ValueError(f"{start + ids.shape[1]} tokens do not fit the context of {self.config.n_positions}")
         if cache is None:
+            if lengths is not None:
+                raise ValueError("rows of different lengths need a cache, which removes their padding")
             positions = torch.arange(ids.shape[1], device=ids.device)
         else:
             positions = cache.extend(ids.shape[1], lengths)

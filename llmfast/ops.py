@@ -38,7 +38,8 @@ def causal_attention(
     key head h // (H / Hkv)). The result is (B, H, T, D).
 
     Queries are the last T positions: query t sees keys 0 … S-T+t. With `kv_lengths` (B,) integers, sequence b has
-    only its first `kv_lengths[b]` keys, and query t sees keys 0 … kv_lengths[b]-T+t; a query that sees none gives 0.
+    only its first `kv_lengths[b]` keys (clamped to 0 … S), and query t sees keys 0 … kv_lengths[b]-T+t; a query that
+    sees none gives 0.
     Keys beyond a length must be finite but are otherwise ignored.
 
     `scale` defaults to D^-0.5. `dropout_p` drops attention weights by a Philox4x32-10 stream keyed by `dropout_seed`
@@ -53,21 +54,24 @@ def causal_attention(
         raise ValueError(f"k must hold at least as many tokens as q, got {_shapes(q=q, k=k)}")
     if k.shape[1] != H and (k.shape[1] == 0 or H % k.shape[1]):
         raise ValueError(f"the heads of k must divide the heads of q, got {_shapes(q=q, k=k)}")
-    if kv_lengths is not None and (kv_lengths.shape != (B,) or kv_lengths.is_floating_point()):
-        raise ValueError(f"kv_lengths must be {B} integers, one a sequence, got {_shapes(kv_lengths=kv_lengths)}")
+    if kv_lengths is not None and (kv_lengths.shape != (B,) or kv_lengths.dtype not in (torch.int64, torch.int32)):
+        raise ValueError(f"kv_lengths must be {B} int64 or int32, one a sequence, got {_shapes(kv_lengths=kv_lengths)}")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
     if dropout_p > 0 and dropout_seed is None:
         dropout_seed = torch.randint(2**62, (1,), device=q.device)
     if dropout_seed is not None and (dropout_seed.numel() != 1 or dropout_seed.dtype != torch.int64):
         raise ValueError(f"dropout_seed must be one int64, got {_shapes(dropout_seed=dropout_seed)}")
+    for name, t in (("kv_lengths", kv_lengths), ("dropout_seed", dropout_seed)):
+        if t is not None and t.device != q.device:
+            raise ValueError(f"{name} must be on q's device, {q.device}, but is on {t.device}")
     q, k, v = _autocast(q, k, v)
     _same_kind(q=q, k=k, v=v)
-    return select("causal_attention", q)(
+    return select("causal_attention", q, head_dim=D)(
         q,
         k,
         v,
-        scale=1 / math.sqrt(D) if scale is None else scale,
+        scale=1 / math.sqrt(max(1, D)) if scale is None else scale,
         dropout_p=dropout_p,
         dropout_seed=dropout_seed,
         kv_lengths=kv_lengths,
@@ -131,13 +135,14 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ign
 
     hidden is (..., K), weight (V, K), targets (...) int64 in [0, V) or `ignore_index`. Returns the mean over the
     targets that are not ignored, in nats, as a float32 scalar (nan when all are ignored). The (rows, V) logits are
-    never in memory as a whole, forward or backward.
+    never in memory as a whole, forward or backward. Any other target is a `RuntimeError` on a CPU, undefined on a GPU.
     """
     if weight.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(f"hidden must be (..., K) and weight (V, K), got {_shapes(hidden=hidden, weight=weight)}")
-    if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64:
+    if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64 or targets.device != hidden.device:
         raise ValueError(
-            f"targets must be int64 with hidden's shape before K, got {_shapes(targets=targets, hidden=hidden)}"
+            f"targets must be int64 on hidden's device, with its shape before K, got {targets.dtype} on "
+            f"{targets.device}, {_shapes(targets=targets, hidden=hidden)}"
         )
     hidden, weight = _autocast(hidden, weight)
     _same_kind(hidden=hidden, weight=weight)
@@ -159,10 +164,14 @@ def _same_kind(**tensors: Tensor | None) -> None:
         raise ValueError(f"the tensors must share one dtype and one device, got {kinds}")
 
 
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _autocast(*tensors: Tensor | None) -> tuple:
     """The tensors in autocast's dtype, where autocast is on for their device."""
     device = tensors[0].device.type  # type: ignore[union-attr]
-    if not torch.is_autocast_enabled(device):
+    if not _autocasts(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t is None else t.to(dtype) for t in tensors)
@@ -171,7 +180,7 @@ def _autocast(*tensors: Tensor | None) -> tuple:
 def _promote(*tensors: Tensor | None) -> tuple:
     """The tensors in the widest dtype among them, where autocast is on for their device."""
     first: Tensor = tensors[0]  # type: ignore[assignment]
-    if not torch.is_autocast_enabled(first.device.type):
+    if not _autocasts(first.device.type):
         return tensors
     dtype = first.dtype
     for t in tensors:

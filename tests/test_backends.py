@@ -272,3 +272,23 @@ def test_the_model_compiles_in_one_graph_forward_and_backward(backend):
 def test_select_gives_the_function_itself():
     with llmfast.use_backend("pytorch"):
         assert select("gelu", torch.ones(1)).__module__ == "llmfast.backends.pytorch"
+
+
+@needs_cpp
+def test_heads_too_wide_for_the_kernels_go_to_pytorch_and_it_is_said():
+    q = torch.randn(1, 1, 4, 320)
+    assert ops.causal_attention(q, q, q).shape == q.shape
+    assert "heads of up to 256 channels, not 320" in str(llmfast.explain("causal_attention", q, q, q))
+    with llmfast.use_backend("cpp"), pytest.raises(BackendUnavailable, match="not 320"):
+        ops.causal_attention(q, q, q)
+
+
+def test_a_built_in_backend_is_not_replaced():
+    with pytest.raises(ValueError, match="can't be the name"):
+        llmfast.register_backend("cpp", types.SimpleNamespace(gelu=1))
+
+
+def test_models_run_on_the_meta_device():
+    with torch.device("meta"):
+        model = llmfast.GPT(llmfast.GPTConfig(vocab_size=50, n_positions=16, n_embd=32, n_layer=1, n_head=2))
+        assert model(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 50)

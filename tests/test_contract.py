@@ -139,6 +139,7 @@ CASES = [
     attention("ragged", 3, 2, 2, 12, 12, 16, lengths=[12, 5, 1]),
     attention("ragged-blind-rows", 2, 2, 2, 6, 10, 16, lengths=[0, 10]),
     attention("ragged-decode", 4, 4, 2, 1, 50, 32, lengths=[50, 1, 17, 0]),
+    attention("lengths-out-of-range", 3, 2, 2, 12, 27, 32, lengths=[-2, 99, 20]),
     attention("scaled", 1, 2, 2, 19, 19, 16, scale=0.7),
     attention("sharp", 1, 2, 2, 40, 40, 16, scale=0.7),
     attention("dropout", 2, 2, 2, 35, 35, 16, dropout_p=0.25),

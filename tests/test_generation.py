@@ -759,3 +759,19 @@ def test_a_checkpoint_of_gpt2s_vocabulary_without_files_gets_gpt2s_tokenizer(mon
     monkeypatch.setattr("llmfast.generation.gpt2_tokenizer", offline)
     with pytest.raises(ValueError, match="give token ids .* neither here nor there"):
         LLM(model).generate("hello")
+
+
+def test_a_model_left_in_training_mode_generates_without_dropout(storyteller):
+    text = torch.tensor(storyteller.tokenizer.encode("Once upon a time"))
+    expected = storyteller.score(text).total
+    storyteller.model.train()
+    assert storyteller.score(text).total == expected
+    storyteller.model.train()
+    storyteller.generate("Once", 2)
+    assert not storyteller.model.training
+
+
+def test_score_without_a_tokenizer_survives_a_start_token_outside_the_vocabulary():
+    model = GPT(GPTConfig(vocab_size=50, n_positions=8, n_embd=4, n_layer=1, n_head=1, bos_token_id=50256))
+    scored = LLM(model).score(torch.tensor([1, 2, 3])).log_probabilities
+    assert scored[0].isnan() and bool((scored[1:] < 0).all())

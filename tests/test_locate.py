@@ -68,8 +68,16 @@ def test_a_missing_path_object_is_not_looked_for_on_the_hub(hub, tmp_path):
 def test_a_hub_name_is_downloaded(name, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hub.answer = str(tmp_path)
+    (tmp_path / "model.safetensors").touch()
     assert locate_model(name) == tmp_path
     assert [asked for asked, _ in hub.asked] == [name]
+
+
+def test_old_weights_are_fetched_only_where_there_are_no_others(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hub.answer = str(tmp_path)
+    locate_model("gpt2")
+    assert [asked for asked, _ in hub.asked] == ["gpt2", "gpt2"]
 
 
 def test_a_local_directory_is_preferred_to_the_hub(hub, tmp_path, monkeypatch):

@@ -29,7 +29,8 @@ ALIASES = {"torch": "pytorch"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # name -> a module-like object, or where to import it from when it is first needed (Triton is slow to import).
-_registry: dict[str, Any] = {name: f"llmfast.backends.{name}" for name in ("pytorch", "cpp", "triton", "reference")}
+BUILT_IN = ("pytorch", "cpp", "triton", "reference")
+_registry: dict[str, Any] = {name: f"llmfast.backends.{name}" for name in BUILT_IN}
 
 
 class BackendUnavailable(RuntimeError):
@@ -49,8 +50,8 @@ def register_backend(name: str, module: Any) -> None:
     It needs `why_not(op, device, dtype)` only if there are ops, devices or dtypes that it can't run; an op that it
     does not define counts as one it can't run.
     """
-    if name in ("auto", *ALIASES) or not name.isidentifier():
-        raise ValueError(f"{name!r} can't be the name of a backend")
+    if name in ("auto", *ALIASES, *BUILT_IN) or not name.isidentifier():
+        raise ValueError(f"{name!r} can't be the name of a new backend")
     if not any(hasattr(module, op) for op in OPS):
         raise ValueError(f"backend {name!r} defines none of the ops {', '.join(OPS)}")
     _registry[name] = module
@@ -79,35 +80,39 @@ def use_backend(backend: str | Mapping[str, str]) -> Iterator[None]:
         _choice.backend_of = before
 
 
-def select(op: str, x: torch.Tensor) -> Callable[..., Any]:
+def select(op: str, x: torch.Tensor, head_dim: int = 0) -> Callable[..., Any]:
     """The function that runs `op` on tensors like `x` under the current choice of backend."""
-    return getattr(_module(resolve(op, x.device, x.dtype)[0]), op)
+    return getattr(_module(resolve(op, x.device, x.dtype, head_dim)[0]), op)
 
 
-def resolve(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+def resolve(op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> tuple[str, str]:
     """The name of the backend that runs `op` there under the current choice, and the reason for it.
+
+    `head_dim` matters to attention only: a backend may have a largest one, `MAX_HEAD_DIM`.
 
     `BackendUnavailable` where none does.
     """
     name = _choice.backend_of[op]
     if name != "auto":
-        reason = _why_not(name, op, device, dtype)
+        reason = _why_not(name, op, device, dtype, head_dim)
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} can't run {op} on {device.type} {_short(dtype)}: {reason}")
         return name, "chosen by name"
     passed = ""
     for candidate in AUTO.get(device.type, ("pytorch",)):
-        reason = _why_not(candidate, op, device, dtype)
+        reason = _why_not(candidate, op, device, dtype, head_dim)
         if reason is None:
             return candidate, f"the first of {device.type}'s backends that can" + passed
         passed += f"; {candidate} can't: {reason}"
     raise BackendUnavailable(f"no backend runs {op} on {device.type} {_short(dtype)}{passed}")
 
 
-def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> str | None:
     module = _module(name)
     if not hasattr(module, op):
         return f"it does not define {op}"
+    if head_dim > getattr(module, "MAX_HEAD_DIM", head_dim):
+        return f"its attention takes heads of up to {module.MAX_HEAD_DIM} channels, not {head_dim}"
     check = getattr(module, "why_not", None)
     return check(op, device, dtype) if check is not None else None
 
@@ -120,14 +125,14 @@ def _module(name: str) -> Any:
 
 def _load(name: str) -> Any:
     try:
-        if name in _registry:
-            _registry[name] = importlib.import_module(_registry[name])
-        else:
+        if isinstance(place := _registry.get(name), str):
+            _registry[name] = importlib.import_module(place)
+        elif place is None:
             found = [entry for entry in entry_points(group="llmfast.backends") if entry.name == name]
             if not found:
                 raise ValueError(f"unknown backend {name!r}; known: auto, {', '.join(backend_names())}")
             register_backend(name, found[0].load())
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise BackendUnavailable(f"backend {name!r} can't be loaded: {error}") from error
     return _registry[name]
 
@@ -202,7 +207,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
     if not tensors:
         raise ValueError(f"explain({op!r}, ...) needs the tensors of the call")
-    name, reason = resolve(op, tensors[0].device, tensors[0].dtype)
+    head_dim = tensors[0].shape[-1] if op == "causal_attention" else 0
+    name, reason = resolve(op, tensors[0].device, tensors[0].dtype, head_dim)
     describe = getattr(_module(name), "describe", None)
     return Explanation(op, name, reason, describe(op, *args, **kwargs) if describe is not None else "")
 

@@ -1,11 +1,12 @@
-"""The C++ kernels of `csrc/`, for CPUs: one build, several instruction sets, chosen when the first op runs.
+"""The C++ kernels of `csrc/`, for CPUs: one build, several instruction sets, chosen when the extension is loaded.
 
-They are the operators `torch.ops.llmfast.*`. Where the extension could not be built this module still imports, and
-`why_not` says what was missing.
+They are the operators `torch.ops.llmfast.*`, with heads of up to `MAX_HEAD_DIM` channels. Where the extension could not
+be built this module still imports, and `why_not` says what was missing.
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from llmfast.backends.registered import RegisteredOps, register
 
+MAX_HEAD_DIM = 256
 PACKAGE = Path(__file__).parents[1]
 HOW_TO_GET_IT = "install a C++17 compiler (such as g++) and install llmfast-kernels again"
 
@@ -22,8 +24,9 @@ def _load_extension() -> str | None:
     libraries = [path for path in sorted(PACKAGE.glob("_C*")) if path.suffix in (".so", ".dylib", ".pyd")]
     if not libraries:
         note = PACKAGE / "_C_missing.txt"
-        reason = note.read_text(encoding="utf-8").strip() if note.exists() else "the extension was not built"
-        return f"{reason}; {HOW_TO_GET_IT}"
+        if note.exists():
+            return note.read_text(encoding="utf-8").strip()
+        return f"the extension was not built; {HOW_TO_GET_IT}"
     try:
         torch.ops.load_library(libraries[0])
     except OSError as error:
@@ -31,7 +34,9 @@ def _load_extension() -> str | None:
     try:
         isa()  # a wrong LLMFAST_CPU_ISA shows here
     except RuntimeError as error:
-        return str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"the C++ kernels are off: {reason}", stacklevel=2)
+        return reason
     register("llmfast")
     return None
 

@@ -43,7 +43,7 @@ def visible_keys(T: int, S: int, kv_lengths: Tensor | None, device: torch.device
     """(1 or B, 1, T, S) bool: query t sees keys 0 … length - T + t."""
     key = torch.arange(S, device=device)
     query = torch.arange(T, device=device).view(T, 1)
-    length = torch.tensor([S], device=device) if kv_lengths is None else kv_lengths
+    length = torch.tensor([S], device=device) if kv_lengths is None else kv_lengths.clamp(0, S)
     return key <= length.view(-1, 1, 1, 1) - T + query
 
 

@@ -19,7 +19,10 @@ from llmfast.backends.registered import SCHEMAS, RegisteredOps, register
 KERNEL_FILE = {"add_layer_norm": "layer_norm"}
 
 # Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
+MAX_HEAD_DIM = 256
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+# Asked once, outside of anything that torch.compile traces.
+BFLOAT16_GPU = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _define_operators() -> str | None:
@@ -33,8 +36,8 @@ def _define_operators() -> str | None:
             torch.library.define(f"llmfast_triton::{op}", schema)
             # One implementation for every device: CUDA and ROCm tensors run for real, CPU tensors in the interpreter.
             torch.library.impl(f"llmfast_triton::{op}", "CompositeExplicitAutograd")(getattr(module, op))
-    except ImportError as error:
-        return f"triton does not import: {error}"
+    except Exception as error:  # a broken Triton must not keep the package from importing
+        return f"triton does not import: {type(error).__name__}: {error}"
     register("llmfast_triton")
     return None
 
@@ -52,6 +55,8 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the Triton kernels do not run on {device.type}"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return "the Triton kernels know float32, bfloat16 and float16"
+    if device.type == "cuda" and dtype == torch.bfloat16 and not BFLOAT16_GPU:
+        return "this GPU has no bfloat16 arithmetic (compute capability below 8.0)"
     if INTERPRETED and dtype == torch.bfloat16:
         return "Triton's interpreter does not multiply bfloat16 matrices"
     return None
