@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def run(*arguments: str, stdin: str | None = None, **environment: str) -> subpro
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
+        cwd=tempfile.gettempdir(),  # away from the checkout: it is the installed package that answers
     )
 
 
