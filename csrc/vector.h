@@ -194,27 +194,39 @@ LLMFAST_INLINE vf exp_nonpositive(vf x) {
   return x < -87.3f ? zeros() : (x == x ? result : x);
 }
 
-// Runs f(task) for every task in [0, tasks). Threads take the next task when they are done with one, so a slow or busy
-// core costs no more than one task; which thread runs a task never changes its result.
+// Runs f(task) for every task in [0, tasks). Each thread has a run of neighbouring tasks of its own, so that threads
+// write to different pages, and when that is done helps with the runs of the others, so that a slow or busy core costs
+// no more than one task. Which thread runs a task never changes its result.
 template <class F>
 void for_each_task(const Threads& threads, i64 tasks, const F& f) {
-  struct Shared {
-    const F* f;
-    i64 next, tasks;
-  } shared{&f, 0, tasks};
-  const i64 workers = min_of<i64>(threads.count, tasks);
-  if (workers <= 1) {
+  constexpr i64 MOST_RUNS = 64;
+  struct alignas(64) Run {
+    i64 next, end;
+  };
+  const i64 runs = min_of<i64>(min_of<i64>(threads.count, tasks), MOST_RUNS);
+  if (runs <= 1) {
     for (i64 task = 0; task < tasks; task++) f(task);
     return;
   }
+  struct Shared {
+    const F* f;
+    i64 runs;
+    Run run[MOST_RUNS];
+  } shared;
+  shared.f = &f;
+  shared.runs = runs;
+  for (i64 r = 0; r < runs; r++) shared.run[r] = {tasks * r / runs, tasks * (r + 1) / runs};
   threads.run(
-      workers,
-      [](i64, i64, void* context) {
+      runs,
+      [](i64 own, i64, void* context) {
         Shared& s = *static_cast<Shared*>(context);
-        for (;;) {
-          const i64 task = __atomic_fetch_add(&s.next, i64{1}, __ATOMIC_RELAXED);
-          if (task >= s.tasks) return;
-          (*s.f)(task);
+        for (i64 i = 0; i < s.runs; i++) {
+          Run& run = s.run[(own + i) % s.runs];
+          for (;;) {
+            const i64 task = __atomic_fetch_add(&run.next, i64{1}, __ATOMIC_RELAXED);
+            if (task >= run.end) break;
+            (*s.f)(task);
+          }
         }
       },
       &shared);
