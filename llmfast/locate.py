@@ -36,5 +36,5 @@ def locate_model(name: str | Path) -> Path:
             path = Path(snapshot_download(text, allow_patterns=HUB_FILES + HUB_OLD_WEIGHTS, etag_timeout=10))
         return path
     except Exception as error:  # a network, a name and a server have many ways to fail
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(f"{missing}, and the hub did not give it: {reason}") from None
