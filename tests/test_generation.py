@@ -459,6 +459,8 @@ def test_greedy_text_agrees_in_a_ragged_batch(storyteller, storyteller_directory
 
 def test_bfloat16_runs_and_stays_near(storyteller_directory, fast_place):
     backend, device = fast_place
+    if fast_place == ("triton", "cpu"):
+        pytest.skip("Triton's interpreter does not multiply bfloat16 matrices")
     llm = llmfast.load(storyteller_directory, backend=backend, device=device, precision="bf16")
     assert llm.model.dtype == torch.bfloat16
     text = greedy(llm, "Once upon a time", max_new_tokens=10)
