@@ -127,7 +127,7 @@ A run limited by minutes sees as many tokens as the machine manages; `--steps {r
 
 **Limits**: a story can lose its thread, and facts are made up. The stories it learned from were themselves written by \
 a language model. Not for advice, and not a base for anything that matters.
-""".replace("\\\n", "")
+"""
 
 
 def train(arguments: argparse.Namespace) -> None:
