@@ -119,8 +119,10 @@ void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64
   panel_matmul(a.D, p.vectors, keys, v, 1, a.D, scores, p.out, width, true);
 }
 
-template <class T>
-void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin) {
+// Q is the type of queries and output, T that of keys and values. `commit()` is asked once, before anything is written:
+// where it says no, somebody else has already done this tile.
+template <class Q, class T, class Commit>
+void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Commit& commit) {
   constexpr i64 PANELS = QUERIES_PER_TASK / TILE_COLS;
   const i64 D = a.D, bh = b * a.H + h, h_kv = h / (a.H / a.Hkv);
   const i64 length = a.kv_lengths ? a.kv_lengths[b] : a.S, offset = length - a.T;
@@ -141,7 +143,7 @@ void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin) {
     p.out = p.q + D * width;
     p.max = p.out + D * width;
     p.sum = p.max + width;
-    pack_panel(at<T>(a.q, a.q_stride, b, h, p.t0), 1, a.q_stride[2], D, p.count, p.q);
+    pack_panel(at<Q>(a.q, a.q_stride, b, h, p.t0), 1, a.q_stride[2], D, p.count, p.q);
     scale_panel(p.q, D * width, a.scale);
     memset(p.out, 0, size_t(D * width) * sizeof(float));
     for (i64 j = 0; j < width; j++) {
@@ -161,13 +163,14 @@ void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin) {
     }
   }
 
+  if (!commit()) return;
   for (i64 i = 0; i < panels; i++) {
     const QueryPanel& p = panel[i];
     float inverse[TILE_COLS];
     for (i64 j = 0; j < p.vectors * W; j++) inverse[j] = p.sum[j] == 0.0f ? 0.0f : 1.0f / p.sum[j];
-    for (i64 j = 0; j < p.count; j++)
+    for (i64 j = 0; a.lse && j < p.count; j++)
       a.lse[bh * a.T + p.t0 + j] = p.sum[j] == 0.0f ? -INFINITY : p.max[j] + ::logf(p.sum[j]);
-    unpack_panel(p.out, p.vectors * W, D, p.count, inverse, at<T>(a.out, a.out_stride, b, h, p.t0), a.out_stride[2]);
+    unpack_panel(p.out, p.vectors * W, D, p.count, inverse, at<Q>(a.out, a.out_stride, b, h, p.t0), a.out_stride[2]);
   }
 }
 
@@ -180,7 +183,7 @@ void attention_as(const AttentionArgs& a, const Threads& threads) {
   const i64 heads = a.B * a.H, tiles = ceil_div(a.T, QUERIES_PER_TASK);
   for_each_task(threads, heads * tiles, [&](i64 task) {
     const i64 bh = task % heads, tile = tiles - 1 - task / heads;
-    attention_tile<T>(a, bh / a.H, bh % a.H, tile * QUERIES_PER_TASK);
+    attention_tile<T, T>(a, bh / a.H, bh % a.H, tile * QUERIES_PER_TASK, [] { return true; });
   });
 }
 

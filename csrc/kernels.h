@@ -43,7 +43,7 @@ struct AttentionArgs {
   uint64_t seed;
   void* out;  // (B, H, T, D)
   i64 out_stride[3];
-  float* lse;  // (B, H, T) contiguous
+  float* lse;  // (B, H, T) contiguous; may be null forward
   // The backward pass reads out and lse, and writes:
   const void* grad_out;
   i64 grad_out_stride[3];
