@@ -17,18 +17,27 @@ namespace {
 //
 #include "layer_norm.inl"
 //
+#include "quantise.inl"
+//
 #include "attention.inl"
 //
 #include "attention_decode.inl"
 //
 #include "attention_backward.inl"
+//
+#include "packed.inl"
+//
+#include "phases.inl"
+//
+#include "decoder_step.inl"
 
 }  // namespace
 
 const Kernels& LLMFAST_KERNELS() {
   static constexpr Kernels table = {
       LLMFAST_ISA_NAME, attention, attention_backward, layer_norm, layer_norm_backward, gelu, gelu_backward,
-      linear, linear_backward, cross_entropy, cross_entropy_backward};
+      linear, linear_backward, cross_entropy, cross_entropy_backward,
+      TILE_COLS, packed_bytes, pack_weight, decoder_row_bytes, decoder_partial_floats, decoder_chunks, decoder_step};
   return table;
 }
 

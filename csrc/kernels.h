@@ -95,6 +95,14 @@ struct CrossEntropyArgs {
   void *dhidden, *dweight;
 };
 
+enum class Format;
+struct PackedMatrix;
+struct WeightSource;
+struct DecoderModel;
+struct DecoderState;
+struct StepJob;
+struct Segment;
+
 struct Kernels {
   const char* name;
   void (*attention)(const AttentionArgs&, const Threads&);
@@ -107,6 +115,14 @@ struct Kernels {
   void (*linear_backward)(const LinearArgs&, const Threads&);
   void (*cross_entropy)(const CrossEntropyArgs&, const Threads&);
   void (*cross_entropy_backward)(const CrossEntropyArgs&, const Threads&);
+  // The native decoder (decoder.h).
+  i64 panel_columns;
+  i64 (*packed_bytes)(Format, i64 N, i64 K);
+  void (*pack_weight)(const PackedMatrix&, const WeightSource&, const Threads&);
+  i64 (*decoder_row_bytes)(const DecoderModel&);
+  i64 (*decoder_partial_floats)(const DecoderState&);
+  i64 (*decoder_chunks)(const DecoderState&);
+  void (*decoder_step)(DecoderState&, const StepJob&, const Segment*, int thread, uint64_t* last_phase);
 };
 
 const Kernels& generic_kernels();

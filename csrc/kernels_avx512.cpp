@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "decoder.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
@@ -22,6 +22,7 @@
 #define LLMFAST_TILE_ROWS 6
 #define LLMFAST_TILE_VECTORS 4
 #define LLMFAST_BF16_DOT 0
+#define LLMFAST_INT8_DOT 0
 #define LLMFAST_ISA_NAME "avx512"
 #define LLMFAST_KERNELS avx512_kernels
 #include "all_kernels.inl"

@@ -6,6 +6,7 @@
 //   gelu                    linear_ops.cpp             gelu.inl
 //   linear                  linear_ops.cpp             linear.inl on matmul.inl
 //   linear_cross_entropy    cross_entropy_ops.cpp      cross_entropy.inl on matmul.inl
+//   native_..., top_k       native_decoder_ops.cpp     decoder_step.inl on packed.inl and phases.inl, in native_decoder.cpp
 //
 // Only CPU kernels are registered here; fake kernels and autograd formulas come from llmfast/backends/registered.py,
 // for these operators and for the Triton ones of the same schemas alike.
@@ -49,6 +50,17 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
       "linear_cross_entropy_backward(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor targets, Tensor lse, "
       "int ignore_index) -> (Tensor, Tensor)");
   m.def("cpu_isa() -> str");
+  m.def("native_model(int[] shape, str activation, float layer_norm_epsilon, bool tied, int[] formats) -> int");
+  m.def("native_model_give(int model, str name, Tensor values, Tensor? scale, int threads) -> ()");
+  m.def("native_model_bytes(int model) -> int");
+  m.def("native_model_free(int model) -> ()");
+  m.def("native_decoder(int model, int batch, int capacity, int most_rows, str cache_type) -> int");
+  m.def(
+      "native_step(int decoder, Tensor ids, int[] segments, bool all_rows, int vocabulary, int threads, "
+      "Tensor(a!)? logits) -> Tensor");
+  m.def("native_decoder_bytes(int decoder) -> int");
+  m.def("native_decoder_free(int decoder) -> ()");
+  m.def("top_k(Tensor logits, int k) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {
@@ -64,9 +76,18 @@ STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {
   m.impl("linear_backward", TORCH_BOX(&llmfast::linear_backward));
   m.impl("linear_cross_entropy", TORCH_BOX(&llmfast::linear_cross_entropy));
   m.impl("linear_cross_entropy_backward", TORCH_BOX(&llmfast::linear_cross_entropy_backward));
+  m.impl("native_model_give", TORCH_BOX(&llmfast::native_model_give));
+  m.impl("native_step", TORCH_BOX(&llmfast::native_step));
+  m.impl("top_k", TORCH_BOX(&llmfast::top_k));
 }
 
 // No tensor argument, so no device to dispatch on.
 STABLE_TORCH_LIBRARY_IMPL(llmfast, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&llmfast::cpu_isa));
+  m.impl("native_model", TORCH_BOX(&llmfast::native_model));
+  m.impl("native_model_bytes", TORCH_BOX(&llmfast::native_model_bytes));
+  m.impl("native_model_free", TORCH_BOX(&llmfast::native_model_free));
+  m.impl("native_decoder", TORCH_BOX(&llmfast::native_decoder));
+  m.impl("native_decoder_bytes", TORCH_BOX(&llmfast::native_decoder_bytes));
+  m.impl("native_decoder_free", TORCH_BOX(&llmfast::native_decoder_free));
 }

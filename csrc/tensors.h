@@ -104,5 +104,16 @@ Tensors2 linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const 
 Tensors2 linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& hidden, const Tensor& weight,
                                        const Tensor& targets, const Tensor& lse, int64_t ignore_index);
 std::string cpu_isa();
+int64_t native_model(std::vector<int64_t> shape, std::string activation, double layer_norm_epsilon, bool tied,
+                     std::vector<int64_t> formats);
+void native_model_give(int64_t model, std::string name, const Tensor& values, const MaybeTensor& scale, int64_t threads);
+int64_t native_model_bytes(int64_t model);
+void native_model_free(int64_t model);
+int64_t native_decoder(int64_t model, int64_t batch, int64_t capacity, int64_t most_rows, std::string cache_type);
+Tensor native_step(int64_t decoder, const Tensor& ids, std::vector<int64_t> segments, bool all_rows, int64_t vocabulary,
+                   int64_t threads, const MaybeTensor& logits);
+int64_t native_decoder_bytes(int64_t decoder);
+void native_decoder_free(int64_t decoder);
+Tensors2 top_k(const Tensor& logits, int64_t k);
 
 }  // namespace llmfast

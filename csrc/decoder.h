@@ -1,0 +1,96 @@
+// The native decoder as its kernels see it: packed weights, the memory of the sequences being generated, and what one
+// step is asked to do. Plain data: decoder.cpp owns it, packed.inl and decoder_step.inl compute with it.
+#pragma once
+
+#include "kernels.h"
+#include "team.h"
+
+namespace llmfast {
+
+// How a matrix holds its weights: 4, 2, 1 or half a byte each. The integers are unsigned, with zero at 128 and 8.
+enum class Format { f32, bf16, i8, i4 };
+
+// A weight (N, K), in panels of the instruction set's own width (packed.inl).
+struct PackedMatrix {
+  Format format;
+  i64 N, K;
+  uint8_t* panels;
+  const float* bias;  // (N, padded to whole panels) or null
+};
+
+// A weight as it comes from a file, with any strides (in elements).
+struct WeightSource {
+  enum class Type { f32, bf16, i8, i4 } type;
+  const void* values;  // (N, K); i4: bytes (N, K padded to 32, / 2), element 2j in the low nibble of byte j
+  i64 row, col;
+  const void* scale;  // i8: float32 (N,); i4: bfloat16 (N, groups of 32)
+};
+
+struct LayerNormWeights {
+  const float *weight, *bias;
+};
+
+struct DecoderLayer {
+  LayerNormWeights ln_1, ln_2;
+  PackedMatrix qkv, attention_out, mlp_in, mlp_out;
+};
+
+struct DecoderModel {
+  i64 vocabulary, positions, width, layers, heads, inner;
+  Activation activation;
+  float layer_norm_epsilon;
+  const float* position_embedding;                 // (positions, width)
+  PackedMatrix token_embedding, head;              // the same panels where they are tied
+  LayerNormWeights ln_f;
+  const DecoderLayer* layer;
+};
+
+// How the keys and values are kept; i8 rows have a float32 scale behind them.
+enum class CacheType { f32, bf16, i8 };
+
+// `count` new tokens of the sequence in `slot`, at positions `start` and on: rows `row` and on of the step.
+struct Segment {
+  i64 slot, start, count, row;
+};
+
+// What one step does. Every thread works from a copy of its own, so that one that was away never reads half a job.
+struct StepJob {
+  uint64_t first_phase;  // the tag of the step's first phase
+  int threads;
+  i64 rows, segments, outputs;  // outputs: how many rows of logits
+  bool all_rows;                // logits of every row, or of each segment's last
+  i64 vocabulary;               // `best` looks for the largest logit before this one only
+  float* logits;                // (outputs, V) or null
+};
+
+// One thread's share of the chunks of a phase: the next one that nobody has taken, and how many are finished. Both words
+// carry the tag of the phase they speak of, so that nobody has to reset them in between.
+struct alignas(64) PhaseRun {
+  uint64_t next, done;
+};
+
+struct BestLogit {
+  float value;
+  int32_t index;
+};
+
+constexpr int MOST_THREADS = 64;
+
+struct DecoderState : TeamJob {
+  const DecoderModel* model;
+  CacheType cache_type;
+  i64 batch, capacity, most_rows;
+
+  // Memory that all threads share, written by whoever commits a chunk.
+  uint8_t *keys, *values;          // (layers, batch, heads, capacity, row)
+  float *x, *q, *attended;         // (most_rows, width)
+  float* inner;                    // (most_rows, the MLP's width)
+  float* partials;                 // (most_rows, heads, runs of keys, D + 2), of short segments
+  uint8_t* prepared;               // most_rows rows in the format of the next matrix
+  BestLogit* best;                 // (outputs, panels of the head)
+  i64* ids;                        // (most_rows,)
+  PhaseRun runs[MOST_THREADS];
+  uint64_t* owners;  // of each chunk: the phase's tag, its thread, and whether it is finished
+};
+
+}  // namespace llmfast

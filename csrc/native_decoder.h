@@ -1,0 +1,106 @@
+// Owners of what decoder.h describes: a model's packed weights, and the state of some sequences generated with it.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "decoder.h"
+
+namespace llmfast {
+
+// Memory straight from the system, zero until written, and not resident before. `dense` asks for huge pages.
+class Memory {
+ public:
+  Memory() = default;
+  Memory(size_t bytes, bool dense);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory(Memory&& other) noexcept { std::swap(data_, other.data_), std::swap(bytes_, other.bytes_); }
+  Memory& operator=(Memory&& other) noexcept {
+    std::swap(data_, other.data_), std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  uint8_t* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+struct NativeShape {
+  i64 vocabulary, positions, width, layers, heads, inner;
+  Activation activation;
+  float layer_norm_epsilon;
+  bool tied;  // the head is the token embedding
+};
+
+// Weights, given one at a time under their names in a checkpoint, packed for this CPU, and never changed afterwards.
+class NativeModel {
+ public:
+  // formats: of each layer's four matrices in order, then the token embedding's and, untied, the head's.
+  NativeModel(const NativeShape& shape, const std::vector<Format>& formats);
+
+  // What a name stands for: the expected shape is (N, K), or (N,) with K = 0. Throws for an unknown name.
+  struct Place {
+    PackedMatrix* matrix;
+    float* vector;
+    i64 N, K;
+    bool given;
+  };
+  Place& place(const std::string& name);
+  void give(const std::string& name, const WeightSource& source, const Threads& threads);
+
+  // Throws where a weight is still missing.
+  const DecoderModel& ready() const;
+  const Kernels& kernels() const { return kernels_; }
+  size_t bytes() const { return packed_.bytes() + vectors_.bytes(); }
+
+ private:
+  const Kernels& kernels_;
+  DecoderModel model_{};
+  std::vector<DecoderLayer> layers_;
+  std::unordered_map<std::string, Place> places_;
+  Memory packed_, vectors_;
+};
+
+// The state of `batch` sequences of up to `capacity` tokens. One caller at a time.
+class NativeDecoder {
+ public:
+  NativeDecoder(std::shared_ptr<const NativeModel> model, i64 batch, i64 capacity, i64 most_rows, CacheType cache_type);
+  ~NativeDecoder();
+  NativeDecoder(const NativeDecoder&) = delete;
+
+  // Runs the new tokens `ids` of all segments (their rows one after another). Writes logits, (outputs, V) or null, and
+  // the index of the largest logit of each output below `vocabulary`.
+  void step(const int64_t* ids, std::vector<Segment> segments, bool all_rows, i64 vocabulary, int threads, float* logits,
+            int64_t* best);
+
+  i64 width() const { return model_->ready().vocabulary; }
+  i64 most_rows() const { return state_.most_rows; }
+  size_t cache_bytes() const { return cache_.bytes(); }
+
+ private:
+  static void help(TeamJob* job, int worker);
+
+  std::shared_ptr<const NativeModel> model_;
+  // Helpers get the state from the team; the job is copied by each under the sequence lock `serial_`.
+  struct State : DecoderState {
+    NativeDecoder* owner;
+  } state_{};
+  Memory cache_, scratch_;
+  std::mutex in_use_;
+  std::atomic<uint64_t> serial_{0};
+  StepJob job_{};
+  std::vector<Segment> segments_;  // one for each slot, never moved: a helper may be copying them
+  uint64_t next_phase_ = 1;
+};
+
+// The k largest of n logits, largest first; of equal ones the first comes first.
+void top_k(const float* logits, i64 n, i64 k, float* values, int64_t* indices);
+
+}  // namespace llmfast

@@ -1,0 +1,154 @@
+// The native decoder's operators. Models and decoders are known to Python by a number, which llmfast/decoders/native.py
+// keeps and frees: classes of their own are not part of torch's stable ABI.
+
+#include <unordered_map>
+
+#include "native_decoder.h"
+#include "tensors.h"
+
+namespace llmfast {
+namespace {
+
+template <class T>
+class Registry {
+ public:
+  int64_t add(std::shared_ptr<T> object) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    objects_[++last_] = std::move(object);
+    return last_;
+  }
+  std::shared_ptr<T> get(int64_t number) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = objects_.find(number);
+    check(found != objects_.end(), "there is no native object ", number, ": it was freed, or belongs to another process");
+    return found->second;
+  }
+  void remove(int64_t number) {
+    std::shared_ptr<T> last;  // destroyed after the lock is released
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = objects_.find(number);
+    if (found == objects_.end()) return;
+    last = std::move(found->second);
+    objects_.erase(found);
+  }
+
+ private:
+  std::mutex mutex_;
+  int64_t last_ = 0;
+  std::unordered_map<int64_t, std::shared_ptr<T>> objects_;
+};
+
+// Never destroyed: a helper thread may outlive the statics of this library.
+Registry<NativeModel>& models() {
+  static auto* registry = new Registry<NativeModel>;
+  return *registry;
+}
+Registry<NativeDecoder>& decoders() {
+  static auto* registry = new Registry<NativeDecoder>;
+  return *registry;
+}
+
+Format format_of(int64_t code) {
+  check(code >= 0 && code <= 3, "format is ", code, ", expected 0 (float32), 1 (bfloat16), 2 (int8) or 3 (int4)");
+  return static_cast<Format>(code);
+}
+
+}  // namespace
+
+int64_t native_model(std::vector<int64_t> shape, std::string activation, double layer_norm_epsilon, bool tied,
+                     std::vector<int64_t> formats) {
+  check(shape.size() == 6, "shape is (vocabulary, positions, width, layers, heads, inner), got ", shape.size(), " numbers");
+  check(activation == "gelu_tanh" || activation == "gelu", "activation is '", activation, "', expected 'gelu_tanh' or 'gelu'");
+  NativeShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5],
+                activation == "gelu" ? Activation::gelu_erf : Activation::gelu_tanh, float(layer_norm_epsilon), tied};
+  std::vector<Format> all;
+  for (const int64_t code : formats) all.push_back(format_of(code));
+  return models().add(std::make_shared<NativeModel>(s, all));
+}
+
+void native_model_give(int64_t model, std::string name, const Tensor& values, const MaybeTensor& scale, int64_t threads) {
+  const auto m = models().get(model);
+  NativeModel::Place& place = m->place(name);
+  check(values.is_cpu() && (!scale || scale->is_cpu()), name, " must be on the CPU");
+  const i64 groups = (place.K + 31) / 32;
+  WeightSource source{};
+  source.values = values.const_data_ptr();
+  const ScalarType type = values.scalar_type();
+  i64 columns = place.K;
+  if (type == ScalarType::Float || type == ScalarType::BFloat16) {
+    source.type = type == ScalarType::Float ? WeightSource::Type::f32 : WeightSource::Type::bf16;
+    check(!scale, name, " has a scale, but is not quantised");
+  } else {
+    check(type == ScalarType::Char || type == ScalarType::Byte, name, " must be float32, bfloat16, int8 or uint8 (nibbles)");
+    const bool nibbles = type == ScalarType::Byte;
+    source.type = nibbles ? WeightSource::Type::i4 : WeightSource::Type::i8;
+    check(scale.has_value() && scale->is_contiguous(), name, " needs its scale, contiguous");
+    check(scale->scalar_type() == (nibbles ? ScalarType::BFloat16 : ScalarType::Float), "the scale of ", name,
+          " has the wrong dtype");
+    check(scale->numel() == place.N * (nibbles ? groups : 1), "the scale of ", name, " has shape ", shape(*scale));
+    check(!nibbles || values.is_contiguous(), name, " must be contiguous");
+    if (nibbles) columns = groups * 16;
+    source.scale = scale->const_data_ptr();
+  }
+  const bool fits = place.K == 0 ? values.dim() == 1 && values.size(0) == place.N
+                                 : values.dim() == 2 && values.size(0) == place.N && values.size(1) == columns;
+  check(fits, name, " has shape ", shape(values), ", expected (", place.N, place.K ? ", " + std::to_string(columns) : ",", ")");
+  source.row = values.stride(0);
+  source.col = place.K == 0 ? 0 : values.stride(1);
+  m->give(name, source, team_threads(int(threads)));
+}
+
+int64_t native_model_bytes(int64_t model) { return int64_t(models().get(model)->bytes()); }
+void native_model_free(int64_t model) { models().remove(model); }
+
+int64_t native_decoder(int64_t model, int64_t batch, int64_t capacity, int64_t most_rows, std::string cache_type) {
+  const bool f32 = cache_type == "fp32", bf16 = cache_type == "bf16";
+  check(f32 || bf16 || cache_type == "int8", "cache_type is '", cache_type, "', expected 'fp32', 'bf16' or 'int8'");
+  const CacheType type = f32 ? CacheType::f32 : bf16 ? CacheType::bf16 : CacheType::i8;
+  return decoders().add(std::make_shared<NativeDecoder>(models().get(model), batch, capacity, most_rows, type));
+}
+
+Tensor native_step(int64_t decoder, const Tensor& ids, std::vector<int64_t> segments, bool all_rows, int64_t vocabulary,
+                   int64_t threads, const MaybeTensor& logits) {
+  const auto d = decoders().get(decoder);
+  check(segments.size() % 3 == 0, "segments are (slot, start, count) each, got ", segments.size(), " numbers");
+  check(ids.is_cpu() && ids.scalar_type() == ScalarType::Long && ids.dim() == 1 && ids.is_contiguous(),
+        "ids must be a contiguous one-dimensional int64 tensor on the CPU");
+  std::vector<Segment> all;
+  i64 rows = 0;
+  for (size_t i = 0; i < segments.size(); i += 3) {
+    all.push_back({segments[i], segments[i + 1], segments[i + 2], 0});
+    check(segments[i + 2] >= 1 && segments[i + 2] <= ids.numel(), "a segment of ", segments[i + 2], " tokens");
+    rows += segments[i + 2];
+  }
+  check(rows == ids.numel(), "the segments have ", rows, " tokens, ids ", ids.numel());
+  const i64 outputs = all_rows ? rows : i64(all.size());
+  float* out = nullptr;
+  if (logits) {
+    check(logits->is_cpu() && logits->scalar_type() == ScalarType::Float && logits->is_contiguous() && logits->dim() == 2 &&
+              logits->size(0) == outputs && logits->size(1) == d->width(),
+          "logits has shape ", shape(*logits), ", expected a contiguous float32 (", outputs, ", ", d->width(), ")");
+    out = static_cast<float*>(logits->mutable_data_ptr());
+  }
+  const Tensor best = allocate({outputs}, ScalarType::Long);
+  d->step(static_cast<const int64_t*>(ids.const_data_ptr()), std::move(all), all_rows, vocabulary, int(threads), out,
+          static_cast<int64_t*>(best.mutable_data_ptr()));
+  return best;
+}
+
+int64_t native_decoder_bytes(int64_t decoder) { return int64_t(decoders().get(decoder)->cache_bytes()); }
+void native_decoder_free(int64_t decoder) { decoders().remove(decoder); }
+
+Tensors2 top_k(const Tensor& logits, int64_t k) {
+  check(logits.is_cpu() && logits.scalar_type() == ScalarType::Float && logits.dim() == 2 && logits.is_contiguous(),
+        "logits must be a contiguous float32 (B, V) on the CPU, got ", shape(logits));
+  const i64 rows = logits.size(0), n = logits.size(1);
+  check(k >= 1 && k <= n, "k is ", k, ", expected 1 to ", n);
+  const Tensor values = allocate({rows, k}, ScalarType::Float), indices = allocate({rows, k}, ScalarType::Long);
+  for (i64 r = 0; r < rows; r++)
+    top_k(static_cast<const float*>(logits.const_data_ptr()) + r * n, n, k, writable_float(values) + r * k,
+          static_cast<int64_t*>(indices.mutable_data_ptr()) + r * k);
+  return {values, indices};
+}
+
+}  // namespace llmfast
