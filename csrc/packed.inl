@@ -206,16 +206,33 @@ LLMFAST_INLINE vi dot4(vi sum, vi w, vi a) {
 #endif
 }
 
+// What the products of a format are summed in.
+template <Format F>
+struct SumOf {
+  using type = vf;
+};
+template <>
+struct SumOf<Format::i8> {
+  using type = vi;
+};
+
 // One unit of k: a is a broadcast unit of activations, w a vector of units of weights.
 template <Format F>
 LLMFAST_INLINE vf dot_unit(vf sum, vf a, vf w) {
   if (F == Format::f32) return sum + a * w;
-  if (F == Format::i8) return (vf)dot4((vi)sum, (vi)w, (vi)a);
 #if LLMFAST_BF16_DOT
   return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)w);
 #else
   return sum + (vf)((vu)a << 16) * (vf)((vu)w << 16) + (vf)((vu)a & 0xffff0000u) * (vf)((vu)w & 0xffff0000u);
 #endif
+}
+template <Format F>
+LLMFAST_INLINE vi dot_unit(vi sum, vf a, vf w) {
+  return dot4(sum, (vi)w, (vi)a);
+}
+LLMFAST_INLINE void store_sum(float* at, vf sum, bool accumulate) { store(at, accumulate ? load(at) + sum : sum); }
+LLMFAST_INLINE void store_sum(float* at, vi sum, bool accumulate) {
+  store(at, (vf)(accumulate ? (vi)load(at) + sum : sum));
 }
 
 // c (ROWS, TILE_COLS) (+)= the products of ROWS rows with `units` units of a panel.
@@ -223,11 +240,12 @@ template <Format F, int ROWS>
 __attribute__((noinline)) void packed_tile(i64 units, const uint8_t* rows, i64 row_stride, const uint8_t* panel, float* c,
                                            bool accumulate) {
   constexpr int V = TILE_VECTORS;
-  vf sum[ROWS][V];
+  using Sum = typename SumOf<F>::type;
+  Sum sum[ROWS][V];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sum[r][v] = zeros();
+    for (int v = 0; v < V; v++) sum[r][v] = Sum{};
   for (i64 u = 0; u < units; u++) {
     const float* column = reinterpret_cast<const float*>(panel) + u * TILE_COLS;
     vf w[V];
@@ -243,13 +261,7 @@ __attribute__((noinline)) void packed_tile(i64 units, const uint8_t* rows, i64 r
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) {
-      float* at = c + r * TILE_COLS + v * W;
-      if (F == Format::i8)
-        store(at, accumulate ? (vf)((vi)load(at) + (vi)sum[r][v]) : sum[r][v]);
-      else
-        store(at, accumulate ? load(at) + sum[r][v] : sum[r][v]);
-    }
+    for (int v = 0; v < V; v++) store_sum(c + r * TILE_COLS + v * W, sum[r][v], accumulate);
 }
 
 template <Format F>
