@@ -37,7 +37,8 @@ const Kernels& LLMFAST_KERNELS() {
   static constexpr Kernels table = {
       LLMFAST_ISA_NAME, attention, attention_backward, layer_norm, layer_norm_backward, gelu, gelu_backward,
       linear, linear_backward, cross_entropy, cross_entropy_backward,
-      TILE_COLS, packed_bytes, pack_weight, decoder_row_bytes, decoder_partial_floats, decoder_chunks, decoder_step};
+      TILE_COLS, packed_bytes, pack_weight, decoder_row_bytes, decoder_partial_floats, decoder_chunks, decoder_step,
+      exp_of_scaled};
   return table;
 }
 

@@ -367,3 +367,8 @@ i64 decoder_chunks(const DecoderState& d) {
   const i64 attention = s.heads * segments * (runs_of(d.capacity) + ceil_div(d.most_rows, QUERIES_PER_TASK) + 1);
   return max_of(max_of(products, attention), d.most_rows);
 }
+
+void exp_of_scaled(const float* x, i64 n, float top, float temperature, float* out) {
+  for (i64 i = 0; i < n; i += W)
+    store_upto(out + i, exp_nonpositive((load_upto(x + i, n - i) - top) / temperature), n - i);
+}

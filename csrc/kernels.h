@@ -123,6 +123,7 @@ struct Kernels {
   i64 (*decoder_partial_floats)(const DecoderState&);
   i64 (*decoder_chunks)(const DecoderState&);
   void (*decoder_step)(DecoderState&, const StepJob&, const Segment*, int thread, uint64_t* last_phase);
+  void (*exp_of_scaled)(const float* x, i64 n, float top, float temperature, float* out);  // exp((x - top) / temperature)
 };
 
 const Kernels& generic_kernels();

@@ -6,7 +6,8 @@
 //   gelu                    linear_ops.cpp             gelu.inl
 //   linear                  linear_ops.cpp             linear.inl on matmul.inl
 //   linear_cross_entropy    cross_entropy_ops.cpp      cross_entropy.inl on matmul.inl
-//   native_..., top_k       native_decoder_ops.cpp     decoder_step.inl on packed.inl and phases.inl, in native_decoder.cpp
+//   native_...              native_decoder_ops.cpp     decoder_step.inl on packed.inl and phases.inl, in native_decoder.cpp
+//   sample                  native_decoder_ops.cpp     sampling.cpp
 //
 // Only CPU kernels are registered here; fake kernels and autograd formulas come from llmfast/backends/registered.py,
 // for these operators and for the Triton ones of the same schemas alike.
@@ -60,7 +61,9 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
       "Tensor(a!)? logits) -> Tensor");
   m.def("native_decoder_bytes(int decoder) -> int");
   m.def("native_decoder_free(int decoder) -> ()");
-  m.def("top_k(Tensor logits, int k) -> (Tensor, Tensor)");
+  m.def(
+      "sample(Tensor logits, int vocabulary, float temperature, int top_k, float top_p, float min_p, Tensor uniform) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {
@@ -78,7 +81,7 @@ STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {
   m.impl("linear_cross_entropy_backward", TORCH_BOX(&llmfast::linear_cross_entropy_backward));
   m.impl("native_model_give", TORCH_BOX(&llmfast::native_model_give));
   m.impl("native_step", TORCH_BOX(&llmfast::native_step));
-  m.impl("top_k", TORCH_BOX(&llmfast::top_k));
+  m.impl("sample", TORCH_BOX(&llmfast::sample));
 }
 
 // No tensor argument, so no device to dispatch on.

@@ -238,33 +238,4 @@ void NativeDecoder::step(const int64_t* ids, std::vector<Segment> segments, bool
   }
 }
 
-void top_k(const float* logits, i64 n, i64 k, float* values, int64_t* indices) {
-  k = std::min(k, n);
-  if (k < 1) return;
-  // The k-th largest of the blocks' maxima is a lower bound for the k-th largest logit: few blocks need a closer look.
-  constexpr i64 kBlock = 64;
-  const i64 blocks = (n + kBlock - 1) / kBlock;
-  std::vector<float> top(size_t(blocks), -INFINITY);
-  for (i64 b = 0; b < blocks; b++) {
-    float high = -INFINITY;
-    for (i64 i = b * kBlock; i < std::min(n, (b + 1) * kBlock); i++) high = logits[i] > high ? logits[i] : high;
-    top[size_t(b)] = high;
-  }
-  float bound = -INFINITY;
-  if (k <= blocks) {
-    std::vector<float> ordered(top);
-    std::nth_element(ordered.begin(), ordered.begin() + (k - 1), ordered.end(), std::greater<float>());
-    bound = ordered[size_t(k - 1)];
-  }
-  std::vector<std::pair<float, int64_t>> found;
-  for (i64 b = 0; b < blocks; b++) {
-    if (top[size_t(b)] < bound) continue;
-    for (i64 i = b * kBlock; i < std::min(n, (b + 1) * kBlock); i++)
-      if (!(logits[i] < bound)) found.emplace_back(std::isnan(logits[i]) ? -INFINITY : logits[i], i);
-  }
-  const auto before = [](const auto& a, const auto& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); };
-  std::partial_sort(found.begin(), found.begin() + k, found.end(), before);
-  for (i64 i = 0; i < k; i++) values[i] = found[size_t(i)].first, indices[i] = found[size_t(i)].second;
-}
-
 }  // namespace llmfast

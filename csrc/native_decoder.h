@@ -100,7 +100,4 @@ class NativeDecoder {
   uint64_t next_phase_ = 1;
 };
 
-// The k largest of n logits, largest first; of equal ones the first comes first.
-void top_k(const float* logits, i64 n, i64 k, float* values, int64_t* indices);
-
 }  // namespace llmfast

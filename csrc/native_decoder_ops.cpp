@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "native_decoder.h"
+#include "sampling.h"
 #include "tensors.h"
 
 namespace llmfast {
@@ -139,16 +140,22 @@ Tensor native_step(int64_t decoder, const Tensor& ids, std::vector<int64_t> segm
 int64_t native_decoder_bytes(int64_t decoder) { return int64_t(decoders().get(decoder)->cache_bytes()); }
 void native_decoder_free(int64_t decoder) { decoders().remove(decoder); }
 
-Tensors2 top_k(const Tensor& logits, int64_t k) {
+Tensor sample(const Tensor& logits, int64_t vocabulary, double temperature, int64_t top_k, double top_p, double min_p,
+              const Tensor& uniform) {
   check(logits.is_cpu() && logits.scalar_type() == ScalarType::Float && logits.dim() == 2 && logits.is_contiguous(),
         "logits must be a contiguous float32 (B, V) on the CPU, got ", shape(logits));
-  const i64 rows = logits.size(0), n = logits.size(1);
-  check(k >= 1 && k <= n, "k is ", k, ", expected 1 to ", n);
-  const Tensor values = allocate({rows, k}, ScalarType::Float), indices = allocate({rows, k}, ScalarType::Long);
+  const i64 rows = logits.size(0), V = logits.size(1);
+  check(vocabulary >= 1 && vocabulary <= V, "vocabulary is ", vocabulary, ", expected 1 to ", V);
+  check(temperature > 0, "temperature is ", temperature, ", expected a number above 0");
+  check(uniform.is_cpu() && uniform.scalar_type() == ScalarType::Double && uniform.dim() == 1 && uniform.size(0) == rows &&
+            uniform.is_contiguous(),
+        "uniform has shape ", shape(uniform), ", expected a float64 (", rows, ",) on the CPU");
+  const Tensor tokens = allocate({rows}, ScalarType::Long);
   for (i64 r = 0; r < rows; r++)
-    top_k(static_cast<const float*>(logits.const_data_ptr()) + r * n, n, k, writable_float(values) + r * k,
-          static_cast<int64_t*>(indices.mutable_data_ptr()) + r * k);
-  return {values, indices};
+    static_cast<int64_t*>(tokens.mutable_data_ptr())[r] =
+        sample({static_cast<const float*>(logits.const_data_ptr()) + r * V, vocabulary, temperature, top_k, top_p, min_p,
+                static_cast<const double*>(uniform.const_data_ptr())[r]});
+  return tokens;
 }
 
 }  // namespace llmfast

@@ -114,6 +114,7 @@ Tensor native_step(int64_t decoder, const Tensor& ids, std::vector<int64_t> segm
                    int64_t threads, const MaybeTensor& logits);
 int64_t native_decoder_bytes(int64_t decoder);
 void native_decoder_free(int64_t decoder);
-Tensors2 top_k(const Tensor& logits, int64_t k);
+Tensor sample(const Tensor& logits, int64_t vocabulary, double temperature, int64_t top_k, double top_p, double min_p,
+              const Tensor& uniform);
 
 }  // namespace llmfast

@@ -8,7 +8,8 @@
 
 from llmfast.backends import BackendUnavailable, backends, explain, register_backend, use_backend
 from llmfast.config import GPTConfig
-from llmfast.generation import LLM, generate, load
+from llmfast.generation import LLM
+from llmfast.loading import generate, load
 from llmfast.model import GPT
 
 __version__ = "0.1.0"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import threading
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,75 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfast.backends import resolve, use_backend
+from llmfast.backends import use_backend
 from llmfast.config import GPTConfig
-from llmfast.decoders import Decoder, EagerDecoder, UncachedDecoder
-from llmfast.locate import locate_model
+from llmfast.decoders import (
+    Decoder,
+    EagerDecoder,
+    NativeDecoder,
+    NativeModel,
+    SpeculatingDecoder,
+    UncachedDecoder,
+    native,
+)
 from llmfast.model import GPT
 from llmfast.sampling import SamplingSettings, next_token
+from llmfast.threads import fork_safe_torch
 from llmfast.tokenizers import Tokenizer, gpt2_tokenizer, load_tokenizer
 
 GPT2_VOCAB_SIZE = 50257
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load(
-    name: str | Path = "stories",
-    backend: str | Mapping[str, str] = "auto",
-    precision: str = "auto",
-    device: str | torch.device = "auto",
-) -> LLM:
-    """A model ready to generate: `name` is an embedded model, a directory, a weight file, or a name on the hub.
-
-    `backend` as in `use_backend`; "auto" leaves the choice to the surrounding context. `precision` is "fp32", "bf16",
-    "fp16" (on a GPU) or "auto": bf16 on a GPU (fp16 where it has no bf16), fp32 elsewhere. `device` is "auto" (a GPU
-    where there is one), "cpu", "cuda", ….
-    """
-    if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, got {precision!r}")
-    place = _device(device)
-    if precision == "fp16" and place.type == "cpu":
-        raise ValueError("precision fp16 needs a GPU; a CPU computes in fp32 or bf16")
-    if precision == "auto":
-        half = "bf16" if place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        precision = half if place.type == "cuda" else "fp32"
-    with _using(backend):
-        for op in ("causal_attention", "layer_norm", "add_layer_norm", "linear"):
-            # An unavailable backend is an error here, not at the first token.
-            if resolve(op, place, PRECISIONS[precision])[0] == "reference":
-                raise ValueError("the reference backend computes in float64, to test single ops; it can't run a model")
-    path = locate_model(name)
-    model = GPT.from_pretrained(path, dtype=PRECISIONS[precision]).to(place)
-    return LLM(model, load_tokenizer(path if path.is_dir() else path.parent), backend)
-
-
-def _using(backend: str | Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
+def chosen_backend(backend: str | Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
     """`use_backend`, but for "auto" whatever the surrounding context has chosen."""
     return contextlib.nullcontext() if backend == "auto" else use_backend(backend)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        if place.type == "meta":
-            raise RuntimeError("it holds no data")
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from None
-    return place
-
-
-def generate(prompt: Any, **settings: Any) -> Any:
-    """`load("stories").generate(prompt, ...)`: text from the embedded model, which is loaded once."""
-    global _embedded
-    if _embedded is None:
-        _embedded = load("stories")
-    return _embedded.generate(prompt, **settings)
-
-
-_embedded: LLM | None = None
 
 
 @dataclass(frozen=True)
@@ -103,21 +58,78 @@ class Score:
 class LLM:
     """A model, its tokenizer (None where it has none), and the backend that they run on.
 
-    The model is put into evaluation mode. Generating from several threads at once is safe.
+    `model` is a `GPT`, put into evaluation mode, or a function that reads one, called when `LLM.model` is first asked
+    for. `native` holds the same weights packed for this CPU: with it, generating runs natively wherever the backends
+    chosen are the C++ ones, and the module is not needed. Changing the module's parameters in place has them packed
+    again (changes through `parameter.data`, which PyTorch does not count, go unnoticed).
+
+    Generating from several threads at once is safe.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer | None = None, backend: str | Mapping[str, str] = "auto"):
-        if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only {model.config.vocab_size}"
-            )
-        self.model = model.eval()
+    def __init__(
+        self,
+        model: GPT | Callable[[], GPT],
+        tokenizer: Tokenizer | None = None,
+        backend: str | Mapping[str, str] = "auto",
+        native: NativeModel | None = None,
+    ):
+        self._model = model.eval() if isinstance(model, GPT) else None
+        self._read_model = model
+        self._native = native
+        self._lock = threading.Lock()  # around reading and packing
+        self._packed_from = _fingerprint(self._model)
         self.tokenizer = tokenizer
         self.backend = backend
+        if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only {self.config.vocab_size}"
+            )
+
+    @property
+    def model(self) -> GPT:
+        """The PyTorch module."""
+        with self._lock:
+            if self._model is None:
+                assert not isinstance(self._read_model, GPT)
+                self._model = self._read_model().eval()
+                self._packed_from = _fingerprint(self._model)
+            return self._model
 
     @property
     def config(self) -> GPTConfig:
-        return self.model.config
+        return self._native.config if self._native is not None else self.model.config
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16, fp16, int8, int4 or int4-all."""
+        if self._native is not None:
+            return self._native.precision
+        return next(name for name, dtype in FLOATS.items() if dtype == self.model.dtype)
+
+    def native(self) -> NativeModel | None:
+        """The packed weights, where generating runs natively under the current choice of backends; else None."""
+        with self.using_backend():
+            if self._native is None or native.why_not(self.config, self._device()) is not None:
+                return None
+        with self._lock:
+            if (now := _fingerprint(self._model)) != self._packed_from:
+                assert self._model is not None
+                self._native = NativeModel(self.config, self._model.state_dict().items(), self._native.precision)
+                self._packed_from = now
+            return self._native
+
+    def decoder(self, batch: int = 1, capacity: int | None = None) -> Decoder:
+        """A decoder with a KV cache for `batch` sequences of up to `capacity` tokens (default: the whole context).
+
+        Its `prefill` and `step` give logits; generating natively it is a `NativeDecoder`. Use it under `using_backend`.
+        """
+        packed = self.native()
+        if packed is not None:
+            return NativeDecoder(packed, batch, capacity)
+        return EagerDecoder(self.model, batch, capacity)
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self._model is None else self._model.device
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes model and tokenizer into the directory `path`, in Hugging Face's layout."""
@@ -139,6 +151,7 @@ class LLM:
         num_return_sequences: int = 1,
         truncate: bool = False,
         use_cache: bool = True,
+        speculate: int = 0,
     ) -> Any:
         """Continues `prompt`; what comes back includes it.
 
@@ -151,6 +164,9 @@ class LLM:
         same `seed` gives the same text on the same backend; row i draws from `seed + i`. A prompt longer than the
         context is a `ValueError`, unless `truncate` keeps only its end. Generation past the context drops the oldest
         half of what the model sees, with one warning. `use_cache=False` computes everything again for every token.
+
+        `speculate=k` guesses up to k tokens ahead from what the text has said before, and checks them in one step: the
+        same text, sooner where it repeats itself (one sequence, generating natively).
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
         if num_return_sequences < 1:
@@ -160,7 +176,7 @@ class LLM:
                 raise ValueError("stop strings need a text prompt, not token ids")
             rows = self._check_ids(prompt)
             rows = [row for row in rows for _ in range(num_return_sequences)]
-            run = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache)
+            run = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, speculate)
             new = torch.stack([*run], dim=1) if max_new_tokens else torch.empty(len(rows), 0, dtype=torch.int64)
             result = torch.cat([torch.tensor(rows), new.cpu()], dim=1).to(prompt.device)
             return result[0] if prompt.ndim == 1 and num_return_sequences == 1 else result
@@ -172,7 +188,9 @@ class LLM:
         finished: set[int] = set()
         if rows:
             vocabulary = writers[0].tokenizer.vocab_size
-            steps = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, finished, vocabulary)
+            steps = self._decode(
+                rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, finished, vocabulary
+            )
             for tokens in steps:
                 for row, token in enumerate(tokens.tolist()):
                     pieces[row].append(writers[row].push(token))
@@ -199,6 +217,7 @@ class LLM:
         seed: int | None = None,
         truncate: bool = False,
         use_cache: bool = True,
+        speculate: int = 0,
     ) -> TextStream:
         """The text that `generate` would add to `prompt`, piece by piece as it is made.
 
@@ -208,7 +227,9 @@ class LLM:
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
         writer = _Writer(self._need_tokenizer(), _stop_strings(stop))
         rows, vocabulary = [self._encode(prompt)], writer.tokenizer.vocab_size
-        steps = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, vocabulary=vocabulary)
+        steps = self._decode(
+            rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, vocabulary=vocabulary
+        )
         return TextStream(steps, writer)
 
     @torch.inference_mode()
@@ -224,21 +245,33 @@ class LLM:
         start = self.tokenizer.end_of_text if self.tokenizer is not None else self.config.bos_token_id
         if start is not None and start >= self.config.vocab_size:
             start = None  # Hugging Face's small configurations keep GPT-2's id
-        self.model.eval()
         sequence = ids if start is None else [start, *ids]
         context, scored = self.config.n_positions, 1
         values: list[Tensor] = [torch.full((1,), float("nan"))] if start is None and ids else []
         while scored < len(sequence):
             first = 0 if scored == 1 else scored - max(1, context // 2)
             window = sequence[first : first + context + 1]
-            inputs = torch.tensor([window[:-1]], device=self.model.device)
-            targets = torch.tensor(window[1:], device=self.model.device)
-            with self.using_backend():
-                logits = self.model(inputs)[0].float()
-            picked = torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
-            values.append(picked[scored - first - 1 :].cpu())
+            values.append(self._log_probabilities(window, scored - first - 1))
             scored = first + len(window)
         return Score(ids, torch.cat(values) if values else torch.empty(0))
+
+    def _log_probabilities(self, window: list[int], skip: int) -> Tensor:
+        """Of each token of `window` but the first and the `skip` after it, given those before it."""
+        picked = []
+        if (packed := self.native()) is not None:
+            decoder = NativeDecoder(packed, 1, len(window) - 1)
+            blocks = (decoder.step_block(torch.tensor(window[:-1][i : i + 128])) for i in range(0, len(window) - 1, 128))
+        else:
+            self.model.eval()  # whoever trained it meanwhile left dropout on
+            with self.using_backend():
+                blocks = iter([self.model(torch.tensor([window[:-1]], device=self.model.device))[0].float()])
+        done = 1
+        for logits in blocks:
+            targets = torch.tensor(window[done : done + len(logits)], device=logits.device)
+            with fork_safe_torch():
+                picked.append(torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1).cpu())
+            done += len(logits)
+        return torch.cat(picked)[skip:]
 
     def _decode(
         self,
@@ -248,6 +281,7 @@ class LLM:
         seed: int | None,
         truncate: bool,
         use_cache: bool,
+        speculate: int,
         finished: Collection[int] = (),
         vocabulary: int | None = None,
     ) -> Iterator[Tensor]:
@@ -265,45 +299,57 @@ class LLM:
                 f"the prompt has {longest} tokens, the model's context only {context}; "
                 "shorten it, or pass truncate=True to keep its end"
             )
-        self.model.eval()  # whoever trained it meanwhile left dropout on
         if seed is not None and not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), got {seed}")
         windows = [prompt[-context:] for prompt in prompts]
         vocabulary = self.config.vocab_size if vocabulary is None else vocabulary
-        return self._tokens(windows, max_new_tokens, settings, seed, use_cache, finished, vocabulary)
+        capacity = min(context, longest + max_new_tokens)
+        decoder = self._new_decoder(len(windows), capacity, use_cache, speculate, vocabulary)
+        return self._tokens(decoder, windows, max_new_tokens, settings, seed, finished, vocabulary)
+
+    def _new_decoder(self, batch: int, capacity: int, use_cache: bool, speculate: int, vocabulary: int) -> Decoder:
+        packed = self.native() if use_cache else None
+        if packed is None:
+            if speculate:
+                raise ValueError("speculate needs the native decoder and its cache: a CPU, and the C++ backend")
+            self.model.eval()  # whoever trained it meanwhile left dropout on
+            return EagerDecoder(self.model, batch, capacity) if use_cache else UncachedDecoder(self.model)
+        decoder = NativeDecoder(packed, batch, capacity, vocabulary=vocabulary)
+        return SpeculatingDecoder(decoder, speculate) if speculate else decoder
 
     def _tokens(
         self,
+        decoder: Decoder,
         windows: list[list[int]],
         max_new_tokens: int,
         settings: SamplingSettings,
         seed: int | None,
-        use_cache: bool,
         finished: Collection[int],
         vocabulary: int,
     ) -> Iterator[Tensor]:
         """The decode loop. `windows` are the tokens that the model sees of each row; they grow and are cut here."""
         if max_new_tokens == 0:
             return
-        context, device = self.config.n_positions, self.model.device
+        context, device = self.config.n_positions, self._device()
         generators = _generators(seed, len(windows), device) if settings.temperature > 0 else None
         seen = None
         if settings.repetition_penalty != 1:
             seen = torch.zeros(len(windows), vocabulary, dtype=torch.bool, device=device)
             for row, window in enumerate(windows):
                 seen[row, window] = True
-        decoder: Decoder
-        if use_cache:
-            capacity = min(context, max(map(len, windows)) + max_new_tokens)
-            decoder = EagerDecoder(self.model, len(windows), capacity)
-        else:
-            decoder = UncachedDecoder(self.model)
+        natively = not isinstance(decoder, (EagerDecoder, UncachedDecoder)) and seen is None
 
         warned = False
         with self.using_backend():
             logits = decoder.prefill(windows)
         for step in range(1, max_new_tokens + 1):
-            tokens = next_token(logits[:, :vocabulary], settings, generators, seen)
+            if natively and settings.temperature == 0:
+                tokens = decoder.best
+            elif natively:
+                tokens = native.next_token(logits, settings, generators, vocabulary)
+            else:
+                with fork_safe_torch():
+                    tokens = next_token(logits[:, :vocabulary], settings, generators, seen)
             yield tokens
             if step == max_new_tokens:
                 return
@@ -325,7 +371,7 @@ class LLM:
 
     def using_backend(self) -> contextlib.AbstractContextManager[None]:
         """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
-        return _using(self.backend)
+        return chosen_backend(self.backend)
 
     def _need_tokenizer(self) -> Tokenizer:
         """The model's tokenizer. A checkpoint of GPT-2's vocabulary without files of its own gets GPT-2's."""
@@ -382,6 +428,11 @@ class TextStream:
                 break
         if piece := writer.close():
             yield piece
+
+
+def _fingerprint(model: GPT | None) -> list[tuple[int, int]]:
+    """Differs when parameters were replaced or changed in place."""
+    return [] if model is None else [(p.data_ptr(), p._version) for p in model.parameters()]
 
 
 class _Writer:

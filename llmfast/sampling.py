@@ -73,8 +73,9 @@ def next_token(
 ) -> Tensor:
     """Chooses one token a row: (B, V) logits -> (B,) int64.
 
-    Every row draws from a generator of its own, so that a row's text does not depend on its neighbours. `seen` (B, V)
-    marks the tokens that the repetition penalty applies to.
+    Every row draws from a generator of its own, so that a row's text does not depend on its neighbours, and one number
+    a token, so that the same seed gives the same text to whoever computes the same logits. `seen` (B, V) marks the
+    tokens that the repetition penalty applies to.
     """
     logits = logits.float()
     if settings.repetition_penalty != 1 and seen is not None:
@@ -91,8 +92,24 @@ def next_token(
         logits = keep_top_p(logits, settings.top_p)
     if settings.min_p is not None:
         logits = keep_min_p(logits, settings.min_p)
-    probabilities = torch.softmax(logits, dim=-1)
+    return draw(torch.softmax(logits, dim=-1), uniform_numbers(len(logits), generators, logits.device))
+
+
+def uniform_numbers(rows: int, generators: list[torch.Generator] | None, device: torch.device) -> Tensor:
+    """One number in [0, 1) for each row, from its own generator or from torch's: (rows,) float64."""
     if generators is None:
-        return torch.multinomial(probabilities, 1).squeeze(1)
-    rows = zip(probabilities, generators, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+        return torch.rand(rows, dtype=torch.float64, device=device)
+    if len(generators) != rows:
+        raise ValueError(f"{rows} rows need as many generators, got {len(generators)}")
+    return torch.cat([torch.rand(1, generator=g, dtype=torch.float64, device=device) for g in generators])
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The first token at which the cumulative probability exceeds `uniform` (B,): (B, V) -> (B,) int64."""
+    if not bool(torch.isfinite(probabilities).all()):
+        raise ValueError("the logits are not finite: no token can be chosen")
+    sums = probabilities.double().cumsum(-1)
+    total = sums[:, -1:]
+    tokens = torch.searchsorted(sums, uniform.unsqueeze(1) * total, right=True)
+    last = (sums < total).sum(-1, keepdim=True)  # the last that can be: rounding may carry the product to the total
+    return torch.minimum(tokens, last).squeeze(1)

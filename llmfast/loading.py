@@ -1,0 +1,111 @@
+"""From a model's name to an `LLM`: where its weights are, in which precision they are to run, and who runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmfast import checkpoint, quantization
+from llmfast.backends import resolve
+from llmfast.decoders import NativeModel, native
+from llmfast.generation import FLOATS, LLM, chosen_backend
+from llmfast.locate import locate_model
+from llmfast.model import GPT
+from llmfast.tokenizers import load_tokenizer
+
+PRECISIONS = (*FLOATS, *quantization.PRECISIONS)
+
+
+def load(
+    name: str | Path = "stories",
+    backend: str | Mapping[str, str] = "auto",
+    precision: str = "auto",
+    device: str | torch.device = "auto",
+) -> LLM:
+    """A model ready to generate: `name` is an embedded model, a directory, a weight file, or a name on the hub.
+
+    `backend` as in `use_backend`; "auto" leaves the choice to the surrounding context. `device` is "auto" (a GPU where
+    there is one), "cpu", "cuda", …. `precision` is one of
+
+    - "fp32", "bf16", and on a GPU "fp16"
+    - "int8", "int4", "int4-all" (see `quantization.plan`): on a CPU with the C++ kernels, and 8-bit activations
+    - "auto": what the model was quantised to, or its card recommends; else bf16 where the device multiplies it faster
+      (on a GPU without it fp16), and fp32 elsewhere.
+
+    On a CPU the weights are packed for the native decoder, and `LLM.model` is read only when somebody asks for it.
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, got {precision!r}")
+    place = _device(device)
+    if precision == "fp16" and place.type == "cpu":
+        raise ValueError("precision fp16 needs a GPU; a CPU computes in fp32, bf16, int8 or int4")
+    path = locate_model(name)
+    source = checkpoint.stream(path)
+    with chosen_backend(backend):
+        why_not_native = native.why_not(source.config, place)
+    if precision in quantization.PRECISIONS and why_not_native is not None:
+        raise ValueError(f"precision {precision} needs the native decoder: {why_not_native}; choose fp32 or bf16")
+    if precision == "auto":
+        precision = _best_precision(source, place, why_not_native is None)
+    with chosen_backend(backend):
+        for op in native.MODEL_OPS:
+            # An unavailable backend is an error here, not at the first token.
+            if resolve(op, place, FLOATS.get(precision, torch.float32))[0] == "reference":
+                raise ValueError("the reference backend computes in float64, to test single ops; it can't run a model")
+    tokenizer = load_tokenizer(source.directory)
+    if why_not_native is not None:
+        return LLM(_read_model(source, precision).to(place), tokenizer, backend)
+    packed = NativeModel(source.config, source, precision, _stored_formats(source, precision))
+    return LLM(lambda: _read_model(source, precision), tokenizer, backend, packed)
+
+
+def _best_precision(source: checkpoint.Stream, device: torch.device, natively: bool) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if not natively:
+        return "fp32"
+    return source.precision or native.fastest_float()
+
+
+def _stored_formats(source: checkpoint.Stream, precision: str) -> dict[str, str] | None:
+    """The formats of the weights, where the file was quantised in just this precision."""
+    stored = source.quantization
+    return stored.weights if stored is not None and stored.precision == precision else None
+
+
+def _read_model(source: checkpoint.Stream, precision: str) -> GPT:
+    """The model in PyTorch's dtypes; quantised weights as the floats that they stand for."""
+    model = GPT.from_pretrained(source.path, dtype=FLOATS.get(precision, torch.float32))
+    if precision in quantization.PRECISIONS and _stored_formats(source, precision) is None:
+        with torch.no_grad():
+            for name, form in quantization.plan(model.config, precision).items():
+                weight = model.get_parameter(name)
+                weight.copy_(quantization.quantize(weight, form).dequantize())
+    return model
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        if place.type == "meta":
+            raise RuntimeError("it holds no data")
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from None
+    return place
+
+
+def generate(prompt: Any, **settings: Any) -> Any:
+    """`load("stories").generate(prompt, ...)`: text from the embedded model, which is loaded once."""
+    global _embedded
+    if _embedded is None:
+        _embedded = load("stories")
+    return _embedded.generate(prompt, **settings)
+
+
+_embedded: LLM | None = None
