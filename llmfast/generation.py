@@ -337,7 +337,7 @@ class LLM:
             seen = torch.zeros(len(windows), vocabulary, dtype=torch.bool, device=device)
             for row, window in enumerate(windows):
                 seen[row, window] = True
-        natively = not isinstance(decoder, (EagerDecoder, UncachedDecoder)) and seen is None
+        natively = isinstance(decoder, (NativeDecoder, SpeculatingDecoder)) and seen is None
 
         warned = False
         with self.using_backend():
