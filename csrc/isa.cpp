@@ -29,6 +29,8 @@ const Kernels& choose() {
       {"avx512", avx512, avx512_kernels},
       {"avx2", avx2, avx2_kernels},
       {"generic", true, generic_kernels}};
+#elif defined(__aarch64__)
+  const Candidate candidates[] = {{"neon", true, neon_kernels}, {"generic", true, generic_kernels}};
 #else
   const Candidate candidates[] = {{"generic", true, generic_kernels}};
 #endif

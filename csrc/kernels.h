@@ -131,6 +131,8 @@ const Kernels& generic_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const Kernels& avx512_bf16_kernels();
+#elif defined(__aarch64__)
+const Kernels& neon_kernels();
 #endif
 
 // The table for this CPU, or the one LLMFAST_CPU_ISA names; throws std::runtime_error where that one cannot run here.

@@ -1,4 +1,4 @@
-// The kernels compiled for the baseline every CPU of this architecture has (SSE2 on x86-64, NEON on arm64).
+// The kernels compiled for the baseline every CPU of this architecture has (SSE2 on x86-64).
 
 #include <math.h>
 #include <stdint.h>
