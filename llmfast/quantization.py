@@ -101,7 +101,7 @@ def quantize(weight: Tensor, precision: str) -> QuantizedWeight:
     }
     rounded = _rounded_int8 if precision == "int8" else _rounded_int4
     for rows in _row_chunks(weight.shape):
-        chunk = weight[rows].detach().float()
+        chunk = weight[rows].detach().float().contiguous()
         if not chunk.isfinite().all():
             raise ValueError("the weight holds infinities or NaN")
         parts["values"][rows], parts["scale"][rows] = rounded(chunk)

@@ -1,7 +1,11 @@
 """Checkpoints: Hugging Face's files in and out, with transformers as the judge, and every kind of damage named."""
 
+import contextlib
 import json
+import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 
 import llmfast
 from llmfast import GPT, checkpoint
+from llmfast.quantization import PRECISIONS, QuantizedWeight, plan, quantize
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
@@ -473,3 +478,397 @@ def test_expected_shapes_are_those_of_the_model():
     for config in (tiny_config(), tiny_config(n_inner=5, tie_word_embeddings=False, n_layer=1)):
         shapes = {name: tuple(t.shape) for name, t in GPT(config).state_dict().items()}
         assert shapes == checkpoint.expected_shapes(config)
+
+
+# --- a tensor at a time -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_a_stream_gives_what_load_gives_the_largest_first_and_the_tied_head_once(saved, kind):
+    model, directory = saved
+    if kind.endswith("bin"):
+        torch.save(safetensors.torch.load_file(directory / "model.safetensors"), directory / kind)
+        (directory / "model.safetensors").unlink()
+    source = checkpoint.stream(directory)
+    assert source.config == model.config and source.quantization is None and source.directory == directory
+    state = model.state_dict()
+    streamed = dict(source)
+    assert streamed.keys() == state.keys() - {"lm_head.weight"}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in streamed.items())
+    sizes = [tensor.nbytes for tensor in streamed.values()]
+    assert sizes == sorted(sizes, reverse=True) == list(source.sizes.values())
+    assert {source.precision_of(name) for name in streamed} == {"float32"}
+    assert dict(source).keys() == streamed.keys()  # and again
+
+
+def test_an_untied_head_is_streamed_as_well(tmp_path):
+    model = GPT(tiny_config(tie_word_embeddings=False))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(dict(checkpoint.stream(tmp_path))["lm_head.weight"], model.lm_head.weight)
+
+
+def test_a_stream_of_shards(tmp_path):
+    theirs = hugging_face_model(n_embd=48, n_layer=3)
+    theirs.save_pretrained(tmp_path, max_shard_size="50KB")
+    _, whole = checkpoint.load(tmp_path)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in checkpoint.stream(tmp_path))
+
+
+def test_a_stream_complains_before_it_reads(saved, monkeypatch):
+    _, directory = saved
+    edit_weights(directory, lambda tensors: tensors.pop("transformer.wpe.weight"))
+    monkeypatch.setattr(checkpoint.Stored, "read", lambda *_: pytest.fail("it read a tensor"))
+    with pytest.raises(ValueError, match="missing transformer.wpe.weight"):
+        checkpoint.stream(directory)
+
+
+def test_a_file_that_is_gone_in_the_middle_of_a_stream_is_a_value_error(saved):
+    _, directory = saved
+    source = iter(checkpoint.stream(directory))
+    next(source)
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        next(source)
+
+
+def resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * sum(int(re.search(rf"{kind}:\s+(\d+) kB", status)[1]) for kind in ("RssAnon", "RssFile"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("precision, stored_head", [(None, False), (None, True), ("int8", False)])
+def test_a_stream_holds_one_tensor_in_memory(tmp_path, precision, stored_head):
+    def memory_to_read(config) -> tuple[checkpoint.Stream, int, int]:
+        directory = tmp_path / str(config.vocab_size)
+        state = {name: torch.ones(shape) for name, shape in checkpoint.expected_shapes(config).items()}
+        if precision is not None:
+            state |= {name: quantize(state[name], stored) for name, stored in plan(config, precision).items()}
+        checkpoint.save(directory, config, state, precision=precision)
+        del state
+        if stored_head:
+            edit_weights(directory, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()}))
+        source = checkpoint.stream(directory)
+        before, most = resident_bytes(), 0
+        for _, weight in source:
+            parts = [weight.values, weight.scale] if isinstance(weight, QuantizedWeight) else [weight]
+            for part in parts:
+                part.max()  # touches every page
+            most = max(most, resident_bytes() - before)
+            del weight, parts, part
+        return source, most, resident_bytes() - before
+
+    memory_to_read(tiny_config())  # the code's own pages come into memory with its first use
+    source, most, left = memory_to_read(tiny_config(vocab_size=20_000, n_embd=256, n_head=2, n_layer=10))
+    largest, total, slack = max(source.sizes.values()), sum(source.sizes.values()), 3_000_000
+    assert most < largest + slack < total, f"{most:,} of {total:,} bytes in memory, the largest {largest:,}"
+    assert left < slack
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_integers_where_floats_belong_are_refused(saved, kind):
+    """As in a quantised file whose config.json lost its note."""
+    _, directory = saved
+    tensors = safetensors.torch.load_file(directory / "model.safetensors")
+    tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"].to(torch.int8)
+    (torch.save if kind.endswith("bin") else safetensors.torch.save_file)(tensors, directory / kind)
+    with pytest.raises(ValueError, match="of the wrong type: transformer.wte.weight is int8, not float64 or float32"):
+        GPT.from_pretrained(directory / kind)
+
+
+def test_a_tensor_under_both_of_its_names_is_refused(saved):
+    _, directory = saved
+    edit_weights(directory, lambda tensors: tensors.update({"wpe.weight": tensors["transformer.wpe.weight"] + 1}))
+    with pytest.raises(ValueError, match="stored twice: transformer.wpe.weight"):
+        GPT.from_pretrained(directory)
+
+
+# --- quantised --------------------------------------------------------------------------------------------------
+
+
+QUANTISED_SHAPES = [
+    {},
+    {"n_embd": 15, "n_head": 5, "n_inner": 33},
+    {"tie_word_embeddings": False, "n_embd": 64, "n_head": 4},
+]
+
+
+@pytest.mark.parametrize("shape", QUANTISED_SHAPES, ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_quantised_model_is_read_as_it_was_written(saved, tmp_path, precision, shape):
+    torch.manual_seed(0)
+    model = GPT(tiny_config(**shape)).eval()
+    model.save_pretrained(tmp_path / "model")
+    checkpoint.quantize(tmp_path / "model", tmp_path / "small", precision)
+    source = checkpoint.stream(tmp_path / "small")
+    assert source.config == model.config
+    assert source.quantization.precision == precision
+    assert source.quantization.weights == plan(model.config, precision)
+    state, streamed = model.state_dict(), dict(source)
+    assert streamed.keys() == {name for name, _ in model.named_parameters()}
+    for name, weight in streamed.items():
+        if name in plan(model.config, precision):
+            expected = quantize(state[name], plan(model.config, precision)[name])
+            assert (weight.precision, weight.shape) == (expected.precision, expected.shape)
+            assert torch.equal(weight.values, expected.values) and torch.equal(weight.scale, expected.scale)
+            assert source.precision_of(name) == expected.precision
+            state[name].copy_(expected.dequantize())
+        else:
+            assert torch.equal(weight, state[name])
+            assert source.precision_of(name) == "float32"
+        assert source.sizes[name] == weight.nbytes
+    assert same_weights(model, GPT.from_pretrained(tmp_path / "small"))  # which holds the rounded weights by now
+
+
+@pytest.fixture
+def small(saved):
+    """The small model quantised by the mixed plan, the directory of it."""
+    _, directory = saved
+    checkpoint.quantize(directory, directory.parent / "small", "int4")
+    return directory.parent / "small"
+
+
+def test_the_layout_of_a_quantised_file(small):
+    """Integers and scales lie the model's way round, not transposed; the rest is as in any other checkpoint."""
+    tensors = safetensors.torch.load_file(small / "model.safetensors")
+    described = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items() if ".h.1." not in name}
+    assert described["transformer.wte.weight"] == ((19, 12), torch.int8)
+    assert described["transformer.wte.weight_scale"] == ((19,), torch.float32)
+    assert described["transformer.h.0.attn.c_attn.weight"] == ((36, 16), torch.uint8)
+    assert described["transformer.h.0.attn.c_attn.weight_scale"] == ((36, 1), torch.bfloat16)
+    assert described["transformer.h.0.mlp.c_proj.weight"] == ((12, 32), torch.uint8)
+    assert described["transformer.h.0.mlp.c_proj.weight_scale"] == ((12, 2), torch.bfloat16)
+    assert described["transformer.wpe.weight"] == ((16, 12), torch.float32)
+    assert described["transformer.h.0.attn.c_attn.bias"] == ((36,), torch.float32)
+    document = json.loads((small / "config.json").read_text())
+    assert document["dtype"] == "float32"
+    note = document["llmfast_quantization"]
+    assert note.keys() == {"precision", "group_size", "weights"}
+    assert (note["precision"], note["group_size"]) == ("int4", 32)
+    assert note["weights"]["transformer.wte.weight"] == "int8"
+    assert note["weights"]["transformer.h.1.mlp.c_fc.weight"] == "int4"
+
+
+def test_transformers_reads_the_config_but_not_the_weights_of_a_quantised_model(small, capfd):
+    config = transformers.GPT2Config.from_pretrained(small)
+    assert (config.n_embd, config.n_layer, config.vocab_size) == (12, 2, 19)
+    with pytest.raises(RuntimeError, match="size|shape"):
+        transformers.GPT2LMHeadModel.from_pretrained(small)
+
+
+def test_a_dequantised_model_is_saved_as_an_ordinary_one(small, tmp_path):
+    model = GPT.from_pretrained(small)
+    model.save_pretrained(tmp_path / "again")
+    assert checkpoint.stream(tmp_path / "again").quantization is None
+    again, report = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not any(report.values()), report
+    assert same_weights(model, GPT.from_pretrained(tmp_path / "again"))
+
+
+def test_what_is_not_quantised_keeps_its_dtype(saved, tmp_path):
+    model, _ = saved
+    half = GPT(model.config).to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    checkpoint.quantize(tmp_path / "half", tmp_path / "small", "int8")
+    weights = dict(checkpoint.stream(tmp_path / "small"))
+    assert weights["transformer.wpe.weight"].dtype == weights["transformer.ln_f.bias"].dtype == torch.bfloat16
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert GPT.from_pretrained(tmp_path / "small").dtype == torch.float32
+    assert GPT.from_pretrained(tmp_path / "small", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def quantised_note(change):
+    """Changes what config.json says of the quantisation."""
+
+    def spoil(directory):
+        document = json.loads((directory / "config.json").read_text())
+        change(document["llmfast_quantization"])
+        (directory / "config.json").write_text(json.dumps(document))
+
+    return spoil
+
+
+def quantised_tensors(change):
+    return lambda directory: edit_weights(directory, change)
+
+
+WTE, C_FC = "transformer.wte.weight", "transformer.h.0.mlp.c_fc.weight"
+DAMAGE = {
+    "no scale": (quantised_tensors(lambda t: t.pop(f"{WTE}_scale")), f"missing {WTE}_scale"),
+    "no values": (quantised_tensors(lambda t: t.pop(WTE)), f"missing {WTE}"),
+    "values of another dtype": (
+        quantised_tensors(lambda t: t.update({WTE: t[WTE].to(torch.uint8)})),
+        f"of the wrong type: {WTE} is uint8, not int8",
+    ),
+    "floats for values": (
+        quantised_tensors(lambda t: t.update({WTE: t[WTE].float()})),
+        f"of the wrong type: {WTE} is float32, not int8",
+    ),
+    "scale of another dtype": (
+        quantised_tensors(lambda t: t.update({f"{C_FC}_scale": t[f"{C_FC}_scale"].float()})),
+        f"of the wrong type: {C_FC}_scale is float32, not bfloat16",
+    ),
+    "values the wrong way round": (
+        quantised_tensors(lambda t: t.update({C_FC: t[C_FC].t().contiguous()})),
+        rf"wrongly shaped: {C_FC} is \(16, 48\), not \(48, 16\)",
+    ),
+    "scale of another shape": (
+        quantised_tensors(lambda t: t.update({f"{WTE}_scale": t[f"{WTE}_scale"][:-1]})),
+        rf"wrongly shaped: {WTE}_scale is \(18,\), not \(19,\)",
+    ),
+    "a scale of a float": (
+        quantised_tensors(lambda t: t.update({"transformer.wpe.weight_scale": torch.ones(16)})),
+        "surplus transformer.wpe.weight_scale",
+    ),
+    "NaN for a scale": (quantised_tensors(lambda t: t[f"{WTE}_scale"].fill_(float("nan"))), f"{WTE}: .*NaN"),
+    "an infinite scale": (quantised_tensors(lambda t: t[f"{C_FC}_scale"].fill_(float("inf"))), f"{C_FC}: .*NaN"),
+    "-128": (quantised_tensors(lambda t: t[WTE].fill_(-128)), f"{WTE}: the values hold -128"),
+    "no note": (lambda d: edit_config(d, llmfast_quantization=None), rf"surplus .*{WTE} is int8, not float64"),
+    "not an object": (lambda d: edit_config(d, llmfast_quantization=5), "llmfast_quantization is not understood: .* 5"),
+    "unknown precision": (quantised_note(lambda n: n.update(precision="int2")), "config.json: .*not 'int2'"),
+    "unknown format": (quantised_note(lambda n: n["weights"].update({WTE: "fp8"})), f"stores {WTE} as 'fp8'"),
+    "another format": (quantised_note(lambda n: n["weights"].update({WTE: "int4"})), f"{WTE} is int8, not uint8"),
+    "another group size": (quantised_note(lambda n: n.update(group_size=64)), "group_size must be 32, not 64"),
+    "a weight left out": (quantised_note(lambda n: n["weights"].pop(C_FC)), f"surplus {C_FC}_scale"),
+    "a weight that is not there": (
+        quantised_note(lambda n: n["weights"].update({"transformer.h.9.mlp.c_fc.weight": "int8"})),
+        "names transformer.h.9.mlp.c_fc.weight, which is not a matrix of this model",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_quantised_model_is_one_clear_error(small, damage):
+    spoil, complaint = DAMAGE[damage]
+    spoil(small)
+    with pytest.raises(ValueError, match=complaint) as error:
+        GPT.from_pretrained(small)
+    assert str(small) in str(error.value) and "\n" not in str(error.value)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_damaged_headers_of_quantised_files_never_raise_anything_but_value_error(tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("flipped")
+    GPT(tiny_config(n_layer=1, n_embd=4, n_head=1, vocab_size=3)).save_pretrained(directory / "whole")
+    checkpoint.quantize(directory / "whole", directory / "small", "int4")
+    file = directory / "small" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    header = int.from_bytes(content[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, 8 + header - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(content)
+    with contextlib.suppress(ValueError):  # a flip may hit a blank, or the metadata
+        GPT.from_pretrained(directory / "small")
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "bin", "transformers"])
+def test_every_kind_of_checkpoint_is_quantised(saved, tmp_path, kind):
+    model, source = saved
+    if kind == "transformers":
+        hugging_face_model().save_pretrained(source)
+        model = GPT.from_pretrained(source)
+    elif kind == "bin":
+        torch.save(safetensors.torch.load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+        (source / "model.safetensors").unlink()
+    elif kind == "file":
+        source = source / "model.safetensors"
+    seen = []
+    parts = checkpoint.quantize(source, tmp_path / "deep" / "small", "int8", progress=lambda *step: seen.append(step))
+    loaded = GPT.from_pretrained(tmp_path / "deep" / "small").state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=float(tensor.abs().max()) / 250)
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    assert seen[-1] == (total, total) and seen == sorted(seen)
+    assert sum(part.bytes_before for part in parts) == total
+    assert sum(part.bytes_after for part in parts) == sum(checkpoint.stream(tmp_path / "deep" / "small").sizes.values())
+    kinds = ["wte", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    assert sorted(part.kind for part in parts) == sorted([*kinds, "the rest"])
+    for part in parts:
+        assert part.precision == ("float32" if part.kind == "the rest" else "int8")
+        assert part.tensors == {"wte": 1, "the rest": 19}.get(part.kind, 2)
+        assert (0 < part.relative_error < 0.01) == (part.kind != "the rest")
+
+
+def test_a_tokenizer_and_a_card_come_along(storyteller_directory, tmp_path):
+    shutil.copytree(storyteller_directory, tmp_path / "source")
+    (tmp_path / "source" / "README.md").write_text("# A model\n")
+    (tmp_path / "source" / "training.json").write_text("{}")
+    checkpoint.quantize(tmp_path / "source", tmp_path / "small", "int4")
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert card.startswith("# A model\n") and "llmfast quantize --precision int4" in card
+    names = {p.name for p in (tmp_path / "source").iterdir()} - {"training.json"}
+    assert {p.name for p in (tmp_path / "small").iterdir()} == names
+    assert llmfast.load(tmp_path / "small").generate("The dog", 5).startswith("The dog")
+
+
+def test_a_quantised_model_is_not_quantised_again(small, tmp_path):
+    with pytest.raises(ValueError, match=r"small is quantised already \(int4\)"):
+        checkpoint.quantize(small, tmp_path / "smaller", "int8")
+    assert not (tmp_path / "smaller").exists()
+
+
+def test_a_model_is_never_overwritten_by_its_own_quantisation(saved):
+    _, directory = saved
+    before = {p.name: p.read_bytes() for p in directory.iterdir()}
+    for source, target in [
+        (directory, directory),
+        (directory / "model.safetensors", directory),
+        (directory, directory.parent / "elsewhere" / ".." / directory.name),
+    ]:
+        with pytest.raises(ValueError, match="holds the model to quantise"):
+            checkpoint.quantize(source, target, "int8", overwrite=True)
+    assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
+
+
+def test_another_model_is_overwritten_only_on_demand_and_leaves_nothing(saved, storyteller_directory, tmp_path):
+    _, source = saved  # without a tokenizer
+    shutil.copytree(storyteller_directory, tmp_path / "other")
+    for extra in ("README.md", "training.json", "notes.txt"):
+        (tmp_path / "other" / extra).write_text("{}")
+    with pytest.raises(ValueError, match="other holds a model already: .*--overwrite"):
+        checkpoint.quantize(source, tmp_path / "other", "int8")
+    llmfast.load(tmp_path / "other")  # unharmed
+    checkpoint.quantize(source, tmp_path / "other", "int8", overwrite=True)
+    assert checkpoint.stream(tmp_path / "other").quantization.precision == "int8"
+    assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+
+
+def test_a_target_that_holds_something_else_is_kept_as_it_is(saved, tmp_path):
+    _, source = saved
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(ValueError, match="file is a file: name a directory"):
+        checkpoint.quantize(source, tmp_path / "file", "int8", overwrite=True)
+    assert (tmp_path / "file").read_text() == "keep"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("keep")
+    checkpoint.quantize(source, tmp_path / "folder", "int8")
+    assert (tmp_path / "folder" / "notes.txt").read_text() == "keep"
+
+
+def test_weights_that_are_no_numbers_are_named_and_nothing_is_written(saved, tmp_path):
+    _, source = saved
+    edit_weights(source, lambda tensors: tensors[C_FC][3].fill_(float("nan")))
+    with pytest.raises(ValueError, match=f"{C_FC}: the weight holds infinities or NaN"):
+        checkpoint.quantize(source, tmp_path / "small", "int4")
+    assert not (tmp_path / "small").exists()
+
+
+def test_what_can_not_be_quantised_says_why(saved, tmp_path):
+    _, source = saved
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        checkpoint.quantize(tmp_path / "nowhere", tmp_path / "small", "int8")
+    with pytest.raises(ValueError, match="precision must be int8, int4, int4-all, got 'int3'"):
+        checkpoint.quantize(source, tmp_path / "small", "int3")
+    assert not (tmp_path / "small").exists()
+
+
+def test_the_quality_of_a_quantised_model_is_recorded_with_it(small, saved):
+    quality = {"stories": {"loss_change": 0.01, "top1_agreement": 0.95}}
+    before = checkpoint.stream(small)
+    checkpoint.record_quality(small, quality)
+    after = checkpoint.stream(small)
+    assert after.quantization.quality == quality
+    assert (after.config, after.quantization.weights) == (before.config, before.quantization.weights)
+    with pytest.raises(ValueError, match="is not quantised"):
+        checkpoint.record_quality(saved[1], quality)
