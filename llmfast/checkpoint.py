@@ -26,7 +26,7 @@ from torch import Tensor
 from llmfast import quantization
 from llmfast.config import GPTConfig
 from llmfast.files import write_atomic
-from llmfast.quantization import Quantization, QuantizedWeight, layout, plan
+from llmfast.quantization import PRECISIONS, Quantization, QuantizedWeight, layout, plan
 
 TOKENIZER_FILES = (
     "vocab.json",
@@ -47,6 +47,7 @@ FIXED_SETTINGS = {
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
 }
+RECOMMENDED = "llmfast_precision"  # in config.json: the precision that its card measured to be as good, and faster
 QUANTIZATION = "llmfast_quantization"  # the key in config.json
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 # The dtypes of a safetensors header that are read; others keep the header's name, and fit nowhere.
@@ -310,6 +311,17 @@ def record_quality(directory: str | Path, quality: Mapping[str, Mapping[str, flo
     document = _read_document(path)
     document[QUANTIZATION] = dataclasses.replace(quantized, quality=quality).to_document()
     write_atomic(path, json.dumps(document, indent=2).encode())
+
+
+def recommended_precision(path: str | Path) -> str | None:
+    """The precision to run a model in on a CPU: the one it was quantised to, or that its `config.json` recommends."""
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    _, quantized = _read_config(file)
+    recommended = _read_document(file).get(RECOMMENDED)
+    if recommended not in (None, "fp32", "bf16", *PRECISIONS):
+        raise ValueError(f"{file} recommends {RECOMMENDED} {recommended!r}, which is not known")
+    return quantized.precision if quantized is not None else recommended
 
 
 def _holds_model(directory: Path) -> bool:

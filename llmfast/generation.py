@@ -31,7 +31,7 @@ from llmfast.decoders import (
 from llmfast.model import GPT
 from llmfast.sampling import SamplingSettings, next_token
 from llmfast.threads import fork_safe_torch
-from llmfast.tokenizers import Tokenizer, gpt2_tokenizer, load_tokenizer
+from llmfast.tokenizers import Tokenizer, gpt2_tokenizer
 
 GPT2_VOCAB_SIZE = 50257
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -258,9 +258,12 @@ class LLM:
     def _log_probabilities(self, window: list[int], skip: int) -> Tensor:
         """Of each token of `window` but the first and the `skip` after it, given those before it."""
         picked = []
+        blocks: Iterator[Tensor]
         if (packed := self.native()) is not None:
             decoder = NativeDecoder(packed, 1, len(window) - 1)
-            blocks = (decoder.step_block(torch.tensor(window[:-1][i : i + 128])) for i in range(0, len(window) - 1, 128))
+            blocks = (
+                decoder.step_block(torch.tensor(window[:-1][i : i + 128])) for i in range(0, len(window) - 1, 128)
+            )
         else:
             self.model.eval()  # whoever trained it meanwhile left dropout on
             with self.using_backend():
@@ -337,15 +340,16 @@ class LLM:
             seen = torch.zeros(len(windows), vocabulary, dtype=torch.bool, device=device)
             for row, window in enumerate(windows):
                 seen[row, window] = True
-        natively = isinstance(decoder, (NativeDecoder, SpeculatingDecoder)) and seen is None
+        # A native decoder has found the likeliest token on the way, and draws one faster than PyTorch's operators.
+        chooser = decoder if isinstance(decoder, (NativeDecoder, SpeculatingDecoder)) and seen is None else None
 
         warned = False
         with self.using_backend():
             logits = decoder.prefill(windows)
         for step in range(1, max_new_tokens + 1):
-            if natively and settings.temperature == 0:
-                tokens = decoder.best
-            elif natively:
+            if chooser is not None and settings.temperature == 0:
+                tokens = chooser.best
+            elif chooser is not None:
                 tokens = native.next_token(logits, settings, generators, vocabulary)
             else:
                 with fork_safe_torch():

@@ -67,10 +67,10 @@ def _best_precision(source: checkpoint.Stream, device: torch.device, natively: b
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if not natively:
         return "fp32"
-    return source.precision or native.fastest_float()
+    return checkpoint.recommended_precision(source.path) or native.fastest_float()
 
 
-def _stored_formats(source: checkpoint.Stream, precision: str) -> dict[str, str] | None:
+def _stored_formats(source: checkpoint.Stream, precision: str) -> Mapping[str, str] | None:
     """The formats of the weights, where the file was quantised in just this precision."""
     stored = source.quantization
     return stored.weights if stored is not None and stored.precision == precision else None

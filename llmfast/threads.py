@@ -21,7 +21,7 @@ def thread_count() -> int:
 
 @functools.cache
 def _quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The CPUs' worth of time that the container allows (cgroup v2, then v1), rounded up; None where it is not limited."""
+    """How many CPUs' time the container allows (cgroup v2, then v1), rounded up; None where it is not limited."""
     for quota_file, period_file in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             words = (root / quota_file).read_text().split()

@@ -294,7 +294,8 @@ def test_threads_generate_at_once_with_one_model():
     expected = [text(prompt) for prompt in prompts]
     found: dict[int, list[list[int]]] = {}
     threads = [
-        threading.Thread(target=lambda i=i: found.__setitem__(i, [text(prompts[i]) for _ in range(5)])) for i in range(4)
+        threading.Thread(target=lambda i=i: found.__setitem__(i, [text(prompts[i]) for _ in range(5)]))
+        for i in range(4)
     ]
     for thread in threads:
         thread.start()

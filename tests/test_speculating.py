@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_native import MODEL, packed, pytestmark, tokens  # noqa: F401
+from test_native import MODEL, packed, pytestmark, tokens  # noqa: F401  (pytestmark skips these, too)
 
 import llmfast
 from llmfast.decoders import NativeDecoder, SpeculatingDecoder
@@ -51,7 +51,9 @@ def test_guesses_stay_within_the_capacity():
         guessing.step(torch.tensor([token]))
 
 
-@pytest.mark.parametrize("settings", [dict(temperature=0), dict(seed=3), dict(seed=3, repetition_penalty=1.3, top_p=0.9)])
+@pytest.mark.parametrize(
+    "settings", [dict(temperature=0), dict(seed=3), dict(seed=3, repetition_penalty=1.3, top_p=0.9)]
+)
 def test_the_text_is_the_same(settings):
     llm = llmfast.load("stories", precision="fp32")
     prompt = "The cat sat. The dog sat. The cat sat. The dog"

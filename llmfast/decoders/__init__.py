@@ -5,8 +5,7 @@ A decoder holds a batch of sequences and turns new tokens into the logits of the
     logits = decoder.prefill(prompts)      # a list of B lists of token ids, of any lengths -> (B, V) float32
     logits = decoder.step(tokens)          # (B,) int64, one token more for every sequence -> (B, V) float32
 
-`prefill` starts over. Neither may take a sequence past the model's context. `best` is where the largest of the last
-logits are, (B,) int64, if the decoder found them on the way, else None.
+`prefill` starts over. Neither may take a sequence past the model's context.
 
 `EagerDecoder` runs the model itself, on any device and backend, `NativeDecoder` makes one C++ call a step, on a CPU;
 both have a KV cache that is allocated once. `SpeculatingDecoder` guesses ahead on top of the native one, and
@@ -21,16 +20,12 @@ from torch import Tensor
 
 from llmfast.decoders.eager import EagerDecoder, UncachedDecoder
 from llmfast.decoders.native import NativeDecoder, NativeModel
-
 from llmfast.decoders.speculating import SpeculatingDecoder
 
 __all__ = ["Decoder", "EagerDecoder", "NativeDecoder", "NativeModel", "SpeculatingDecoder", "UncachedDecoder"]
 
 
 class Decoder(Protocol):
-    @property
-    def best(self) -> Tensor | None: ...
-
     def prefill(self, prompts: list[list[int]]) -> Tensor: ...
 
     def step(self, tokens: Tensor) -> Tensor: ...

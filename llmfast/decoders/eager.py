@@ -18,8 +18,6 @@ def pad_left(sequences: list[list[int]], device: torch.device) -> Tensor:
 class EagerDecoder:
     """Prefill in one pass, then one token a step against the cache: O(T) work for the T-th token."""
 
-    best = None
-
     def __init__(self, model: GPT, batch: int, capacity: int | None = None):
         self.model = model
         self.cache = KVCache(model.config, batch, capacity, device=model.device, dtype=model.dtype)
@@ -41,8 +39,6 @@ class EagerDecoder:
 
 class UncachedDecoder:
     """The whole text again for every token, O(T²) in all: what a cache saves, and a check on it."""
-
-    best = None
 
     def __init__(self, model: GPT):
         self.model = model

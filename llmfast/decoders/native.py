@@ -1,9 +1,9 @@
 """The native decoder: one C++ call a step, on weights packed for this CPU (`csrc/native_decoder.h`).
 
-    weights = NativeModel(config, tensors, "bf16")          # packed once
-    decoder = NativeDecoder(weights, batch=1, capacity=512)  # a KV cache of its own; any number may share the weights
-    logits = decoder.prefill([[1, 2, 3]])
-    logits = decoder.step(torch.tensor([4]))
+weights = NativeModel(config, tensors, "bf16")          # packed once
+decoder = NativeDecoder(weights, batch=1, capacity=512)  # a KV cache of its own; any number may share the weights
+logits = decoder.prefill([[1, 2, 3]])
+logits = decoder.step(torch.tensor([4]))
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class NativeModel:
         raise TypeError("packed weights can't be pickled: save the model instead, and load it where it is needed")
 
 
-def next_token(logits: Tensor, settings: SamplingSettings, generators: list[torch.Generator] | None, vocabulary: int) -> Tensor:
+def next_token(
+    logits: Tensor, settings: SamplingSettings, generators: list[torch.Generator] | None, vocabulary: int
+) -> Tensor:
     """`sampling.next_token` in one C++ call, among the first `vocabulary` tokens; without a repetition penalty."""
     return torch.ops.llmfast.sample(
         logits,
@@ -140,9 +142,9 @@ def _in_format(tensor: Tensor | QuantizedWeight, form: str | None) -> tuple[Tens
 class NativeDecoder:
     """`batch` sequences of up to `capacity` tokens, one C++ call a step: see `Decoder` for the protocol.
 
-    The cache holds fp32, bf16 or int8 (with a scale for each token and head), by default fp32 for fp32 weights and bf16
-    otherwise. Sequences may have any lengths: a step takes each one's new tokens as they are, without padding, and reads
-    every weight once for all of them. Not for two threads at once.
+    The cache holds fp32, bf16 or int8 (with a scale for each token and head), by default fp32 for fp32 weights and
+    bf16 otherwise. Sequences may have any lengths: a step takes each one's new tokens as they are, without padding,
+    and reads every weight once for all of them. Not for two threads at once.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Guessing ahead: a decoder that checks several tokens in one step, where the text repeats itself.
 
-Speculative decoding (Leviathan et al., 2023) with the text itself as the draft model (Saxena's prompt lookup, 2023). A
-step that takes k guesses along reads the weights once for all of them, and has the logits after each ready if it turns
-out to be the token that is chosen. Choosing goes on as ever, from the same logits with the same bits, so the text is the
-same, greedy or sampled; a wrong guess costs its share of one step.
+Speculative decoding (Leviathan et al., 2023) with the text itself as the draft model (Saxena's prompt lookup, 2023).
+A step that takes k guesses along reads the weights once for all of them, and has the logits after each ready if it
+turns out to be the token that is chosen. Choosing goes on as ever, from the same logits with the same bits, so the
+text is the same, greedy or sampled; a wrong guess costs its share of one step.
 """
 
 from __future__ import annotations
