@@ -83,7 +83,7 @@ def cli() -> None:
 @click.option("--truncate", is_flag=True, help="Keep the end of a prompt longer than the context.")
 @click.option("--cache/--no-cache", default=True, help="--no-cache computes everything again for every token.")
 @click.option("--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, or OP=NAME,OP=NAME.")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16, int8, int4 or int4-all.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @common_options

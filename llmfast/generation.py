@@ -91,7 +91,8 @@ class LLM:
         with self._lock:
             if self._model is None:
                 assert not isinstance(self._read_model, GPT)
-                self._model = self._read_model().eval()
+                with torch.inference_mode(False):  # parameters that can be trained, whoever asks
+                    self._model = self._read_model().eval()
                 self._packed_from = _fingerprint(self._model)
             return self._model
 
@@ -436,7 +437,9 @@ class TextStream:
 
 def _fingerprint(model: GPT | None) -> list[tuple[int, int]]:
     """Differs when parameters were replaced or changed in place."""
-    return [] if model is None else [(p.data_ptr(), p._version) for p in model.parameters()]
+    if model is None:
+        return []
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
 
 
 class _Writer:

@@ -1,5 +1,7 @@
 """generate, stream, load and score: kinds in and out, where text ends, and the same text on every path."""
 
+import json
+import shutil
 import threading
 import types
 import warnings
@@ -10,11 +12,16 @@ from conftest import BACKENDS, PARROT_TEXT, assert_same_greedy, tiny_config
 
 import llmfast
 from llmfast import GPT, LLM, GPTConfig, ops
-from llmfast.backends import OPS, _registry
+from llmfast.backends import OPS, _registry, cpp
+from llmfast.decoders import NativeDecoder, native
 from llmfast.tokenizers import BPETokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+CPU = torch.device("cpu")
+needs_native = pytest.mark.skipif(
+    cpp.why_not("linear", CPU, torch.float32) is not None, reason="the C++ kernels are not built"
+)
 PROMPTS = ["Once upon a time", "The dog", "A little girl went to the park. She", "She", "sun"]
 
 
@@ -587,8 +594,90 @@ def test_load_reads_a_directory_or_a_file(storyteller, storyteller_directory):
         assert greedy(llm, "The dog") == expected
 
 
-def test_auto_precision_is_float32_on_a_cpu(storyteller_directory):
-    assert llmfast.load(storyteller_directory, device="cpu").model.dtype == torch.float32
+def test_auto_precision_on_a_cpu_is_what_it_multiplies_fastest(storyteller_directory):
+    expected = native.fastest_float() if cpp.why_not("linear", CPU, torch.float32) is None else "fp32"
+    assert llmfast.load(storyteller_directory, device="cpu").precision == expected
+    assert llmfast.load(storyteller_directory, device="cpu", backend="pytorch").precision == "fp32"
+
+
+def test_auto_precision_is_what_the_configuration_recommends(storyteller_directory, tmp_path):
+    shutil.copytree(storyteller_directory, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"llmfast_precision": "int8"}))
+    expected = "int8" if cpp.why_not("linear", CPU, torch.float32) is None else "fp32"
+    assert llmfast.load(tmp_path / "model", device="cpu").precision == expected
+    assert llmfast.load(tmp_path / "model", device="cpu", precision="fp32").precision == "fp32"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"llmfast_precision": "int3"}))
+    with pytest.raises(ValueError, match="recommends llmfast_precision 'int3'"):
+        llmfast.load(tmp_path / "model", device="cpu")
+
+
+@needs_native
+def test_loading_for_a_cpu_packs_the_weights_and_reads_the_module_only_when_asked(storyteller_directory):
+    llm = llmfast.load(storyteller_directory, device="cpu", precision="fp32")
+    text = llm.generate("Once upon", temperature=0, max_new_tokens=20)
+    assert llm.native() is not None and isinstance(llm.decoder(), NativeDecoder)
+    assert llm._model is None
+    module = llm.model
+    assert llm.model is module and llm.generate("Once upon", temperature=0, max_new_tokens=20) == text
+
+
+@needs_native
+def test_the_native_text_and_score_are_the_modules(storyteller_directory):
+    llm = llmfast.load(storyteller_directory, device="cpu", precision="fp32")
+    prompts = ["Once upon a time", "The cat", "A little girl went"]
+    texts = llm.generate(prompts, temperature=0, max_new_tokens=40)
+    with llmfast.use_backend("pytorch"):
+        assert llm.native() is None
+        expected = llm.generate(prompts, temperature=0, max_new_tokens=40)
+        score = llm.score(prompts[0])
+    assert texts == expected
+    torch.testing.assert_close(llm.score(prompts[0]).log_probabilities, score.log_probabilities, rtol=1e-4, atol=1e-5)
+
+
+@needs_native
+def test_sampling_draws_the_same_tokens_natively(storyteller_directory):
+    llm = llmfast.load(storyteller_directory, device="cpu", precision="fp32")
+    for settings in (
+        dict(),
+        dict(top_k=3),
+        dict(top_p=0.7),
+        dict(min_p=0.2, temperature=1.5),
+        dict(top_k=9, top_p=0.5),
+    ):
+        text = llm.generate("The", seed=5, max_new_tokens=30, **settings)
+        with llmfast.use_backend("pytorch"):
+            assert llm.generate("The", seed=5, max_new_tokens=30, **settings) == text
+
+
+@needs_native
+def test_changed_parameters_are_packed_again(storyteller_directory):
+    llm = llmfast.load(storyteller_directory, device="cpu", precision="fp32")
+    before = llm.native()
+    with torch.no_grad():
+        llm.model.transformer.ln_f.weight.mul_(-1)
+    changed = llm.generate("Once upon", temperature=0, max_new_tokens=10)
+    assert llm.native() is not before
+    with llmfast.use_backend("pytorch"):
+        assert llm.generate("Once upon", temperature=0, max_new_tokens=10) == changed
+
+
+@needs_native
+@pytest.mark.parametrize("precision", ["int8", "int4", "int4-all"])
+def test_a_quantised_module_has_the_weights_that_run_natively(storyteller_directory, precision, tmp_path):
+    llm = llmfast.load(storyteller_directory, device="cpu", precision=precision)
+    assert llm.precision == precision
+    text = "Once upon a time there was a little cat."
+    with llmfast.use_backend("pytorch"):
+        eager = llm.score(text).total
+    plain = llmfast.load(storyteller_directory, device="cpu", precision="fp32").score(text).total
+    assert llm.score(text).total == pytest.approx(eager, abs=max(0.1, abs(eager - plain)))
+
+
+@pytest.mark.parametrize("settings", [dict(backend="pytorch"), dict(backend={"linear": "pytorch"})])
+def test_integers_without_the_native_decoder_are_an_error(storyteller_directory, settings):
+    with pytest.raises(ValueError, match="int8 needs the native decoder"):
+        llmfast.load(storyteller_directory, device="cpu", precision="int8", **settings)
 
 
 def test_a_model_without_a_tokenizer_takes_ids_and_explains_itself_for_text(wanderer, tmp_path):
@@ -616,7 +705,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_an_error_with_both_sizes(parro
     [
         ({"backend": "cuda++"}, "unknown backend 'cuda\\+\\+'; known: auto, .*pytorch"),
         ({"backend": {"attention": "pytorch"}}, "unknown op 'attention'"),
-        ({"precision": "int3"}, "precision must be auto, fp32, bf16, fp16, got 'int3'"),
+        ({"precision": "int3"}, "precision must be auto, fp32, .*, int4-all, got 'int3'"),
         ({"precision": "fp16", "device": "cpu"}, "precision fp16 needs a GPU"),
         ({"device": "abacus"}, "device 'abacus' can't be used"),
         ({"device": "cuda:99"}, "device 'cuda:99' can't be used"),
