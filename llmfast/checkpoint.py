@@ -176,6 +176,11 @@ class Stream:
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
+    def precision(self) -> str | None:
+        """ "int8", "int4" or "int4-all", or None for a model that is not quantised."""
+        return None if self.quantization is None else self.quantization.precision
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The bytes of each weight in the file, its scale included, largest first."""
         weights = [name for name in expected_shapes(self.config) if name in self.stored]
@@ -255,8 +260,8 @@ def quantize(
     or one that holds a model, unless `overwrite`.
     """
     model, directory = stream(source), Path(target)
-    if model.quantization is not None:
-        raise ValueError(f"{source} is quantised already ({model.quantization.precision}): quantise what it came from")
+    if model.precision is not None:
+        raise ValueError(f"{source} is quantised already ({model.precision}): quantise what it came from")
     formats, sizes = plan(model.config, precision), model.sizes
     replaces = _holds_model(directory)
     if directory.exists() and not directory.is_dir():

@@ -12,17 +12,20 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress
+from rich.table import Column, Table
 
 import llmfast
 from llmfast import checkpoint
 from llmfast.backends import AUTO, BackendUnavailable, cpp
 from llmfast.locate import locate_model
+from llmfast.quantization import PRECISIONS
 from llmfast.tokenizers import load_tokenizer
 
 # What the package raises for input it can't use; anything else is a bug and keeps its traceback.
@@ -196,16 +199,18 @@ def _cell(rows: list[Any]) -> str:
 @common_options
 def info(model: str, as_json: bool) -> None:
     """What MODEL is: its shape, size, tokenizer and card."""
-    path = locate_model(model)
-    directory = path if path.is_dir() else path.parent
-    config, tensors = checkpoint.load(path)
-    tokenizer = load_tokenizer(directory)
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
+    stream = checkpoint.stream(locate_model(model))
+    config, tokenizer = stream.config, load_tokenizer(stream.directory)
+    by_precision: dict[str, int] = {}
+    for name, size in stream.sizes.items():
+        precision = stream.precision_of(name)
+        by_precision[precision] = by_precision.get(precision, 0) + size
     facts: dict[str, Any] = {
-        "path": str(path),
+        "path": str(stream.path),
         "parameters": config.num_parameters,
-        "bytes": sum({t.data_ptr(): t.nbytes for t in tensors.values()}.values()),
-        "dtype": ", ".join(dtypes),
+        "precision": stream.precision or ", ".join(by_precision),
+        "bytes": sum(by_precision.values()),
+        "bytes by precision": by_precision,
         "layers": config.n_layer,
         "width": config.n_embd,
         "heads": config.n_head,
@@ -214,7 +219,9 @@ def info(model: str, as_json: bool) -> None:
         "tied head": config.tie_word_embeddings,
         "tokenizer": None if tokenizer is None else f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens",
     }
-    training = directory / "training.json"
+    if stream.quantization is not None and stream.quantization.quality:
+        facts["quality"] = stream.quantization.quality
+    training = stream.directory / checkpoint.TRAINING
     if training.exists():
         try:
             facts["training"] = dict(json.loads(training.read_text(encoding="utf-8")))
@@ -225,16 +232,62 @@ def info(model: str, as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts.items():
-        if name == "training":
-            continue
-        table.add_row(name, f"{value:,}" if type(value) is int else "none" if value is None else str(value))
+        if not isinstance(value, dict):
+            table.add_row(name, f"{value:,}" if type(value) is int else "none" if value is None else str(value))
+    table.add_row("bytes by precision", ", ".join(f"{name} {size:,}" for name, size in by_precision.items()))
+    for text, figures in facts.get("quality", {}).items():
+        shown = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+        table.add_row(f"quality on {text}", ", ".join(shown))
     for name, value in facts.get("training", {}).items():
         if not isinstance(value, dict):
             table.add_row(name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
-    card = directory / "README.md"
+    card = stream.directory / checkpoint.CARD
     if card.exists():
         click.echo(f"card: {card}")
+
+
+@cli.command()
+@click.argument("model")
+@click.option(
+    "-p",
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    required=True,
+    help="int8; int4, with the embedding and the head at 8 bits; or int4-all.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that --out holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@common_options
+def quantize(model: str, precision: str, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Store the weights of MODEL in 8 or 4 bits."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
+        task = display.add_task(f"{model} to {precision}")
+        parts = checkpoint.quantize(
+            locate_model(model),
+            out,
+            precision,
+            overwrite,
+            progress=lambda done, total: display.update(task, completed=done, total=total),
+        )
+    before, after = sum(part.bytes_before for part in parts), sum(part.bytes_after for part in parts)
+    if as_json:
+        rows = [
+            {"kind": p.kind, "precision": p.precision, "tensors": p.tensors, "relative_error": p.relative_error}
+            | {"bytes_before": p.bytes_before, "bytes_after": p.bytes_after}
+            for p in parts
+        ]
+        record = {"path": str(out), "precision": precision, "bytes_before": before, "bytes_after": after, "parts": rows}
+        click.echo(json.dumps(record, indent=2))
+        return
+    table = Table("weights", "stored as", *(Column(name, justify="right") for name in ("bytes", "→", "relative error")))
+    for p in parts:
+        error = f"{p.relative_error:.2%}" if p.squared_norm else "–"
+        table.add_row(f"{p.tensors} × {p.kind}", p.precision, f"{p.bytes_before:,}", f"{p.bytes_after:,}", error)
+    Console().print(table)
+    click.echo(f"{before:,} → {after:,} bytes of weights, {before / after:.2f} × smaller, in {out}")
 
 
 def main() -> None:

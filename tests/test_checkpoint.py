@@ -490,7 +490,7 @@ def test_a_stream_gives_what_load_gives_the_largest_first_and_the_tied_head_once
         torch.save(safetensors.torch.load_file(directory / "model.safetensors"), directory / kind)
         (directory / "model.safetensors").unlink()
     source = checkpoint.stream(directory)
-    assert source.config == model.config and source.quantization is None and source.directory == directory
+    assert (source.config, source.precision, source.directory) == (model.config, None, directory)
     state = model.state_dict()
     streamed = dict(source)
     assert streamed.keys() == state.keys() - {"lm_head.weight"}
@@ -602,7 +602,7 @@ def test_a_quantised_model_is_read_as_it_was_written(saved, tmp_path, precision,
     checkpoint.quantize(tmp_path / "model", tmp_path / "small", precision)
     source = checkpoint.stream(tmp_path / "small")
     assert source.config == model.config
-    assert source.quantization.precision == precision
+    assert source.precision == source.quantization.precision == precision
     assert source.quantization.weights == plan(model.config, precision)
     state, streamed = model.state_dict(), dict(source)
     assert streamed.keys() == {name for name, _ in model.named_parameters()}
