@@ -22,13 +22,15 @@ namespace {
 #include "attention_decode.inl"
 //
 #include "attention_backward.inl"
+//
+#include "limits.inl"
 
 }  // namespace
 
 const Kernels& LLMFAST_KERNELS() {
   static constexpr Kernels table = {
       LLMFAST_ISA_NAME, attention, attention_backward, layer_norm, layer_norm_backward, gelu, gelu_backward,
-      linear, linear_backward, cross_entropy, cross_entropy_backward};
+      linear, linear_backward, cross_entropy, cross_entropy_backward, limit_read, limit_arithmetic};
   return table;
 }
 

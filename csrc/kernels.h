@@ -95,6 +95,11 @@ struct CrossEntropyArgs {
   void *dhidden, *dweight;
 };
 
+// What the CPU can do at most (limits.inl). The instruction that multiplies, by the numbers that it takes.
+enum class LimitKind { f32, bf16, i8 };
+constexpr i64 LIMIT_READ_CHUNK = 2 << 20;  // bytes; memory is read in whole chunks
+constexpr int LIMIT_CHAINS = 12;           // vector instructions in a round of arithmetic
+
 struct Kernels {
   const char* name;
   void (*attention)(const AttentionArgs&, const Threads&);
@@ -107,6 +112,8 @@ struct Kernels {
   void (*linear_backward)(const LinearArgs&, const Threads&);
   void (*cross_entropy)(const CrossEntropyArgs&, const Threads&);
   void (*cross_entropy_backward)(const CrossEntropyArgs&, const Threads&);
+  uint64_t (*limit_read)(const void* memory, i64 bytes, const Threads&);  // a checksum
+  i64 (*limit_arithmetic)(LimitKind, i64 tasks, i64 rounds, const Threads&);  // operations done
 };
 
 const Kernels& generic_kernels();

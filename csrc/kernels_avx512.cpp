@@ -22,6 +22,7 @@
 #define LLMFAST_TILE_ROWS 6
 #define LLMFAST_TILE_VECTORS 4
 #define LLMFAST_BF16_DOT 0
+#define LLMFAST_INT8_DOT 0
 #define LLMFAST_ISA_NAME "avx512"
 #define LLMFAST_KERNELS avx512_kernels
 #include "all_kernels.inl"

@@ -10,6 +10,7 @@
 #define LLMFAST_TILE_ROWS 4
 #define LLMFAST_TILE_VECTORS 2
 #define LLMFAST_BF16_DOT 0
+#define LLMFAST_INT8_DOT 0
 #define LLMFAST_ISA_NAME "generic"
 #define LLMFAST_KERNELS generic_kernels
 #include "all_kernels.inl"

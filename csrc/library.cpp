@@ -6,6 +6,7 @@
 //   gelu                    linear_ops.cpp             gelu.inl
 //   linear                  linear_ops.cpp             linear.inl on matmul.inl
 //   linear_cross_entropy    cross_entropy_ops.cpp      cross_entropy.inl on matmul.inl
+//   limit_read, limit_...   limits_ops.cpp             limits.inl
 //
 // Only CPU kernels are registered here; fake kernels and autograd formulas come from llmfast/backends/registered.py,
 // for these operators and for the Triton ones of the same schemas alike.
@@ -48,6 +49,8 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def(
       "linear_cross_entropy_backward(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor targets, Tensor lse, "
       "int ignore_index) -> (Tensor, Tensor)");
+  m.def("limit_read(Tensor memory) -> int");
+  m.def("limit_arithmetic(str kind, int tasks, int rounds) -> int");
   m.def("cpu_isa() -> str");
 }
 
@@ -64,9 +67,11 @@ STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {
   m.impl("linear_backward", TORCH_BOX(&llmfast::linear_backward));
   m.impl("linear_cross_entropy", TORCH_BOX(&llmfast::linear_cross_entropy));
   m.impl("linear_cross_entropy_backward", TORCH_BOX(&llmfast::linear_cross_entropy_backward));
+  m.impl("limit_read", TORCH_BOX(&llmfast::limit_read));
 }
 
 // No tensor argument, so no device to dispatch on.
 STABLE_TORCH_LIBRARY_IMPL(llmfast, CompositeExplicitAutograd, m) {
+  m.impl("limit_arithmetic", TORCH_BOX(&llmfast::limit_arithmetic));
   m.impl("cpu_isa", TORCH_BOX(&llmfast::cpu_isa));
 }
