@@ -25,7 +25,8 @@ const Kernels& choose() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const Candidate candidates[] = {
-      {"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"), avx512_bf16_kernels},
+      {"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"),
+       avx512_bf16_kernels},
       {"avx512", avx512, avx512_kernels},
       {"avx2", avx2, avx2_kernels},
       {"generic", true, generic_kernels}};

@@ -26,6 +26,7 @@ from llmfast import checkpoint
 from llmfast.backends import AUTO, BackendUnavailable, cpp
 from llmfast.locate import locate_model
 from llmfast.quantization import PRECISIONS
+from llmfast.threads import thread_count
 from llmfast.tokenizers import load_tokenizer
 
 # What the package raises for input it can't use; anything else is a bug and keeps its traceback.
@@ -85,6 +86,9 @@ def cli() -> None:
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many texts.")
 @click.option("--truncate", is_flag=True, help="Keep the end of a prompt longer than the context.")
 @click.option("--cache/--no-cache", default=True, help="--no-cache computes everything again for every token.")
+@click.option(
+    "--speculate", type=click.IntRange(0, 15), default=0, metavar="K", help="Guess up to K tokens ahead: the same text."
+)
 @click.option("--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, or OP=NAME,OP=NAME.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16, int8, int4 or int4-all.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
@@ -143,11 +147,13 @@ def generate(
 
 
 def _how(llm: Any) -> str:
-    """Backend, precision and threads in a few words."""
+    """Who generates, in which precision and with how many threads, in a few words."""
+    if llm.native() is not None:
+        return f"native ({cpp.isa()}), {llm.precision}, {thread_count()} threads"
     with llm.using_backend():
         backend = llmfast.explain("linear", llm.model.lm_head.weight, llm.model.lm_head.weight).backend
     where = f"{torch.get_num_threads()} threads" if llm.model.device.type == "cpu" else str(llm.model.device)
-    return f"{backend}, {str(llm.model.dtype).removeprefix('torch.')}, {where}"
+    return f"{backend}, {llm.precision}, {where}"
 
 
 @cli.command()
