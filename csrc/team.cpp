@@ -27,6 +27,8 @@ inline void pause() {
 
 struct alignas(64) Helper {
   std::atomic<TeamJob*> inside{nullptr};  // the job this helper may be reading
+  std::atomic<bool> asleep{false};
+  std::condition_variable wake;
 };
 
 std::atomic<Team*> team{nullptr};
@@ -38,31 +40,29 @@ struct Team::Shared {
   std::mutex busy;  // held by the caller from begin to end
   std::atomic<TeamJob*> job{nullptr};
   std::atomic<uint64_t> published{0};
-  std::atomic<int> invited{0};  // helpers beyond this many stay away from the job
-  std::atomic<int> asleep{0};
+  std::atomic<int> invited{0};  // helpers beyond this many sleep on
   int started = 0;
   std::mutex sleeping;
-  std::condition_variable wake;
   Helper helpers[kMostHelpers];
 
   void run(int index) {
     Helper& self = helpers[index];
     uint64_t seen = 0;
+    const auto called = [&] { return published.load() != seen && index < invited.load(); };
     for (;;) {
-      for (int turn = 0; published.load(std::memory_order_acquire) == seen; turn++) {
+      for (int turn = 0; !called(); turn++) {
         if (turn < kSpins) {
           pause();
         } else if (turn < kSpins + kYields) {
           sched_yield();
         } else {
           std::unique_lock<std::mutex> lock(sleeping);
-          asleep.fetch_add(1);
-          wake.wait(lock, [&] { return published.load() != seen; });
-          asleep.fetch_sub(1);
+          self.asleep.store(true);
+          self.wake.wait(lock, called);
+          self.asleep.store(false);
         }
       }
       seen = published.load();
-      if (index >= invited.load()) continue;
       // Say which job before looking again whether it is still there: whoever withdrew it then sees us.
       TeamJob* now = job.load();
       self.inside.store(now);
@@ -100,10 +100,11 @@ bool Team::begin(TeamJob* job, int helpers) {
   s.invited.store(helpers);
   s.job.store(job);
   s.published.fetch_add(1);
-  if (s.asleep.load() > 0) {
-    std::lock_guard<std::mutex> lock(s.sleeping);
-    s.wake.notify_all();
-  }
+  for (int i = 0; i < helpers; i++)
+    if (s.helpers[i].asleep.load()) {
+      std::lock_guard<std::mutex> lock(s.sleeping);
+      s.helpers[i].wake.notify_one();
+    }
   return true;
 }
 
