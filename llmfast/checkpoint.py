@@ -64,8 +64,11 @@ def save(
 ) -> None:
     """Writes `config.json` and `model.safetensors` into the directory `path`, and copies the tokenizer's files.
 
-    `precision` says by which plan the weights of `state` that are quantised were chosen.
+    Weights of `state` may be quantised; `precision` then says by which plan they were chosen, and stands with them.
     """
+    formats = {name: weight.precision for name, weight in state.items() if isinstance(weight, QuantizedWeight)}
+    if bool(formats) != (precision is not None):
+        raise ValueError(f"precision is {precision!r}, and {len(formats)} of the weights are quantised")
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
@@ -85,8 +88,7 @@ def save(
     document: dict[str, Any] = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | dataclasses.asdict(config)
     document["dtype"] = next(_name(weight.dtype) for weight in state.values() if isinstance(weight, Tensor))
     if precision is not None:
-        weights = {name: w.precision for name, w in state.items() if isinstance(w, QuantizedWeight)}
-        document[QUANTIZATION] = Quantization(precision, weights).to_document()
+        document[QUANTIZATION] = Quantization(precision, formats).to_document()
     write_atomic(directory / "config.json", json.dumps(document, indent=2).encode())
     if tokenizer_from is not None and tokenizer_from.resolve() != directory.resolve():
         for file in TOKENIZER_FILES:

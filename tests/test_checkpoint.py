@@ -863,6 +863,22 @@ def test_what_can_not_be_quantised_says_why(saved, tmp_path):
     assert not (tmp_path / "small").exists()
 
 
+def test_quantised_weights_and_the_name_of_their_plan_are_saved_together(saved, tmp_path):
+    model, _ = saved
+    state = model.state_dict()
+    rounded = state | {"transformer.wte.weight": quantize(state["transformer.wte.weight"], "int8")}
+    with pytest.raises(ValueError, match="precision is None, and 1 of the weights are quantised"):
+        checkpoint.save(tmp_path / "small", model.config, rounded)
+    with pytest.raises(ValueError, match="precision is 'int8', and 0 of the weights"):
+        checkpoint.save(tmp_path / "small", model.config, state, precision="int8")
+    assert not (tmp_path / "small").exists()
+    checkpoint.save(tmp_path / "small", model.config, rounded, precision="int8")  # not all that the plan names
+    assert checkpoint.stream(tmp_path / "small").quantization.weights == {"transformer.wte.weight": "int8"}
+    assert torch.equal(
+        dict(checkpoint.stream(tmp_path / "small"))["transformer.wpe.weight"], state["transformer.wpe.weight"]
+    )
+
+
 def test_the_quality_of_a_quantised_model_is_recorded_with_it(small, saved):
     quality = {"stories": {"loss_change": 0.01, "top1_agreement": 0.95}}
     before = checkpoint.stream(small)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import llmfast
+from llmfast import checkpoint
 from llmfast.locate import ASSETS
 from llmfast.tokenizers import BPETokenizer
 
@@ -72,9 +73,88 @@ def test_info_describes_the_embedded_model():
     assert "5,8" in run("info", "stories").stdout.replace("\u00a0", " ")
 
 
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory) -> Path:
+    """The embedded model in 4 bits, made by the command."""
+    directory = tmp_path_factory.mktemp("quantised") / "small"
+    result = run("quantize", "stories", "--precision", "int4", "-o", str(directory), "--threads", "1")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""  # no progress bar where nobody watches
+    for word in ("wte", "mlp.c_proj", "int4", "int8", "%", "× smaller", str(directory)):
+        assert word in result.stdout, word
+    return directory
+
+
+def test_quantize_makes_a_model_that_writes_stories_and_has_a_card(quantised):
+    result = run("generate", "Once upon a time", "-m", str(quantised), "-n", "30", "-t", "0", "--precision", "fp32")
+    assert result.stdout.startswith("Once upon a time, there was a little")
+    assert "llmfast quantize --precision int4" in (quantised / "README.md").read_text()
+
+
+def test_quantize_json(tmp_path):
+    result = run("quantize", "stories", "-p", "int8", "-o", str(tmp_path / "small"), "--json")
+    record = json.loads(result.stdout)
+    assert (record["precision"], record["path"]) == ("int8", str(tmp_path / "small"))
+    assert record["bytes_before"] == json.loads(run("info", "stories", "--json").stdout)["bytes"]
+    assert record["bytes_after"] == sum(part["bytes_after"] for part in record["parts"])
+    assert 1.8 < record["bytes_before"] / record["bytes_after"] < 2
+    errors = {part["kind"]: part["relative_error"] for part in record["parts"]}
+    assert errors.pop("the rest") == 0 and all(0.001 < error < 0.02 for error in errors.values())
+
+
+def test_info_of_a_quantised_model(quantised, tmp_path):
+    facts = json.loads(run("info", str(quantised), "--json").stdout)
+    assert facts["precision"] == "int4" and facts["parameters"] == llmfast.load().config.num_parameters
+    assert facts["bytes by precision"].keys() == {"int8", "int4", "bfloat16"}
+    assert sum(facts["bytes by precision"].values()) == facts["bytes"]
+    assert facts["bytes"] < (quantised / "model.safetensors").stat().st_size < facts["bytes"] + 50_000
+    assert "quality" not in facts
+
+    shutil.copytree(quantised, tmp_path / "measured")
+    checkpoint.record_quality(tmp_path / "measured", {"a-text.txt": {"loss_change": 0.0123, "top1_agreement": 0.97}})
+    measured = json.loads(run("info", str(tmp_path / "measured"), "--json").stdout)
+    assert measured["quality"] == {"a-text.txt": {"loss_change": 0.0123, "top1_agreement": 0.97}}
+    text = " ".join(run("info", str(tmp_path / "measured"), COLUMNS="200").stdout.split())
+    assert "precision int4" in text and "quality on a-text.txt loss change 0.0123, top1 agreement 0.97" in text
+
+
+def test_quantize_says_in_one_line_what_it_will_not_do(quantised, tmp_path):
+    before = {p.name: p.read_bytes() for p in quantised.iterdir()}
+    for model, out, message in [
+        (str(quantised), tmp_path / "x", "small is quantised already (int4)"),
+        ("stories", quantised, "holds a model already: name another directory, or pass --overwrite"),
+        ("stories", STORIES, "holds the model to quantise: name another directory"),
+        ("stories", "/proc/nowhere", "/proc/nowhere"),
+    ]:
+        result = run("quantize", model, "--precision", "int8", "--out", str(out))
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+        assert result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "x").exists()
+    assert {p.name: p.read_bytes() for p in quantised.iterdir()} == before
+
+
+def test_quantize_overwrites_when_told_to(quantised, tmp_path):
+    shutil.copytree(quantised, tmp_path / "small")
+    result = run("quantize", "stories", "-p", "int8", "-o", str(tmp_path / "small"), "--overwrite")
+    assert result.returncode == 0, result.stderr
+    assert checkpoint.stream(tmp_path / "small").precision == "int8"
+
+
+@pytest.mark.parametrize("verb", [["generate", "x", "--model"], ["info"]])
+def test_a_damaged_quantised_model_is_one_clear_line(verb, quantised, tmp_path):
+    shutil.copytree(quantised, tmp_path / "small")
+    config = tmp_path / "small" / "config.json"
+    config.write_text(
+        config.read_text().replace('"transformer.wte.weight": "int8"', '"transformer.wte.weight": "int7"')
+    )
+    result = run(*verb, str(tmp_path / "small"))
+    assert result.returncode == 2 and "stores transformer.wte.weight as 'int7'" in result.stderr
+    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) == 1
+
+
 def test_version_and_help():
     assert llmfast.__version__ in run("--version").stdout
-    for verb in ("generate", "backends", "info"):
+    for verb in ("generate", "backends", "info", "quantize"):
         text = run(verb, "--help").stdout
         assert "Usage" in text and "--threads" in text
 
@@ -107,6 +187,11 @@ BAD_INPUT = {
     "unknown device": (["generate", "x", "--device", "toaster"], "device 'toaster'"),
     "empty stop": (["generate", "x", "--stop", ""], "stop must be non-empty"),
     "info of nothing": (["info", "./nowhere"], "no model at ./nowhere"),
+    "quantising to what is not known": (
+        ["quantize", "stories", "-p", "int3", "-o", "x"],
+        "'int3' is not one of 'int8'",
+    ),
+    "quantising without a place": (["quantize", "stories", "-p", "int8"], "--out"),
 }
 
 

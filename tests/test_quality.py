@@ -1,0 +1,71 @@
+"""The measurement of what quantised weights cost, on a model and texts small enough to check it by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import llmfast
+from llmfast import checkpoint
+from llmfast.quantization import plan, quantize
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "quality.py"
+TEXT = "Once upon a time there was a big cat. The dog liked to sing in the park."
+
+
+def measure(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--threads", "1", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path / "text.txt"
+
+
+def test_the_figures_are_what_their_names_say(storyteller, storyteller_directory, text, tmp_path):
+    result = measure("--model", storyteller_directory, "--text", text, "--out", tmp_path / "out.json")
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "out.json").read_text())["results"]["text.txt"]
+    assert results.keys() == {"fp32", "int8", "int4", "int4-all"}
+
+    tokenizer = storyteller.tokenizer
+    ids = [tokenizer.end_of_text, *tokenizer.encode(TEXT), tokenizer.end_of_text]
+    assert len(ids) <= storyteller.config.n_positions
+    rounded = llmfast.GPT.from_pretrained(storyteller_directory)
+    state = rounded.state_dict()
+    for name, precision in plan(rounded.config, "int4").items():
+        state[name].copy_(quantize(state[name], precision).dequantize())
+    with torch.inference_mode():
+        exact, approximate = (
+            model(torch.tensor([ids[:-1]]))[0].double().log_softmax(-1) for model in (storyteller.model, rounded)
+        )
+    target = torch.tensor(ids[1:])[:, None]
+    assert results["fp32"]["tokens"] == len(ids) - 1
+    assert results["fp32"]["loss"] == pytest.approx(-float(exact.gather(1, target).mean()), abs=1e-5)
+    change = float((exact.gather(1, target) - approximate.gather(1, target)).mean())
+    assert results["int4"]["loss_change"] == pytest.approx(change, abs=1e-5)
+    divergence = float((exact.exp() * (exact - approximate)).sum(1).mean())
+    assert results["int4"]["kl_divergence"] == pytest.approx(divergence, abs=1e-5) and divergence > 1e-4
+    agreement = float((exact.argmax(1) == approximate.argmax(1)).double().mean())
+    assert results["int4"]["top1_agreement"] == pytest.approx(agreement)
+    assert results["int8"]["kl_divergence"] < results["int4"]["kl_divergence"]
+    assert f"{agreement:.2%}" in result.stdout
+
+
+def test_the_figures_are_recorded_with_the_model_they_are_of(storyteller_directory, text, tmp_path):
+    checkpoint.quantize(storyteller_directory, tmp_path / "small", "int8")
+    arguments = ("--model", storyteller_directory, "--text", text, "--precisions", "int8", "--record")
+    assert measure(*arguments, tmp_path / "small").returncode == 0
+    quality = checkpoint.stream(tmp_path / "small").quantization.quality
+    assert quality["text.txt"].keys() == {"loss_change", "kl_divergence", "top1_agreement"}
+
+    checkpoint.quantize(storyteller_directory, tmp_path / "other", "int4")
+    result = measure(*arguments, tmp_path / "other")
+    assert result.returncode == 2 and "other holds none of int8" in result.stderr and "Traceback" not in result.stderr
