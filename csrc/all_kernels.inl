@@ -30,6 +30,8 @@ namespace {
 #include "phases.inl"
 //
 #include "decoder_step.inl"
+//
+#include "limits.inl"
 
 }  // namespace
 
@@ -38,7 +40,7 @@ const Kernels& LLMFAST_KERNELS() {
       LLMFAST_ISA_NAME, attention, attention_backward, layer_norm, layer_norm_backward, gelu, gelu_backward,
       linear, linear_backward, cross_entropy, cross_entropy_backward,
       TILE_COLS, packed_bytes, pack_weight, decoder_row_bytes, decoder_partial_floats, decoder_chunks, decoder_step,
-      exp_of_scaled};
+      exp_of_scaled, limit_read, limit_arithmetic};
   return table;
 }
 

@@ -103,6 +103,11 @@ struct DecoderState;
 struct StepJob;
 struct Segment;
 
+// What the CPU can do at most (limits.inl). The instruction that multiplies, by the numbers that it takes.
+enum class LimitKind { f32, bf16, i8 };
+constexpr i64 LIMIT_READ_CHUNK = 2 << 20;  // bytes; memory is read in whole chunks
+constexpr int LIMIT_CHAINS = 12;           // vector instructions in a round of arithmetic
+
 struct Kernels {
   const char* name;
   void (*attention)(const AttentionArgs&, const Threads&);
@@ -124,6 +129,8 @@ struct Kernels {
   i64 (*decoder_chunks)(const DecoderState&);
   void (*decoder_step)(DecoderState&, const StepJob&, const Segment*, int thread, uint64_t* last_phase);
   void (*exp_of_scaled)(const float* x, i64 n, float top, float temperature, float* out);  // exp((x - top) / temperature)
+  uint64_t (*limit_read)(const void* memory, i64 bytes, const Threads&);  // a checksum
+  i64 (*limit_arithmetic)(LimitKind, i64 tasks, i64 rounds, const Threads&);  // operations done
 };
 
 const Kernels& generic_kernels();

@@ -8,6 +8,7 @@
 //   linear_cross_entropy    cross_entropy_ops.cpp      cross_entropy.inl on matmul.inl
 //   native_...              native_decoder_ops.cpp     decoder_step.inl on packed.inl and phases.inl, in native_decoder.cpp
 //   sample                  native_decoder_ops.cpp     sampling.cpp
+//   limit_read, limit_...   limits_ops.cpp             limits.inl
 //
 // Only CPU kernels are registered here; fake kernels and autograd formulas come from llmfast/backends/registered.py,
 // for these operators and for the Triton ones of the same schemas alike.
@@ -50,6 +51,8 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def(
       "linear_cross_entropy_backward(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor targets, Tensor lse, "
       "int ignore_index) -> (Tensor, Tensor)");
+  m.def("limit_read(Tensor memory) -> int");
+  m.def("limit_arithmetic(str kind, int tasks, int rounds) -> int");
   m.def("cpu_isa() -> str");
   m.def("native_model(int[] shape, str activation, float layer_norm_epsilon, bool tied, int[] formats) -> int");
   m.def("native_model_give(int model, str name, Tensor values, Tensor? scale, int threads) -> ()");
@@ -82,10 +85,12 @@ STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {
   m.impl("native_model_give", TORCH_BOX(&llmfast::native_model_give));
   m.impl("native_step", TORCH_BOX(&llmfast::native_step));
   m.impl("sample", TORCH_BOX(&llmfast::sample));
+  m.impl("limit_read", TORCH_BOX(&llmfast::limit_read));
 }
 
 // No tensor argument, so no device to dispatch on.
 STABLE_TORCH_LIBRARY_IMPL(llmfast, CompositeExplicitAutograd, m) {
+  m.impl("limit_arithmetic", TORCH_BOX(&llmfast::limit_arithmetic));
   m.impl("cpu_isa", TORCH_BOX(&llmfast::cpu_isa));
   m.impl("native_model", TORCH_BOX(&llmfast::native_model));
   m.impl("native_model_bytes", TORCH_BOX(&llmfast::native_model_bytes));

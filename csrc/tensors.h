@@ -103,6 +103,8 @@ Tensors3 linear_backward(const Tensor& grad_out, const Tensor& x, const Tensor& 
 Tensors2 linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets, int64_t ignore_index);
 Tensors2 linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& hidden, const Tensor& weight,
                                        const Tensor& targets, const Tensor& lse, int64_t ignore_index);
+int64_t limit_read(const Tensor& memory);
+int64_t limit_arithmetic(std::string kind, int64_t tasks, int64_t rounds);
 std::string cpu_isa();
 int64_t native_model(std::vector<int64_t> shape, std::string activation, double layer_norm_epsilon, bool tied,
                      std::vector<int64_t> formats);
