@@ -1,4 +1,4 @@
-"""The fixture that checks and times one call of an op."""
+"""The options of the benchmarks, and the fixture that checks and times one call of an op."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from measuring import DEVICE, facts
 
 import llmfast
 from llmfast.backends import reference
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("llmfast's benchmarks")
+    group.addoption("--quick", action="store_true", help="peers: fewer rounds and tokens, under two minutes")
+    group.addoption("--threads", type=int, default=2, help="peers: threads of every engine (default: 2)")
 
 
 @pytest.fixture

@@ -1,0 +1,146 @@
+"""The other end of a worker's pipes, and what else runs beside it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import llmfast
+from peers.plan import OURS, Engine
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+PATIENCE = 180.0  # seconds for any answer; loading included
+PACKAGES = {  # what is imported -> what is installed
+    "llama_cpp": "llama-cpp-python",
+    "ctranslate2": "ctranslate2",
+    "gguf": "gguf",
+    "transformers": "transformers",
+}
+
+
+class WorkerError(RuntimeError):
+    """A worker that said why it could not, ended, or never answered."""
+
+
+def peers_python() -> str:
+    """The Python that has the peers' packages: this one, or the one that LLMFAST_PEERS_PYTHON names."""
+    return os.environ.get("LLMFAST_PEERS_PYTHON") or sys.executable
+
+
+def missing_packages() -> list[str]:
+    code = f"import importlib.util as i; print(*[n for n in {list(PACKAGES)} if i.find_spec(n) is None])"
+    found = subprocess.run([peers_python(), "-c", code], capture_output=True, text=True, check=True).stdout
+    return [PACKAGES[name] for name in found.split()]
+
+
+def versions() -> dict[str, str]:
+    code = (
+        "import importlib.metadata as m, json; "
+        f"print(json.dumps({{n: m.version(n) for n in {[*PACKAGES.values(), 'torch']}}}))"
+    )
+    return json.loads(subprocess.run([peers_python(), "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+class Worker:
+    """A process with one engine. It begins to load at once; `wait_until_ready` returns when it has."""
+
+    def __init__(self, engine: Engine, models: Path, threads: int):
+        self.engine = engine
+        ours = engine.library == OURS
+        path = [str(BENCHMARKS), *([str(Path(llmfast.__file__).parents[1])] if ours else [])]
+        command = [sys.executable if ours else peers_python(), "-m", "peers.worker"]
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
+        self.process = subprocess.Popen(
+            [*command, engine.library, engine.precision, str(models), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            cwd=BENCHMARKS,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": str(threads)},
+        )
+
+    def wait_until_ready(self) -> None:
+        self._read()
+
+    def ask(self, what: str, **arguments: int) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise WorkerError(f"{self.engine.name} has ended{self._last_words()}") from None
+        return self._read()
+
+    def logits(self, prompt: int, new: int = 0) -> np.ndarray:
+        return np.frombuffer(base64.b64decode(self.ask("logits", prompt=prompt, new=new)["logits"]), dtype=np.float32)
+
+    def _read(self) -> dict[str, Any]:
+        """One line; the worker never writes more than one before it is asked again."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        if not select.select([stdout], [], [], PATIENCE)[0]:
+            raise WorkerError(f"{self.engine.name} gave no answer in {PATIENCE:.0f} seconds")
+        line = stdout.readline()
+        if not line:
+            raise WorkerError(f"{self.engine.name} has ended{self._last_words()}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise WorkerError(f"{self.engine.name}: {reply['error']}")
+        return reply
+
+    def _last_words(self) -> str:
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+    def settle(self) -> None:
+        """Waits until the process computes nothing: threads of OpenMP spin on for a while after their work.
+
+        Nobody's idle threads may slow down the next engine, so one that never rests is an error.
+        """
+        end = time.monotonic() + 5
+        before = self._cpu_seconds()
+        while time.monotonic() < end:
+            time.sleep(0.02)
+            now = self._cpu_seconds()
+            if now - before < 0.001:
+                return
+            before = now
+        raise WorkerError(f"{self.engine.name} goes on computing while nothing is asked of it")
+
+    def _cpu_seconds(self) -> float:
+        """What its threads have used so far. Where the system doesn't say, it is believed to rest."""
+        total = 0
+        for thread in Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # a thread that has just ended
+                total += int(thread.read_text().split()[0])
+        return total / 1e9
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+@contextlib.contextmanager
+def busy_neighbour() -> Iterator[None]:
+    """One other process that computes all the time, wherever the system puts it."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.1)
+        yield
+    finally:
+        process.kill()
+        process.wait()
