@@ -11,21 +11,17 @@ import torch
 import llmfast
 from llmfast.backends import cpp
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import limits  # noqa: E402
+
 pytestmark = pytest.mark.skipif(
     not any(row.backend == "cpp" and row.available for row in llmfast.backends()),
     reason="the C++ extension is not built here",
 )
 
 
-@pytest.fixture(scope="module")
-def limits():
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-    import limits
-
-    return limits
-
-
-def test_every_limit_is_there_or_its_instruction_is_not(limits):
+def test_every_limit_is_there_or_its_instruction_is_not():
     before = torch.get_num_threads()
     found = limits.measure(threads=2, megabytes=4, seconds=1e-4, rounds=2)
     assert torch.get_num_threads() == before

@@ -19,7 +19,7 @@ import numpy as np
 
 from llmfast import GPTConfig
 from peers import counting
-from peers.client import Worker, WorkerError, busy_neighbour
+from peers.client import Worker, WorkerError, busy_neighbour, cpus_in_use
 from peers.plan import CAPACITY, CT2, LONG, MEMORY_ALLOWANCE, OURS, Case, Effort, Engine, Target
 
 EXACT = 1e-3  # how far our float32 logits may be from transformers'
@@ -43,6 +43,7 @@ class Group:
     config: GPTConfig
     limits_before: dict[str, Any]
     limits_after: dict[str, Any]
+    others: list[float | None]  # CPUs that somebody else was using before and after: the figures are as good as that
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.engine.name == name)
@@ -98,7 +99,9 @@ def measure_group(
     say: Callable[[str], None],
 ) -> Group:
     """Everything about the engines of a group. An engine that fails has a `problem`, and the others go on."""
-    before = limits.measure(threads, rounds=effort.limit_rounds)
+    others_before, before = cpus_in_use(), limits.measure(threads, rounds=effort.limit_rounds)
+    if (others_before or 0) > 0.1:
+        say(f"other processes are using {others_before} CPUs: wait until the machine is idle for figures to keep")
     say("loading and checking " + ", ".join(engine.name for engine in engines))
     rows = [Row(engine) for engine in engines]
     workers = [Worker(engine, models, threads) for engine in engines]  # they load side by side
@@ -114,8 +117,8 @@ def measure_group(
     finally:
         for worker in workers:
             worker.close()
-    after = limits.measure(threads, rounds=effort.limit_rounds)
-    return Group(rows, effort.cases, config, before, after)
+    others_after, after = cpus_in_use(), limits.measure(threads, rounds=effort.limit_rounds)
+    return Group(rows, effort.cases, config, before, after, [others_before, others_after])
 
 
 def attempt(row: Row, action: Callable[..., None], *arguments: Any) -> bool:

@@ -134,6 +134,21 @@ class Worker:
         self.errors.close()
 
 
+def cpus_in_use(seconds: float = 0.5) -> float | None:
+    """How many CPUs' worth of time goes to other work while this waits; None where the system doesn't say."""
+
+    def busy() -> float:
+        words = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+        ticks = [int(word) for word in words]
+        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # less idle and waiting for a disk
+
+    if not Path("/proc/stat").exists():
+        return None
+    before, start = busy(), time.monotonic()
+    time.sleep(seconds)
+    return round((busy() - before) / (time.monotonic() - start), 2)
+
+
 @contextlib.contextmanager
 def busy_neighbour() -> Iterator[None]:
     """One other process that computes all the time, wherever the system puts it."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import cpuinfo
+from limits import UNITS
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +50,6 @@ def facts(threads: int, quick: bool) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": threads,
             "system": platform.platform(),
-            "load_before": round(os.getloadavg()[0], 2),
         },
         "versions": {"llmfast": llmfast.__version__, "python": platform.python_version(), **client.versions()},
     }
@@ -77,7 +78,7 @@ def row_of(group_name: str, group: Group, row: Row, case: Case) -> dict[str, Any
 
 def target_of(group: Group, target: Target) -> dict[str, Any]:
     reached = group.reached(target)
-    what = {LONG.name: "of its own bandwidth at 32", BUSY.name: "of its own speed alone"}
+    what = {LONG.name: "its GB/s at 32 tokens", BUSY.name: "its speed alone"}
     found: dict[str, Any] = {
         "ours": target.ours,
         "case": target.case,
@@ -92,6 +93,7 @@ def results(groups: dict[str, Group]) -> dict[str, Any]:
     rows = [(name, group, row) for name, group in groups.items() for row in group.rows]
     return {
         "limits": {name: {"before": g.limits_before, "after": g.limits_after} for name, g in groups.items()},
+        "cpus_others_used": {name: group.others for name, group in groups.items()},
         "rows": [
             row_of(name, group, row, case)
             for name, group, row in rows
@@ -121,6 +123,8 @@ def tables(found: dict[str, Any]) -> str:
     for name, limits in found["limits"].items():
         rows = [row for row in found["rows"] if row["group"] == name]
         console.print(_speeds(name, limits, cases, rows))
+        if any(used and used > 0.1 for used in found["cpus_others_used"][name]):
+            console.print(f"other processes were using {found['cpus_others_used'][name]} CPUs before and after")
     console.print(_memory(found["memory"]))
     console.print(_targets(found["targets"]))
     for engine, problem in found["problems"].items():
@@ -129,7 +133,7 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def _speeds(name: str, limits: dict[str, Any], cases: list[str], rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"{name}: tokens a second (lowest–highest round), share of the limit", title_justify="left")
+    table = _table(f"{name}: tokens a second (lowest–highest round), share of the limit")
     table.add_column("engine")
     for case in cases:
         table.add_column(case, justify="right")
@@ -141,9 +145,13 @@ def _speeds(name: str, limits: dict[str, Any], cases: list[str], rows: list[dict
         taken = [limits[when] for when in ("before", "after")]
         if all(found[kind] for found in taken):
             best = [f"{found[kind][str(found['threads'])]['best']:.0f}" for found in taken]
-            parts.append(f"{kind} {' and '.join(best)}")
-    table.caption = "limits before and after, GB/s and 10⁹ operations a second: " + ", ".join(parts)
+            parts.append(f"{kind} {', '.join(best)} {UNITS[kind]}")
+    table.caption = f"limits before, after: {'; '.join(parts)}"
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _speed(row: dict[str, Any]) -> str:
@@ -153,7 +161,7 @@ def _speed(row: dict[str, Any]) -> str:
 
 
 def _memory(memory: list[dict[str, Any]]) -> Table:
-    table = Table(title="memory: the most for loading and decoding, beyond the bare imports", title_justify="left")
+    table = _table("memory: the most that loading and decoding take")
     for title in ("engine", "MB", "bound"):
         table.add_column(title, justify="left" if title == "engine" else "right")
     for row in memory:
@@ -164,8 +172,8 @@ def _memory(memory: list[dict[str, Any]]) -> Table:
 
 
 def _targets(targets: list[dict[str, Any]]) -> Table:
-    table = Table(title="what it should come to", title_justify="left")
-    for title in ("", "case", "against", "at least", "reached (lowest–highest round)", ""):
+    table = _table("what it should come to: times a peer's speed, or shares of its own")
+    for title in ("", "case", "against", "at least", "reached (lowest–highest)", ""):
         table.add_column(title)
     for target in targets:
         reached = target["reached"]
