@@ -16,6 +16,7 @@ struct PackedMatrix {
   i64 N, K;
   uint8_t* panels;
   const float* bias;  // (N, padded to whole panels) or null
+  i64 terms;          // 2: activations are rounded to 8 bits twice, the second time what the first left over
 };
 
 // A weight as it comes from a file, with any strides (in elements).

@@ -34,16 +34,25 @@ LLMFAST_INLINE void normalise_row(const LayerNormWeights& norm, const float* x, 
   }
 }
 
+// A row of activations for a product, in its format; with two terms it becomes two rows, whose products are added up.
+LLMFAST_INLINE void prepare_terms(const PackedMatrix& m, float* x, uint8_t* to) {
+  prepare_row(m.format, x, m.K, to);
+  if (m.terms < 2) return;
+  const float scale = *reinterpret_cast<const float*>(to + scale_offset(m.format, m.K));
+  for (i64 k = 0; k < m.K; k++) x[k] -= float(reinterpret_cast<const int8_t*>(to)[k]) * scale;
+  prepare_row(m.format, x, m.K, to + row_bytes(m.format, m.K));
+}
+
 // The rows of the next product's input, in its format: source(row, out) gives them in float32.
 template <class Source>
 const uint8_t* prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own, const Source& source) {
-  const i64 bytes = row_bytes(m.format, m.K);
+  const i64 bytes = m.terms * row_bytes(m.format, m.K);
   Scratch row(round_up(m.K, W));
   if (rows <= OWN_ROWS) {
     if (!is_over(w))
       for (i64 r = 0; r < rows; r++) {
         source(r, row.data);
-        prepare_row(m.format, row.data, m.K, own + r * bytes);
+        prepare_terms(m, row.data, own + r * bytes);
       }
     return own;
   }
@@ -53,7 +62,7 @@ const uint8_t* prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own,
     const i64 r0 = chunk * PREPARED_AT_ONCE, n = min_of(PREPARED_AT_ONCE, rows - r0);
     for (i64 r = 0; r < n; r++) {
       source(r0 + r, row.data);
-      prepare_row(m.format, row.data, m.K, to + r * bytes);
+      prepare_terms(m, row.data, to + r * bytes);
     }
     if (commit()) memcpy(w.d.prepared + r0 * bytes, to, size_t(n * bytes));
   });
@@ -63,12 +72,18 @@ const uint8_t* prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own,
 // finish(row, count, column, columns, tile) writes rows of act(prepared W^T + b): a tile of TILE_COLS wide rows.
 template <class Finish>
 void multiply(Worker& w, const PackedMatrix& m, i64 rows, const uint8_t* prepared, Activation activation, const Finish& finish) {
-  const i64 panels = ceil_div(m.N, TILE_COLS), blocks = ceil_div(rows, ROWS_PER_CHUNK), bytes = row_bytes(m.format, m.K);
-  Scratch tile(min_of(rows, ROWS_PER_CHUNK) * TILE_COLS);
+  const i64 panels = ceil_div(m.N, TILE_COLS), blocks = ceil_div(rows, ROWS_PER_CHUNK);
+  const i64 bytes = m.terms * row_bytes(m.format, m.K);
+  Scratch tile(min_of(rows, ROWS_PER_CHUNK) * m.terms * TILE_COLS);
   phase(w, panels * blocks, [&](i64 chunk, Commit& commit) {
     const i64 panel = chunk / blocks, r0 = chunk % blocks * ROWS_PER_CHUNK, n = min_of(ROWS_PER_CHUNK, rows - r0);
     const i64 column = panel * TILE_COLS;
-    panel_product(m, panel, n, prepared + r0 * bytes, tile.data);
+    panel_product(m, panel, n * m.terms, prepared + r0 * bytes, tile.data);
+    if (m.terms == 2)
+      for (i64 r = 0; r < n; r++)
+        for (i64 j = 0; j < TILE_COLS; j += W)
+          store(tile.data + r * TILE_COLS + j,
+                load(tile.data + 2 * r * TILE_COLS + j) + load(tile.data + (2 * r + 1) * TILE_COLS + j));
     if (m.bias)
       for (i64 r = 0; r < n; r++)
         for (i64 j = 0; j < TILE_COLS; j += W) {
@@ -337,9 +352,9 @@ struct DecoderStep {
   }
 };
 
-// Enough for a row prepared for any of the model's products, in any format: the integers' scales take less than the rest
-// of a float row, but for the narrowest.
-i64 decoder_row_bytes(const DecoderModel& m) { return row_bytes(Format::f32, max_of(m.width, m.inner)) + 2 * ROW_ALIGN; }
+// Enough for a row prepared for any of the model's products, in any format: two terms of bytes take half of a float row,
+// and the scales less than the rest, but for the narrowest.
+i64 decoder_row_bytes(const DecoderModel& m) { return row_bytes(Format::f32, max_of(m.width, m.inner)) + 4 * ROW_ALIGN; }
 
 i64 decoder_partial_floats(const DecoderState& d) {
   const DecoderModel& m = *d.model;

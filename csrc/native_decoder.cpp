@@ -63,7 +63,7 @@ NativeModel::NativeModel(const NativeShape& s, const std::vector<Format>& format
     };
     const auto matrix = [&](const std::string& name, Format format, i64 N, i64 K, const float* bias, PackedMatrix* m) {
       uint8_t* panels = packed.take<uint8_t>(kernels_.packed_bytes(format, N, K));
-      *m = PackedMatrix{format, N, K, panels, bias};
+      *m = PackedMatrix{format, N, K, panels, bias, 1};
       if (pass) places_[name] = Place{m, nullptr, N, K, false};
     };
     size_t next = 0;
@@ -92,6 +92,9 @@ NativeModel::NativeModel(const NativeShape& s, const std::vector<Format>& format
     }
   }
   if (s.tied) model_.head = model_.token_embedding;
+  // The head's rounding goes straight into the logits, and where only the last position has any it costs nothing.
+  if (model_.head.format == Format::i8) model_.head.terms = 2;
+  if (getenv("X2")) for (auto& l : layers_) { if (getenv("X2")[0] & 1) l.mlp_out.terms = 2; if (getenv("X2")[0] & 2) l.mlp_in.terms = 2;  if (getenv("X2")[0] & 4) l.qkv.terms = 2; if (getenv("X2")[0] & 8) l.attention_out.terms = 2;}
 }
 
 NativeModel::Place& NativeModel::place(const std::string& name) {

@@ -130,7 +130,6 @@ def tiny_models(tmp_path):
     return model, tmp_path
 
 
-@pytest.mark.skipif(not hasattr(llmfast.LLM, "decoder"), reason="LLM.decoder is not there yet")
 @pytest.mark.skipif(sys.platform == "win32", reason="workers are waited for with select, which takes no pipes there")
 def test_our_own_worker_in_a_process(tiny_models):
     model, folder = tiny_models
