@@ -1,4 +1,4 @@
-"""What quantised weights cost in quality, teacher-forced, against the same model in float32.
+"""What fewer bits cost in quality, teacher-forced, against the same model in float32.
 
     python benchmarks/quality.py --stories tinystories.txt --text wikitext2_valid.raw --out quality.json
     python benchmarks/quality.py --stories tinystories.txt --precisions int4 --record stories-int4
@@ -13,7 +13,6 @@ Three figures for each text and precision, over all tokens:
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,30 +26,27 @@ from rich.table import Table
 from torch import Tensor
 
 import llmfast
-from llmfast import checkpoint
+from llmfast import checkpoint, quantization
+from llmfast.decoders import NativeDecoder
 from llmfast.files import write_atomic
-from llmfast.quantization import PRECISIONS, plan, quantize
 from llmfast.training.stories import read_stories
 
 LOGITS_AT_ONCE = 1 << 23
+ROWS_AT_ONCE = 128
+PRECISIONS = ("bf16", *quantization.PRECISIONS)
 
 
 def logits_of(llm: llmfast.LLM, ids: Tensor) -> Tensor:
-    """The logits that everything here is measured by: ids (B, T) int64 -> (B, T, V) float32.
-
-    For now those of the model with its weights rounded and its activations as they are.
-    """
-    with llm.using_backend():
-        return llm.model(ids).float()
-
-
-def with_rounded_weights(llm: llmfast.LLM, formats: Mapping[str, str]) -> llmfast.LLM:
-    """The same model, the named weights quantised and dequantised."""
-    model = copy.deepcopy(llm.model)
-    state = model.state_dict()  # shares memory with the model
-    for name, precision in formats.items():
-        state[name].copy_(quantize(state[name], precision).dequantize())
-    return llmfast.LLM(model, llm.tokenizer, llm.backend)
+    """What generating would see: ids (B, T) int64 -> (B, T, V) float32, weights and activations rounded as they run."""
+    packed = llm.native()
+    if packed is None:
+        with llm.using_backend():
+            return llm.model(ids).float()
+    logits = []
+    for row in ids:
+        decoder = NativeDecoder(packed, 1, len(row))
+        logits.append(torch.cat([decoder.step_block(block) for block in row.split(ROWS_AT_ONCE)]))
+    return torch.stack(logits)
 
 
 def blocks_of(llm: llmfast.LLM, documents: list[str]) -> list[list[int]]:
@@ -149,7 +145,7 @@ def main() -> None:
         reference = llmfast.load(arguments.model, precision="fp32", device="cpu")
         if reference.tokenizer is None or reference.tokenizer.end_of_text is None:
             raise ValueError(f"{arguments.model} has no tokenizer with an end of text")
-        others = {name: with_rounded_weights(reference, plan(reference.config, name)) for name in arguments.precisions}
+        others = {name: llmfast.load(arguments.model, precision=name, device="cpu") for name in arguments.precisions}
         recorded = precision_of(arguments.record, others) if arguments.record else None
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -92,9 +92,11 @@ NativeModel::NativeModel(const NativeShape& s, const std::vector<Format>& format
     }
   }
   if (s.tied) model_.head = model_.token_embedding;
-  // The head's rounding goes straight into the logits, and where only the last position has any it costs nothing.
-  if (model_.head.format == Format::i8) model_.head.terms = 2;
-  if (getenv("X2")) for (auto& l : layers_) { if (getenv("X2")[0] & 1) l.mlp_out.terms = 2; if (getenv("X2")[0] & 2) l.mlp_in.terms = 2;  if (getenv("X2")[0] & 4) l.qkv.terms = 2; if (getenv("X2")[0] & 8) l.attention_out.terms = 2;}
+  // Rounding to 8 bits costs most in the head, whose error goes straight into the logits (and which costs nothing where
+  // only the last position has any), and in the two products whose input no LayerNorm has evened out.
+  const auto refine = [](PackedMatrix& m) { m.terms = m.format == Format::i8 ? 2 : 1; };
+  refine(model_.head);
+  for (DecoderLayer& l : layers_) refine(l.attention_out), refine(l.mlp_out);
 }
 
 NativeModel::Place& NativeModel::place(const std::string& name) {
