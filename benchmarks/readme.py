@@ -2,6 +2,7 @@
 
 pytest benchmarks --benchmark-only -k "not peers" --benchmark-json benchmarks/results/cpu.json
 pytest benchmarks --benchmark-only -k peers      # writes benchmarks/results/peers.json itself
+python benchmarks/quality.py … --out benchmarks/results/quality.json
 python benchmarks/readme.py            # --check only compares, and fails where the README says something else
 
 A table whose results are not there stays as it is.
@@ -83,16 +84,17 @@ def _peer(row: dict[str, Any], ratio: dict[str, float]) -> str:
 
 
 def quality(results: dict[str, Any]) -> str:
-    """What a precision costs: the loss on each text, and how often the likeliest token stays the same."""
-    lines = ["| text | precision | loss | KL | same first choice |", "|---|---|---|---|---|"]
-    for text, precisions in results["texts"].items():
+    """What a precision costs: the change of the loss on each text, and how often the likeliest token stays the same."""
+    lines = ["| text | precision | loss, nats a token | KL | same first choice |", "|---|---|---|---|---|"]
+    for text, precisions in results["results"].items():
         for precision, found in precisions.items():
             if "loss" in found:
                 lines.append(f"| {text} | {precision} | {found['loss']:.4f} | | |")
                 continue
-            change, kl, same = found["loss_change"], found["kl"], found["top1"]
-            lines.append(f"| {text} | {precision} | {change:+.4f} | {kl:.4f} | {same:.1%} |")
-    return "\n".join(lines)
+            change, divergence, same = found["loss_change"], found["kl_divergence"], found["top1_agreement"]
+            lines.append(f"| {text} | {precision} | {change:+.4f} | {divergence:.4f} | {same:.1%} |")
+    model = Path(results["model"]).name  # wherever it was
+    return "\n".join([*lines, "", f"The model is `{model}`; what stands below fp32 is the difference from it."])
 
 
 # The name in the README's markers -> where the figures are, and what makes a table of them.

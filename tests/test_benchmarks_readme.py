@@ -46,7 +46,15 @@ PEERS = {
         row("llmfast", "bf16", "decode, busy neighbour", 20.0, ratios={}),
     ],
 }
-QUALITY = {"texts": {"stories": {"fp32": {"loss": 3.25}, "int8": {"loss_change": 0.002, "kl": 0.0004, "top1": 0.987}}}}
+QUALITY = {
+    "model": "somewhere/stories",
+    "results": {
+        "unseen text": {
+            "fp32": {"loss": 3.25, "tokens": 1000},
+            "int8": {"loss_change": 0.002, "kl_divergence": 0.0004, "top1_agreement": 0.987},
+        }
+    },
+}
 
 
 def test_tables_come_from_the_results(tmp_path):
@@ -62,8 +70,9 @@ def test_tables_come_from_the_results(tmp_path):
     assert "| decode, bf16 | 200/s | 50% | bf16 160/s (1.25 ×) | bf16 50/s (4.00 ×) |" in lines
     assert "| decode, int8 | 80/s | – | int8 100/s (0.80 ×) | – |" in lines  # a loss, and nobody to compare with
     assert "CPU of paper" in after and "ctranslate2 2.0" in after
-    assert "| stories | fp32 | 3.2500 | | |" in lines
-    assert "| stories | int8 | +0.0020 | 0.0004 | 98.7% |" in lines
+    assert "| unseen text | fp32 | 3.2500 | | |" in lines
+    assert "| unseen text | int8 | +0.0020 | 0.0004 | 98.7% |" in lines
+    assert "`stories`" in after and "somewhere" not in after
 
 
 def test_a_readme_without_markers_is_refused():

@@ -7,6 +7,7 @@ Everybody gets the same token ids, one sequence, a cache of `CAPACITY` positions
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class Transformers(Engine):
 
 
 class CTranslate2(Engine):
-    """It has no call for one step: decoding is what a longer generation takes beyond the shortest."""
+    """It has no call for one step: decoding is timed from a generation's first token to its last, as they arrive."""
 
     base = "ctranslate2"
 
@@ -144,13 +145,11 @@ class CTranslate2(Engine):
         return np.array(self.model.forward_batch([tokens], return_log_probs=False))[0, -1].astype(np.float32)
 
     def time_decode(self, prompt: list[int], new: list[int]) -> float:
-        start = time.perf_counter()
-        self._generate(prompt, 1)
-        middle = time.perf_counter()
-        self._generate(prompt, 1 + len(new))
-        return (time.perf_counter() - middle) - (middle - start)
+        arrivals: list[float] = []
+        self._generate(prompt, 1 + len(new), lambda _: arrivals.append(time.perf_counter()))
+        return arrivals[-1] - arrivals[0]
 
-    def _generate(self, ids: list[int], count: int) -> None:
+    def _generate(self, ids: list[int], count: int, on_token: Callable[[Any], None] | None = None) -> None:
         self.model.generate_batch(
             [[f"t{i}" for i in ids]],
             min_length=count,
@@ -158,6 +157,7 @@ class CTranslate2(Engine):
             sampling_topk=1,
             include_prompt_in_result=False,
             end_token=[],
+            callback=on_token,
         )
 
 
