@@ -47,6 +47,7 @@ FIXED_SETTINGS = {
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
 }
+ROWS_BYTES = 16 << 20  # how much of a large tensor is read at once to be quantised
 RECOMMENDED = "llmfast_precision"  # in config.json: the precision that its card measured to be as good, and faster
 QUANTIZATION = "llmfast_quantization"  # the key in config.json
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -195,6 +196,10 @@ class Stream:
         return formats.get(name, self.stored[name].dtype)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
+        return self.tensors({})
+
+    def tensors(self, formats: Mapping[str, str]) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
+        """The same, where `formats` quantises weights that are stored as floats, the largest a few rows at a time."""
         if self.tied_head is not None and not _same(self.tied_head, self.stored["transformer.wte.weight"]):
             raise ValueError(
                 f"{self.path}: config.json ties the head to the embedding, but lm_head.weight differs from it"
@@ -202,7 +207,7 @@ class Stream:
         shapes = expected_shapes(self.config)
         for name in self.sizes:
             if scale_of(name) not in self.stored:
-                yield name, self.stored[name].read()
+                yield name, self._quantize(name, formats[name]) if name in formats else self.stored[name].read()
                 continue
             values, scale = self.stored[name].read(), self.stored[scale_of(name)].read()
             N, K = shapes[name]
@@ -213,6 +218,17 @@ class Stream:
             del values, scale
             yield name, weight
             del weight
+
+    def _quantize(self, name: str, precision: str) -> QuantizedWeight:
+        stored = self.stored[name]
+        step = stored.shape[0] if stored.transposed else max(1, ROWS_BYTES * stored.shape[0] // stored.nbytes)
+        rows = [slice(start, start + step) for start in range(0, stored.shape[0], step)]
+        try:
+            parts = [quantization.quantize(stored.read(part if len(rows) > 1 else None), precision) for part in rows]
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {name}: {error}") from None
+        values, scale = torch.cat([part.values for part in parts]), torch.cat([part.scale for part in parts])
+        return QuantizedWeight(precision, values, scale, stored.shape)
 
 
 def scale_of(name: str) -> str:

@@ -58,7 +58,9 @@ def load(
     tokenizer = load_tokenizer(source.directory)
     if why_not_native is not None:
         return LLM(_read_model(source, precision).to(place), tokenizer, backend)
-    packed = NativeModel(source.config, source, precision, _stored_formats(source, precision))
+    stored = _stored_formats(source, precision)
+    planned = quantization.plan(source.config, precision) if precision in quantization.PRECISIONS else {}
+    packed = NativeModel(source.config, source.tensors(planned), precision, stored)
     return LLM(lambda: _read_model(source, precision), tokenizer, backend, packed)
 
 

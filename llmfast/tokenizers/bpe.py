@@ -25,7 +25,18 @@ from llmfast.files import write_atomic
 GPT2_SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END_OF_TEXT = "<|endoftext|>"
 # tiktoken's regular expressions panic at a million blanks in a row, so longer runs are encoded in parts.
-LONG_BLANK = regex.compile(r"((?:(?<!\s)|\G)\s{500000})")
+LONGEST_BLANK = 500_000
+
+
+def without_long_blanks(text: str) -> list[str]:
+    """The text in parts, cut where a run of `LONGEST_BLANK` blanks begins and ends."""
+    if len(text) < LONGEST_BLANK:
+        return [text]
+    cuts = [0]
+    for run in regex.finditer(r"\s+", text):
+        if (whole := len(run[0]) // LONGEST_BLANK) > 0:
+            cuts += [run.start() + i * LONGEST_BLANK for i in range(whole + 1)]
+    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True) if start < end]
 
 
 def bytes_to_unicode() -> dict[int, str]:
@@ -195,8 +206,7 @@ class BPETokenizer:
         return ids + self._encode_ordinary(text[start:])
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        parts = LONG_BLANK.split(text) if len(text) > 500_000 else [text]
-        ranks = [rank for part in parts for rank in self._encoding.encode_ordinary(part)]
+        ranks = [rank for part in without_long_blanks(text) for rank in self._encoding.encode_ordinary(part)]
         return [self._id_of_rank[rank] for rank in ranks] if self._rename else ranks
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
