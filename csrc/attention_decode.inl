@@ -8,6 +8,16 @@
 
 constexpr i64 KEYS_PER_RUN = 256;
 
+// Two bfloat16 in each four bytes: the even elements of 2 W neighbours, and the odd ones. Half the work of widening W at
+// a time, if whatever they are multiplied with is kept in this order too.
+struct EvenOdd {
+  vf even, odd;
+};
+LLMFAST_INLINE EvenOdd load_even_odd(const bfloat16* p) {
+  const vu pairs = (vu)load(reinterpret_cast<const float*>(p));
+  return {(vf)(pairs << 16), (vf)(pairs & 0xffff0000u)};
+}
+
 // The scores of `keys` keys for `rows` queries: scores[r][i] = q[r] . k[i]; q is padded with zeros to D_padded.
 template <class T>
 void decode_scores(const float* q, i64 rows, i64 D, i64 D_padded, const T* k, i64 k_row, i64 keys, float* scores) {
@@ -35,6 +45,48 @@ void decode_scores(const float* q, i64 rows, i64 D, i64 D_padded, const T* k, i6
   }
 }
 
+// The same for bfloat16 keys of whole vectors of pairs.
+inline void decode_scores_of_pairs(const float* q, i64 rows, i64 D, i64 D_padded, const bfloat16* k, i64 k_row, i64 keys,
+                                   float* scores) {
+  Scratch split(rows * D);  // for every 2 W elements of a query the even ones, then the odd ones
+  for (i64 r = 0; r < rows; r++)
+    for (i64 d = 0; d < D; d++)
+      split.data[r * D + d / (2 * W) * (2 * W) + d % 2 * W + d % (2 * W) / 2] = q[r * D_padded + d];
+  for (i64 i0 = 0; i0 < keys; i0 += W) {
+    const i64 n = min_of<i64>(W, keys - i0);
+    for (i64 r = 0; r < rows; r++) {
+      const float* query = split.data + r * D;
+      vf sums[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) sums[i] = zeros();
+      for (i64 d = 0; d < D; d += 2 * W) {
+        const vf even = load(query + d), odd = load(query + d + W);
+        if (n == W) {
+#pragma GCC unroll 16
+          for (int i = 0; i < W; i++) {
+            const EvenOdd key = load_even_odd(k + (i0 + i) * k_row + d);
+            sums[i] += even * key.even + odd * key.odd;
+          }
+        } else {
+          for (int i = 0; i < n; i++) {
+            const EvenOdd key = load_even_odd(k + (i0 + i) * k_row + d);
+            sums[i] += even * key.even + odd * key.odd;
+          }
+        }
+      }
+      store(scores + r * KEYS_PER_RUN + i0, sum_each(sums));
+    }
+  }
+}
+
+LLMFAST_INLINE void decode_scores(const float* q, i64 rows, i64 D, i64 D_padded, const bfloat16* k, i64 k_row, i64 keys,
+                                  float* scores) {
+  if (D % (2 * W) == 0)
+    decode_scores_of_pairs(q, rows, D, D_padded, k, k_row, keys, scores);
+  else
+    decode_scores<bfloat16>(q, rows, D, D_padded, k, k_row, keys, scores);
+}
+
 // out[d] = sum over i of p[i] v[i][d]
 template <class T>
 void decode_values(const float* p, i64 keys, i64 D, const T* v, i64 v_row, float* out) {
@@ -59,6 +111,27 @@ void decode_values(const float* p, i64 keys, i64 D, const T* v, i64 v_row, float
     for (i64 i = 0; i < keys; i++) o += p[i] * load_upto(v + i * v_row + d, n);
     store(out + d, o);
   }
+}
+
+// The same for bfloat16 values, by pairs as far as they go.
+inline void decode_values(const float* p, i64 keys, i64 D, const bfloat16* v, i64 v_row, float* out) {
+  i64 d = 0;
+  for (; d + 4 * W <= D; d += 4 * W) {
+    vf e0 = zeros(), o0 = zeros(), e1 = zeros(), o1 = zeros();
+    for (i64 i = 0; i < keys; i++) {
+      const bfloat16* row = v + i * v_row + d;
+      const EvenOdd first = load_even_odd(row), second = load_even_odd(row + 2 * W);
+      e0 += p[i] * first.even;
+      o0 += p[i] * first.odd;
+      e1 += p[i] * second.even;
+      o1 += p[i] * second.odd;
+    }
+    store(out + d, interleave_low(e0, o0));
+    store(out + d + W, interleave_high(e0, o0));
+    store(out + d + 2 * W, interleave_low(e1, o1));
+    store(out + d + 3 * W, interleave_high(e1, o1));
+  }
+  if (d < D) decode_values<bfloat16>(p, keys, D - d, v + d, v_row, out + d);
 }
 
 template <class T>

@@ -169,7 +169,7 @@ NativeDecoder::NativeDecoder(std::shared_ptr<const NativeModel> model, i64 batch
     s.ids = scratch.take<i64>(most_rows);
     s.owners = scratch.take<uint64_t>(k.decoder_chunks(s));
     if (!pass) {
-      cache_ = Memory(cache.used, false);
+      cache_ = Memory(cache.used, true);
       scratch_ = Memory(scratch.used, false);
     }
   }
