@@ -72,7 +72,13 @@ def as_stored(model: GPT, precision: str) -> GPT:
     for name, module in stored.named_modules():
         form = weights.formats.get(head if name == "lm_head" else f"{name}.weight")
         if form is not None and not isinstance(module, torch.nn.Embedding):
-            module.register_forward_pre_hook(lambda _, inputs, form=form: (rounded(inputs[0], form), *inputs[1:]))
+            twice = form == "int8" and name.endswith(("lm_head", "c_proj"))
+
+            def rounds(_, inputs, form=form, twice=twice):
+                x = rounded(inputs[0], form)
+                return (x + rounded(inputs[0] - x, form) if twice else x, *inputs[1:])
+
+            module.register_forward_pre_hook(rounds)
     return stored
 
 
