@@ -15,6 +15,9 @@
 // blocks that cross the diagonal compare positions. Threads take (batch, head, queries) tasks, those with the most keys
 // first; a task never splits a sum, so the result does not depend on the number of threads.
 //
+// Where the CPU multiplies bfloat16 directly K, Q, P and V enter the products in pairs of bfloat16 (matmul.inl), which
+// halves their time. P is then rounded as PyTorch's attention rounds it; the scale stays out of Q, which it would round.
+//
 // One to four queries (decoding) read far more than they compute, and go to attention_decode.inl instead.
 
 constexpr i64 QUERIES_PER_TASK = 128, KEYS_PER_BLOCK = 96;
@@ -62,43 +65,67 @@ struct QueryPanel {
   float *q, *out, *max, *sum;  // Q^T (D, width), O^T (D, width), m and l (width)
 };
 
+// (rows, D) of bfloat16, for a product over D and for one over the rows: pairs of neighbours in a row, and pairs of
+// neighbouring rows, an odd last one with zeros.
+inline void pair_columns(const bfloat16* src, i64 row, i64 rows, i64 D, float* dst) {
+  i64 dst_row, dst_k;
+  pack_rows_pairs(src, row, 1, rows, D, dst, &dst_row, &dst_k);
+}
+inline void pair_rows(const bfloat16* src, i64 row, i64 rows, i64 D, float* dst) {
+  for (i64 s = 0; s < rows; s += 2, src += 2 * row)
+    for (i64 d = 0; d < D; d += W) {
+      const i64 n = min_of<i64>(W, D - d);
+      store_upto(dst + s / 2 * D + d, join_pairs(src + d, s + 1 < rows ? src + row + d : nullptr, n), n);
+    }
+}
+
+// Keys and values as they lie, or paired as above.
+template <bool PAIRS>
 void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64 s0, i64 keys, const float* k,
                   const float* v, float* scores) {
-  const i64 width = p.vectors * W;
-  panel_matmul(keys, p.vectors, a.D, k, a.D, 1, p.q, scores, width, false);
+  constexpr i64 UNIT = PAIRS ? 2 : 1;
+  const i64 width = p.vectors * W, D_units = ceil_div(a.D, UNIT);
+  panel_matmul<PAIRS>(keys, p.vectors, D_units, k, D_units, 1, p.q, scores, width, false);
 
+  const auto score = [&](const float* at) { return PAIRS ? load(at) * a.scale : load(at); };
   const bool crosses_diagonal = s0 + keys - 1 > p.t0 + offset;
   bool moved = false;
   float rescale[TILE_COLS];
   for (i64 j = 0; j < width; j += W) {
+    float* column = scores + j;
     const vi last_key = lane_index() + int32_t(p.t0 + j + offset);  // the last key each lane's query may see
     if (crosses_diagonal)
       for (i64 i = 0; i < keys; i++) {
-        float* row = scores + i * width + j;
-        store(row, splat_int(int32_t(s0 + i)) <= last_key ? load(row) : splat(-INFINITY));
+        float* row = column + i * width;
+        const vf hidden = splat(PAIRS && a.scale < 0 ? INFINITY : -INFINITY);
+        store(row, splat_int(int32_t(s0 + i)) <= last_key ? load(row) : hidden);
       }
     const vf old_max = load(p.max + j);
     vf m0 = old_max, m1 = old_max;
     i64 i = 0;
     for (; i + 2 <= keys; i += 2) {
-      m0 = vmax(load(scores + i * width + j), m0);
-      m1 = vmax(load(scores + (i + 1) * width + j), m1);
+      m0 = vmax(score(column + i * width), m0);
+      m1 = vmax(score(column + (i + 1) * width), m1);
     }
-    if (i < keys) m0 = vmax(load(scores + i * width + j), m0);
+    if (i < keys) m0 = vmax(score(column + i * width), m0);
     const vf new_max = vmax(m0, m1);
     const vf pivot = new_max == -INFINITY ? zeros() : new_max;  // a row that has seen no key yet: all terms exp(-inf)
     vf l0 = zeros(), l1 = zeros();
     for (i = 0; i + 2 <= keys; i += 2) {
-      float* row = scores + i * width + j;
-      const vf e0 = exp_nonpositive(load(row) - pivot), e1 = exp_nonpositive(load(row + width) - pivot);
-      store(row, e0);
-      store(row + width, e1);
+      float* row = column + i * width;
+      const vf e0 = exp_nonpositive(score(row) - pivot), e1 = exp_nonpositive(score(row + width) - pivot);
+      if (PAIRS) {
+        store(column + i / 2 * width, round_to_pairs(e0, e1));  // this row was read already
+      } else {
+        store(row, e0);
+        store(row + width, e1);
+      }
       l0 += e0;
       l1 += e1;
     }
     if (i < keys) {
-      const vf e = exp_nonpositive(load(scores + i * width + j) - pivot);
-      store(scores + i * width + j, e);
+      const vf e = exp_nonpositive(score(column + i * width) - pivot);
+      store(column + i / UNIT * width, PAIRS ? round_to_pairs(e, zeros()) : e);
       l0 += e;
     }
     const vf factor = exp_nonpositive(old_max - pivot);
@@ -107,7 +134,7 @@ void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64
     store(rescale + j, factor);
     for (int lane = 0; lane < W; lane++) moved |= !(rescale[j + lane] == 1.0f);
   }
-  if (a.dropout_p > 0)
+  if (!PAIRS && a.dropout_p > 0)
     for (i64 i = 0; i < keys; i++) {
       float keep[TILE_COLS];
       dropout_factors(a, s0 + i, p.t0, bh, width, keep);
@@ -116,13 +143,11 @@ void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64
   if (moved)
     for (i64 d = 0; d < a.D; d++)
       for (i64 j = 0; j < width; j += W) store(p.out + d * width + j, load(p.out + d * width + j) * load(rescale + j));
-  panel_matmul(a.D, p.vectors, keys, v, 1, a.D, scores, p.out, width, true);
+  panel_matmul<PAIRS>(a.D, p.vectors, ceil_div(keys, UNIT), v, 1, a.D, scores, p.out, width, true);
 }
 
-// Q is the type of queries and output, T that of keys and values. `commit()` is asked once, before anything is written:
-// where it says no, somebody else has already done this tile.
-template <class Q, class T, class Commit>
-void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Commit& commit) {
+template <bool PAIRS, class Q, class T, class Commit>
+void attention_tile_as(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Commit& commit) {
   constexpr i64 PANELS = QUERIES_PER_TASK / TILE_COLS;
   const i64 D = a.D, bh = b * a.H + h, h_kv = h / (a.H / a.Hkv);
   const i64 length = a.kv_lengths ? a.kv_lengths[b] : a.S, offset = length - a.T;
@@ -143,8 +168,13 @@ void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Com
     p.out = p.q + D * width;
     p.max = p.out + D * width;
     p.sum = p.max + width;
-    pack_panel(at<Q>(a.q, a.q_stride, b, h, p.t0), 1, a.q_stride[2], D, p.count, p.q);
-    scale_panel(p.q, D * width, a.scale);
+    const Q* q = at<Q>(a.q, a.q_stride, b, h, p.t0);
+    if constexpr (PAIRS) {
+      pack_panel_pairs(q, 1, a.q_stride[2], D, p.count, p.q);
+    } else {
+      pack_panel(q, 1, a.q_stride[2], D, p.count, p.q);
+      scale_panel(p.q, D * width, a.scale);
+    }
     memset(p.out, 0, size_t(D * width) * sizeof(float));
     for (i64 j = 0; j < width; j++) {
       p.max[j] = -INFINITY;
@@ -155,11 +185,17 @@ void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Com
   const i64 key_end = min_of(length, t_end + offset);  // what the last query sees
   for (i64 s0 = 0; s0 < key_end; s0 += KEYS_PER_BLOCK) {
     const i64 keys = min_of(KEYS_PER_BLOCK, key_end - s0);
-    copy_rows(at<T>(a.k, a.k_stride, b, h_kv, s0), a.k_stride[2], keys, D, k, D);
-    copy_rows(at<T>(a.v, a.v_stride, b, h_kv, s0), a.v_stride[2], keys, D, v, D);
+    const T *k_rows = at<T>(a.k, a.k_stride, b, h_kv, s0), *v_rows = at<T>(a.v, a.v_stride, b, h_kv, s0);
+    if constexpr (PAIRS) {
+      pair_columns(k_rows, a.k_stride[2], keys, D, k);
+      pair_rows(v_rows, a.v_stride[2], keys, D, v);
+    } else {
+      copy_rows(k_rows, a.k_stride[2], keys, D, k, D);
+      copy_rows(v_rows, a.v_stride[2], keys, D, v, D);
+    }
     for (i64 i = 0; i < panels; i++) {
       const i64 visible = panel[i].t0 + panel[i].count + offset - s0;  // keys of this block the panel's last query sees
-      if (visible > 0) attend_block(a, panel[i], bh, offset, s0, min_of(keys, visible), k, v, scores);
+      if (visible > 0) attend_block<PAIRS>(a, panel[i], bh, offset, s0, min_of(keys, visible), k, v, scores);
     }
   }
 
@@ -172,6 +208,15 @@ void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Com
       a.lse[bh * a.T + p.t0 + j] = p.sum[j] == 0.0f ? -INFINITY : p.max[j] + ::logf(p.sum[j]);
     unpack_panel(p.out, p.vectors * W, D, p.count, inverse, at<Q>(a.out, a.out_stride, b, h, p.t0), a.out_stride[2]);
   }
+}
+
+// Q is the type of queries and output, T that of keys and values. `commit()` is asked once, before anything is written:
+// where it says no, somebody else has already done this tile.
+template <class Q, class T, class Commit>
+void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Commit& commit) {
+  constexpr bool PAIRS = multiplies_pairs<Q, T>();
+  if (a.dropout_p > 0) return attention_tile_as<false, Q, T>(a, b, h, t_begin, commit);
+  attention_tile_as<PAIRS, Q, T>(a, b, h, t_begin, commit);
 }
 
 template <class T>

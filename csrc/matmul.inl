@@ -17,6 +17,12 @@ constexpr int TILE_ROWS = LLMFAST_TILE_ROWS;
 constexpr int TILE_VECTORS = LLMFAST_TILE_VECTORS;
 constexpr int TILE_COLS = TILE_VECTORS * W;
 
+// Whether products of a matrix of As and one of Bs go by pairs of bfloat16, as below.
+template <class A, class B>
+constexpr bool multiplies_pairs() {
+  return LLMFAST_BF16_DOT && sizeof(A) == sizeof(bfloat16) && sizeof(B) == sizeof(bfloat16);
+}
+
 // One step of a sum of products. The unit of k is one float, or where the CPU multiplies bfloat16 directly
 // (LLMFAST_BF16_DOT) and both matrices hold it, a pair of bfloat16 in the same four bytes: half the steps, and the same
 // loops.
@@ -191,6 +197,11 @@ LLMFAST_INLINE vf load_pairs(const bfloat16* p, i64 elements) {
 LLMFAST_INLINE vf join_pairs(const bfloat16* first, const bfloat16* second, i64 n) {
   const vu low = (vu)load_upto(first, n) >> 16;
   return (vf)(second ? low | (vu)load_upto(second, n) : low);
+}
+
+// Pairs made of two rows of floats, rounded to nearest.
+LLMFAST_INLINE vf round_to_pairs(vf first, vf second) {
+  return (vf)((((vu)first + 0x8000) >> 16) | (((vu)second + 0x8000) & 0xffff0000));
 }
 
 LLMFAST_INLINE float scalar_pair(bfloat16 first, bfloat16 second) {
