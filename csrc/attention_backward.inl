@@ -44,12 +44,17 @@ struct BackwardTask {
       to += units * width;
     }
   }
-  // C (keys, D_padded) += A^T-like panel (keys, width) x right (width, D)
-  void accumulate(i64 keys, i64 width, const float* left, const float* right, float* c) const {
-    const i64 units = width / UNIT;
+  // C (keys, D_padded) += left (keys, queries) x right (queries, D), over the queries that reach the keys.
+  void accumulate(const Reach& reach, i64 keys, const float* left, const float* right, float* c) const {
+    const i64 width = reach.vectors * W, units = width / UNIT;
     for (i64 d0 = 0; d0 < D; d0 += TILE_COLS) {
       const i64 vectors = vectors_for(D - d0);
-      panel_matmul<PAIRS>(keys, vectors, units, left, units, 1, right, c + d0, D_padded, true);
+      if (reach.all) panel_matmul<PAIRS>(keys, vectors, units, left, units, 1, right, c + d0, D_padded, true);
+      for (i64 i = 0; i < keys && !reach.all; i += TILE_ROWS) {
+        const i64 skip = reach.first_vector(i) * W / UNIT;
+        panel_matmul<PAIRS>(min_of<i64>(TILE_ROWS, keys - i), vectors, units - skip, left + i * units + skip, units, 1,
+                            right + skip * vectors * W, c + i * D_padded + d0, D_padded, true);
+      }
       right += units * vectors * W;
     }
   }
@@ -91,19 +96,19 @@ struct BackwardTask {
 
     for (i64 s0 = 0; s0 < key_end; s0 += KEYS_PER_BLOCK) {
       const i64 keys = min_of(KEYS_PER_BLOCK, key_end - s0);
-      panel_matmul<PAIRS>(keys, vectors, D_units, k + s0 * D_units, D_units, 1, q_t, p, width, false);
-      panel_matmul<PAIRS>(keys, vectors, D_units, v + s0 * D_units, D_units, 1, grad_t, ds, width, false);
-      const bool crosses_diagonal = s0 + keys - 1 > t0 + offset;
+      const Reach reach(vectors, keys, t0 + offset - s0);
+      score_product<PAIRS>(reach, keys, D_units, k + s0 * D_units, q_t, p);
+      score_product<PAIRS>(reach, keys, D_units, v + s0 * D_units, grad_t, ds);
       // The probability of key s0 + i for the queries from t0 + j on; 0 for those that may not see it.
       const auto probability_of = [&](i64 i, i64 j) {
         const vf s = load(p + i * width + j), e = exp(PAIRS ? s * a.scale - load(lse + j) : s - load(lse + j));
-        if (!crosses_diagonal) return e;
+        if (reach.all) return e;
         const vi last_key = lane_index() + int32_t(t0 + j + offset);
         return splat_int(int32_t(s0 + i)) <= last_key ? e : zeros();
       };
       if constexpr (PAIRS) {
         for (i64 i = 0; i < keys; i += 2)
-          for (i64 j = 0; j < width; j += W) {
+          for (i64 j = reach.first_vector(i) * W; j < width; j += W) {
             vf pair[2] = {zeros(), zeros()};
             for (i64 r = 0; r < min_of<i64>(2, keys - i); r++) {
               const vf probability = probability_of(i + r, j);
@@ -113,13 +118,13 @@ struct BackwardTask {
             }
             store(ds + i / 2 * width + j, round_to_pairs(pair[0], pair[1]));
           }
-        accumulate(keys, width, reinterpret_cast<const float*>(p_rows), grad, dv + s0 * D_padded);
-        accumulate(keys, width, reinterpret_cast<const float*>(ds_rows), q, dk + s0 * D_padded);
+        accumulate(reach, keys, reinterpret_cast<const float*>(p_rows), grad, dv + s0 * D_padded);
+        accumulate(reach, keys, reinterpret_cast<const float*>(ds_rows), q, dk + s0 * D_padded);
       } else {
         for (i64 i = 0; i < keys; i++) {
           float keep[TILE_COLS];
           if (a.dropout_p > 0) dropout_factors(a, s0 + i, t0, bh, width, keep);
-          for (i64 j = 0; j < width; j += W) {
+          for (i64 j = reach.first_vector(i) * W; j < width; j += W) {
             float *p_at = p + i * width + j, *ds_at = ds + i * width + j;
             const vf probability = probability_of(i, j);
             vf dropped = probability, grad_p = load(ds_at);
@@ -131,10 +136,10 @@ struct BackwardTask {
             store(ds_at, probability * (grad_p - load(delta + j)));
           }
         }
-        accumulate(keys, width, p, grad, dv + s0 * D_padded);
-        accumulate(keys, width, ds, q, dk + s0 * D_padded);
+        accumulate(reach, keys, p, grad, dv + s0 * D_padded);
+        accumulate(reach, keys, ds, q, dk + s0 * D_padded);
       }
-      panel_matmul<PAIRS>(D, vectors, ceil_div(keys, UNIT), k_by_rows + s0 / UNIT * D, 1, D, ds, dq_t, width, true);
+      value_product<PAIRS>(reach, keys, D, k_by_rows + s0 / UNIT * D, ds, dq_t);
     }
     unpack_panel(dq_t, width, D, count, scale, at<T>(a.dq, a.dq_stride, b, h, t0), a.dq_stride[2]);
   }

@@ -39,12 +39,12 @@ LLMFAST_INLINE vf splat_bits(const float* p) {  // a copy of four bytes that nee
   return (vf)(bits - vi{});
 }
 
-// The register tile: C (ROWS, VECS * W) (+)= sum over k of a[r * a_row + k * a_k] * b[k][:]. Everything else in this
-// backend that multiplies matrices, attention included, comes down to this loop. Each call starts its sums at zero and
-// adds them to C at the end: blocks of k summed apart round less than one long chain would.
+// The register tile: C (ROWS, VECS * W) (+)= sum over k of a[r * a_row + k * a_k] * b[k * b_row + :]. Everything else in
+// this backend that multiplies matrices, attention included, comes down to this loop. Each call starts its sums at zero
+// and adds them to C at the end: blocks of k summed apart round less than one long chain would.
 template <bool PAIRS, int ROWS, int VECS>
-__attribute__((noinline)) void register_tile(i64 kc, const float* a, i64 a_row, i64 a_k, const float* b, float* c,
-                                             i64 c_row, bool accumulate) {
+LLMFAST_INLINE void tile_of_products(i64 kc, const float* a, i64 a_row, i64 a_k, const float* b, i64 b_row, float* c,
+                                     i64 c_row, bool accumulate) {
   vf sum[ROWS][VECS];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
@@ -53,7 +53,7 @@ __attribute__((noinline)) void register_tile(i64 kc, const float* a, i64 a_row, 
   for (i64 k = 0; k < kc; k++) {
     vf column[VECS];
 #pragma GCC unroll 8
-    for (int v = 0; v < VECS; v++) column[v] = load(b + k * (VECS * W) + v * W);
+    for (int v = 0; v < VECS; v++) column[v] = load(b + k * b_row + v * W);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
       const vf broadcast = splat_bits(a + r * a_row + k * a_k);
@@ -70,26 +70,43 @@ __attribute__((noinline)) void register_tile(i64 kc, const float* a, i64 a_row, 
     }
 }
 
+// On a panel of B as it is packed, and on some columns of a wider one.
+template <bool PAIRS, int ROWS, int VECS>
+__attribute__((noinline)) void register_tile(i64 kc, const float* a, i64 a_row, i64 a_k, const float* b, float* c,
+                                             i64 c_row, bool accumulate) {
+  tile_of_products<PAIRS, ROWS, VECS>(kc, a, a_row, a_k, b, VECS * W, c, c_row, accumulate);
+}
+template <bool PAIRS, int ROWS, int VECS>
+__attribute__((noinline)) void register_tile_within(i64 kc, const float* a, i64 a_row, i64 a_k, const float* b,
+                                                    i64 b_row, float* c, i64 c_row, bool accumulate) {
+  tile_of_products<PAIRS, ROWS, VECS>(kc, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+}
+
 using RegisterTile = void (*)(i64, const float*, i64, i64, const float*, float*, i64, bool);
+using RegisterTileWithin = void (*)(i64, const float*, i64, i64, const float*, i64, float*, i64, bool);
 
 // The register tile for `rows` <= TILE_ROWS and `vectors` <= TILE_VECTORS.
+#define LLMFAST_ROW(tile, v)                                                                                 \
+  {tile<PAIRS, 1, v>, tile<PAIRS, 2, v>, tile<PAIRS, 3, v>, tile<PAIRS, 4, v>, tile<PAIRS, 5, v>, tile<PAIRS, 6, v>}
+#if LLMFAST_TILE_VECTORS == 4
+#define LLMFAST_TILES(tile) {LLMFAST_ROW(tile, 1), LLMFAST_ROW(tile, 2), LLMFAST_ROW(tile, 3), LLMFAST_ROW(tile, 4)}
+#else
+#define LLMFAST_TILES(tile) {LLMFAST_ROW(tile, 1), LLMFAST_ROW(tile, 2)}
+#endif
+static_assert(TILE_ROWS <= 6 && (TILE_VECTORS == 2 || TILE_VECTORS == 4), "the tables of register tiles");
+
 template <bool PAIRS>
 LLMFAST_INLINE RegisterTile register_tile_for(i64 rows, i64 vectors) {
-#define LLMFAST_ROW(v)                                                                            \
-  {register_tile<PAIRS, 1, v>, register_tile<PAIRS, 2, v>, register_tile<PAIRS, 3, v>, \
-   register_tile<PAIRS, 4, v>, register_tile<PAIRS, 5, v>, register_tile<PAIRS, 6, v>}
-  static constexpr RegisterTile tiles[][6] = {
-      LLMFAST_ROW(1),
-      LLMFAST_ROW(2),
-#if LLMFAST_TILE_VECTORS == 4
-      LLMFAST_ROW(3),
-      LLMFAST_ROW(4),
-#endif
-  };
-#undef LLMFAST_ROW
-  static_assert(TILE_ROWS <= 6 && (TILE_VECTORS == 2 || TILE_VECTORS == 4), "the table above");
+  static constexpr RegisterTile tiles[][6] = LLMFAST_TILES(register_tile);
   return tiles[vectors - 1][rows - 1];
 }
+template <bool PAIRS>
+LLMFAST_INLINE RegisterTileWithin register_tile_within_for(i64 rows, i64 vectors) {
+  static constexpr RegisterTileWithin tiles[][6] = LLMFAST_TILES(register_tile_within);
+  return tiles[vectors - 1][rows - 1];
+}
+#undef LLMFAST_TILES
+#undef LLMFAST_ROW
 
 // C (rows, vectors * W) (+)= A B for one panel of B.
 template <bool PAIRS = false>
