@@ -6,8 +6,8 @@
 //         for each panel of TILE_COLS columns, for each TILE_ROWS rows: the register tile
 //       hand the finished tile to the epilogue
 //
-// B is packed into panels [k][TILE_COLS], widened to float32, and read from there by every task; A is packed by each
-// task for itself, which costs 1/256 of the arithmetic. A tile is finished by one task and its sums run over k in one
+// B is packed into panels [k][TILE_COLS], widened to float32, and read from there by every task; A is read as it lies
+// where its rows are contiguous and need no conversion, else packed by each task for itself. A tile is finished by one task and its sums run over k in one
 // order, so the result does not depend on the number of threads. The epilogue sees float32 sums, so bias and GELU are
 // applied before the one rounding to the output's type.
 //
@@ -304,6 +304,12 @@ LLMFAST_INLINE void pack_rows_of(const Matrix& A, i64 at, i64 rows, i64 k, float
     pack_rows(static_cast<const bfloat16*>(A.data) + at, A.row, A.col, rows, k, to, to_row, to_k);
 }
 
+// Whether rows of A (M, K) can be read where they are, in units of k.
+template <bool PAIRS>
+LLMFAST_INLINE bool rows_lie_ready(const Matrix& A, i64 K) {
+  return A.col == 1 && (PAIRS ? A.row % 2 == 0 && K % 2 == 0 : A.dtype == DType::f32);
+}
+
 // y (M, block of N) = x (M, K) . b's columns, each contiguous in memory: COLS columns at a time share the loads of x.
 template <class T, int ROWS, int COLS>
 void few_rows_block(const float* x, i64 K, const T* b, i64 b_col, i64 columns, float* y, i64 y_row) {
@@ -394,6 +400,7 @@ void blocked_matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const
   const i64 n_slabs = ceil_div(N * k_slab, SLAB_FLOATS);
   const i64 n_slab = min_of(round_up(ceil_div(N, n_slabs), cols_per_tile), round_up(N, TILE_COLS));
   const i64 row_tiles = ceil_div(M, rows_per_tile);
+  const bool A_ready = rows_lie_ready<PAIRS>(A, K);
   Scratch packed(k_slab * n_slab);
   // With several slabs along k the sums wait here in between; with one they never leave a task's own scratch.
   Scratch waiting(k_slabs > 1 ? M * n_slab : 1);
@@ -411,18 +418,25 @@ void blocked_matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const
       for_each_task(threads, row_tiles * ceil_div(n_count, cols_per_tile), [&](i64 task) {
         const i64 m0 = task % row_tiles * rows_per_tile, rows = min_of(rows_per_tile, M - m0);
         const i64 n0 = task / row_tiles * cols_per_tile, columns = min_of(cols_per_tile, n_count - n0);
-        Scratch a(rows * K_BLOCK), own(k_slabs > 1 ? 1 : rows * cols_per_tile);
+        Scratch a_packed(A_ready ? 1 : rows * K_BLOCK), own(k_slabs > 1 ? 1 : rows * cols_per_tile);
         float* tile = k_slabs > 1 ? waiting.data + m0 * n_slab + n0 : own.data;
         const i64 tile_row = k_slabs > 1 ? n_slab : cols_per_tile;
         // Without any k the one pass below still runs, and stores zeros.
         for (i64 k0 = 0; k0 < max_of<i64>(1, k_count); k0 += K_BLOCK) {
           const i64 kc = min_of(K_BLOCK, k_count - k0), first = (k_begin + k0) * UNIT;
+          const float* a = a_packed.data;
           i64 a_row = 0, a_k = 0;
-          if (kc > 0)
-            pack_rows_of<PAIRS>(A, m0 * A.row + first * A.col, rows, min_of(kc * UNIT, K - first), a.data, &a_row, &a_k);
+          if (A_ready) {
+            a = static_cast<const float*>(A.data) + (m0 * A.row + first) / UNIT;
+            a_row = A.row / UNIT;
+            a_k = 1;
+          } else if (kc > 0) {
+            pack_rows_of<PAIRS>(A, m0 * A.row + first * A.col, rows, min_of(kc * UNIT, K - first), a_packed.data, &a_row,
+                                &a_k);
+          }
           for (i64 n = n0; n < n0 + columns; n += TILE_COLS) {
             const i64 vectors = vectors_for(n0 + columns - n);
-            panel_matmul<PAIRS>(rows, vectors, kc, a.data, a_row, a_k, packed.data + n * k_count + k0 * vectors * W,
+            panel_matmul<PAIRS>(rows, vectors, kc, a, a_row, a_k, packed.data + n * k_count + k0 * vectors * W,
                                 tile + (n - n0), tile_row, slab > 0 || k0 > 0);
           }
         }
