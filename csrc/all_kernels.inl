@@ -9,6 +9,8 @@ namespace {
 //
 #include "matmul.inl"
 //
+#include "gelu_table.inl"
+//
 #include "gelu.inl"
 //
 #include "linear.inl"

@@ -3,7 +3,7 @@
 //   out[t] = sum over s <= S - T + t of softmax(scale * q[t] . k[s]) v[s]     q, out (B, H, T, D)
 //   lse[t] = log sum over the same s of exp(scale * q[t] . k[s])              k, v (B, Hkv, S, D)
 //
-// A task is one head and 128 queries (in panels of TILE_COLS), and walks over the keys in blocks of 96. All is kept
+// A task is one head and up to 512 queries (in panels of TILE_COLS), and walks over the keys in blocks of 96. All is kept
 // transposed, queries in the vector lanes:
 //
 //   S^T (keys, queries) = K Q^T       the panel Q^T is packed once per task, scale folded in
@@ -11,13 +11,17 @@
 //   P^T = exp(S^T - m)
 //   O^T (D, queries) += V^T P^T       rescaled by exp(m_old - m_new) where a maximum moved
 //
-// Both products are matmul.inl's register tile, with K, V and P used as they lie. Causality is in the loop bounds; only
-// blocks that cross the diagonal compare positions. Threads take (batch, head, queries) tasks, those with the most keys
-// first; a task never splits a sum, so the result does not depend on the number of threads.
+// Both products are matmul.inl's register tile, with K, V and P used as they lie. Causality is in the loop bounds: of a
+// block that crosses the diagonal each vector of queries takes the keys that one of its queries sees (`Reach`), and only
+// there positions are compared. Threads take (batch, head, queries) tasks, those with the most keys first; a task never
+// splits a sum, so the result depends neither on the number of threads nor on the number of queries to a task.
+//
+// Where the CPU multiplies bfloat16 directly K, Q, P and V enter the products in pairs of bfloat16 (matmul.inl), which
+// halves their time. P is then rounded as PyTorch's attention rounds it; the scale stays out of Q, which it would round.
 //
 // One to four queries (decoding) read far more than they compute, and go to attention_decode.inl instead.
 
-constexpr i64 QUERIES_PER_TASK = 128, KEYS_PER_BLOCK = 96;
+constexpr i64 QUERIES_PER_TASK = 128, MOST_QUERIES_PER_TASK = 512, KEYS_PER_BLOCK = 96;
 
 template <class T>
 LLMFAST_INLINE const T* at(const void* data, const i64 (&stride)[3], i64 b, i64 h, i64 t) {
@@ -62,43 +66,120 @@ struct QueryPanel {
   float *q, *out, *max, *sum;  // Q^T (D, width), O^T (D, width), m and l (width)
 };
 
+// How many keys of a block the vectors of a panel of queries take part in: up to the last that one of the vector's
+// queries sees, rounded up to whole register tiles. No vector reaches farther than the next.
+struct Reach {
+  i64 vectors, keys[TILE_VECTORS];
+  bool all;  // every query sees every key of the block: it does not cross the diagonal
+
+  // `first` is the position of the panel's first query among the block's keys: it sees keys 0 .. first.
+  Reach(i64 vectors, i64 block_keys, i64 first) : vectors(vectors), all(block_keys <= first + 1) {
+    for (i64 v = 0; v < vectors; v++) {
+      const i64 seen = max_of<i64>(0, first + (v + 1) * W);
+      keys[v] = all ? block_keys : min_of(block_keys, round_up(seen, TILE_ROWS));
+    }
+  }
+  // The first vector that takes part in key i.
+  i64 first_vector(i64 i) const {
+    i64 v = 0;
+    while (v < vectors && keys[v] <= i) v++;
+    return v;
+  }
+};
+
+// scores (keys, queries) = K Q^T where keys are reached; elsewhere they are left as they were.
+template <bool PAIRS>
+void score_product(const Reach& reach, i64 keys, i64 D_units, const float* k, const float* q, float* scores) {
+  const i64 width = reach.vectors * W;
+  if (reach.all) return panel_matmul<PAIRS>(keys, reach.vectors, D_units, k, D_units, 1, q, scores, width, false);
+  for (i64 i = 0; i < keys; i += TILE_ROWS) {
+    const i64 skip = reach.first_vector(i), rows = min_of<i64>(TILE_ROWS, keys - i);
+    if (skip == reach.vectors) return;
+    register_tile_within_for<PAIRS>(rows, reach.vectors - skip)(D_units, k + i * D_units, D_units, 1, q + skip * W, width,
+                                                                scores + i * width + skip * W, width, false);
+  }
+}
+
+// out (D, queries) += V^T P over the keys that are reached. P has a row for a key or, in PAIRS, for two; V has columns.
+template <bool PAIRS>
+void value_product(const Reach& reach, i64 keys, i64 D, const float* v, const float* p, float* out) {
+  constexpr i64 UNIT = PAIRS ? 2 : 1;
+  static_assert(TILE_ROWS % 2 == 0, "a reach must not split a pair");
+  const i64 width = reach.vectors * W;
+  if (reach.all) return panel_matmul<PAIRS>(D, reach.vectors, ceil_div(keys, UNIT), v, 1, D, p, out, width, true);
+  for (i64 skip = 0, from = 0; skip < reach.vectors; skip++) {
+    const i64 to = reach.keys[skip];
+    if (to <= from) continue;
+    for (i64 d = 0; d < D; d += TILE_ROWS)
+      register_tile_within_for<PAIRS>(min_of<i64>(TILE_ROWS, D - d), reach.vectors - skip)(
+          ceil_div(to - from, UNIT), v + from / UNIT * D + d, 1, D, p + from / UNIT * width + skip * W, width,
+          out + d * width + skip * W, width, true);
+    from = to;
+  }
+}
+
+// (rows, D) of bfloat16, for a product over D and for one over the rows: pairs of neighbours in a row, and pairs of
+// neighbouring rows, an odd last one with zeros.
+inline void pair_columns(const bfloat16* src, i64 row, i64 rows, i64 D, float* dst) {
+  i64 dst_row, dst_k;
+  pack_rows_pairs(src, row, 1, rows, D, dst, &dst_row, &dst_k);
+}
+inline void pair_rows(const bfloat16* src, i64 row, i64 rows, i64 D, float* dst) {
+  for (i64 s = 0; s < rows; s += 2, src += 2 * row)
+    for (i64 d = 0; d < D; d += W) {
+      const i64 n = min_of<i64>(W, D - d);
+      store_upto(dst + s / 2 * D + d, join_pairs(src + d, s + 1 < rows ? src + row + d : nullptr, n), n);
+    }
+}
+
+// Keys and values as they lie, or paired as above.
+template <bool PAIRS>
 void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64 s0, i64 keys, const float* k,
                   const float* v, float* scores) {
+  constexpr i64 UNIT = PAIRS ? 2 : 1;
   const i64 width = p.vectors * W;
-  panel_matmul(keys, p.vectors, a.D, k, a.D, 1, p.q, scores, width, false);
+  const Reach reach(p.vectors, keys, p.t0 + offset - s0);
+  score_product<PAIRS>(reach, keys, ceil_div(a.D, UNIT), k, p.q, scores);
 
-  const bool crosses_diagonal = s0 + keys - 1 > p.t0 + offset;
+  const auto score = [&](const float* at) { return PAIRS ? load(at) * a.scale : load(at); };
   bool moved = false;
   float rescale[TILE_COLS];
   for (i64 j = 0; j < width; j += W) {
+    float* column = scores + j;
+    const i64 reached = reach.keys[j / W];
     const vi last_key = lane_index() + int32_t(p.t0 + j + offset);  // the last key each lane's query may see
-    if (crosses_diagonal)
-      for (i64 i = 0; i < keys; i++) {
-        float* row = scores + i * width + j;
-        store(row, splat_int(int32_t(s0 + i)) <= last_key ? load(row) : splat(-INFINITY));
+    if (!reach.all)
+      for (i64 i = max_of<i64>(0, p.t0 + j + offset + 1 - s0); i < reached; i++) {  // those before are seen by all lanes
+        float* row = column + i * width;
+        const vf hidden = splat(PAIRS && a.scale < 0 ? INFINITY : -INFINITY);
+        store(row, splat_int(int32_t(s0 + i)) <= last_key ? load(row) : hidden);
       }
     const vf old_max = load(p.max + j);
     vf m0 = old_max, m1 = old_max;
     i64 i = 0;
-    for (; i + 2 <= keys; i += 2) {
-      m0 = vmax(load(scores + i * width + j), m0);
-      m1 = vmax(load(scores + (i + 1) * width + j), m1);
+    for (; i + 2 <= reached; i += 2) {
+      m0 = vmax(score(column + i * width), m0);
+      m1 = vmax(score(column + (i + 1) * width), m1);
     }
-    if (i < keys) m0 = vmax(load(scores + i * width + j), m0);
+    if (i < reached) m0 = vmax(score(column + i * width), m0);
     const vf new_max = vmax(m0, m1);
     const vf pivot = new_max == -INFINITY ? zeros() : new_max;  // a row that has seen no key yet: all terms exp(-inf)
     vf l0 = zeros(), l1 = zeros();
-    for (i = 0; i + 2 <= keys; i += 2) {
-      float* row = scores + i * width + j;
-      const vf e0 = exp_nonpositive(load(row) - pivot), e1 = exp_nonpositive(load(row + width) - pivot);
-      store(row, e0);
-      store(row + width, e1);
+    for (i = 0; i + 2 <= reached; i += 2) {
+      float* row = column + i * width;
+      const vf e0 = exp_nonpositive(score(row) - pivot), e1 = exp_nonpositive(score(row + width) - pivot);
+      if (PAIRS) {
+        store(column + i / 2 * width, round_to_pairs(e0, e1));  // this row was read already
+      } else {
+        store(row, e0);
+        store(row + width, e1);
+      }
       l0 += e0;
       l1 += e1;
     }
-    if (i < keys) {
-      const vf e = exp_nonpositive(load(scores + i * width + j) - pivot);
-      store(scores + i * width + j, e);
+    if (i < reached) {
+      const vf e = exp_nonpositive(score(column + i * width) - pivot);
+      store(column + i / UNIT * width, PAIRS ? round_to_pairs(e, zeros()) : e);
       l0 += e;
     }
     const vf factor = exp_nonpositive(old_max - pivot);
@@ -107,28 +188,27 @@ void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64
     store(rescale + j, factor);
     for (int lane = 0; lane < W; lane++) moved |= !(rescale[j + lane] == 1.0f);
   }
-  if (a.dropout_p > 0)
+  if (!PAIRS && a.dropout_p > 0)
     for (i64 i = 0; i < keys; i++) {
       float keep[TILE_COLS];
       dropout_factors(a, s0 + i, p.t0, bh, width, keep);
-      for (i64 j = 0; j < width; j += W) store(scores + i * width + j, load(scores + i * width + j) * load(keep + j));
+      for (i64 j = reach.first_vector(i) * W; j < width; j += W)
+        store(scores + i * width + j, load(scores + i * width + j) * load(keep + j));
     }
   if (moved)
     for (i64 d = 0; d < a.D; d++)
       for (i64 j = 0; j < width; j += W) store(p.out + d * width + j, load(p.out + d * width + j) * load(rescale + j));
-  panel_matmul(a.D, p.vectors, keys, v, 1, a.D, scores, p.out, width, true);
+  value_product<PAIRS>(reach, keys, a.D, v, scores, p.out);
 }
 
-// Q is the type of queries and output, T that of keys and values. `commit()` is asked once, before anything is written:
-// where it says no, somebody else has already done this tile.
-template <class Q, class T, class Commit>
-void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Commit& commit) {
-  constexpr i64 PANELS = QUERIES_PER_TASK / TILE_COLS;
+template <bool PAIRS, class Q, class T, class Commit>
+void attention_tile_as(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Commit& commit, i64 queries) {
+  constexpr i64 PANELS = MOST_QUERIES_PER_TASK / TILE_COLS;
   const i64 D = a.D, bh = b * a.H + h, h_kv = h / (a.H / a.Hkv);
   const i64 length = a.kv_lengths ? a.kv_lengths[b] : a.S, offset = length - a.T;
-  const i64 t_end = min_of(a.T, t_begin + QUERIES_PER_TASK), panels = ceil_div(t_end - t_begin, TILE_COLS);
+  const i64 t_end = min_of(a.T, t_begin + queries), panels = ceil_div(t_end - t_begin, TILE_COLS);
   const i64 panel_floats = (2 * D + 2) * TILE_COLS;
-  Scratch memory(2 * KEYS_PER_BLOCK * D + KEYS_PER_BLOCK * TILE_COLS + PANELS * panel_floats);
+  Scratch memory(2 * KEYS_PER_BLOCK * D + KEYS_PER_BLOCK * TILE_COLS + panels * panel_floats);
   float *k = memory.data, *v = k + KEYS_PER_BLOCK * D, *scores = v + KEYS_PER_BLOCK * D;
   float* next = scores + KEYS_PER_BLOCK * TILE_COLS;
 
@@ -143,8 +223,13 @@ void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Com
     p.out = p.q + D * width;
     p.max = p.out + D * width;
     p.sum = p.max + width;
-    pack_panel(at<Q>(a.q, a.q_stride, b, h, p.t0), 1, a.q_stride[2], D, p.count, p.q);
-    scale_panel(p.q, D * width, a.scale);
+    const Q* q = at<Q>(a.q, a.q_stride, b, h, p.t0);
+    if constexpr (PAIRS) {
+      pack_panel_pairs(q, 1, a.q_stride[2], D, p.count, p.q);
+    } else {
+      pack_panel(q, 1, a.q_stride[2], D, p.count, p.q);
+      scale_panel(p.q, D * width, a.scale);
+    }
     memset(p.out, 0, size_t(D * width) * sizeof(float));
     for (i64 j = 0; j < width; j++) {
       p.max[j] = -INFINITY;
@@ -155,11 +240,17 @@ void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Com
   const i64 key_end = min_of(length, t_end + offset);  // what the last query sees
   for (i64 s0 = 0; s0 < key_end; s0 += KEYS_PER_BLOCK) {
     const i64 keys = min_of(KEYS_PER_BLOCK, key_end - s0);
-    copy_rows(at<T>(a.k, a.k_stride, b, h_kv, s0), a.k_stride[2], keys, D, k, D);
-    copy_rows(at<T>(a.v, a.v_stride, b, h_kv, s0), a.v_stride[2], keys, D, v, D);
+    const T *k_rows = at<T>(a.k, a.k_stride, b, h_kv, s0), *v_rows = at<T>(a.v, a.v_stride, b, h_kv, s0);
+    if constexpr (PAIRS) {
+      pair_columns(k_rows, a.k_stride[2], keys, D, k);
+      pair_rows(v_rows, a.v_stride[2], keys, D, v);
+    } else {
+      copy_rows(k_rows, a.k_stride[2], keys, D, k, D);
+      copy_rows(v_rows, a.v_stride[2], keys, D, v, D);
+    }
     for (i64 i = 0; i < panels; i++) {
       const i64 visible = panel[i].t0 + panel[i].count + offset - s0;  // keys of this block the panel's last query sees
-      if (visible > 0) attend_block(a, panel[i], bh, offset, s0, min_of(keys, visible), k, v, scores);
+      if (visible > 0) attend_block<PAIRS>(a, panel[i], bh, offset, s0, min_of(keys, visible), k, v, scores);
     }
   }
 
@@ -174,16 +265,31 @@ void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Com
   }
 }
 
+// The `queries` (at most MOST_QUERIES_PER_TASK) from t_begin on. Q is the type of queries and output, T that of keys and
+// values. `commit()` is asked once, before anything is written: where it says no, somebody else has already done this
+// tile.
+template <class Q, class T, class Commit>
+void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Commit& commit,
+                    i64 queries = QUERIES_PER_TASK) {
+  constexpr bool PAIRS = multiplies_pairs<Q, T>();
+  if (a.dropout_p > 0) return attention_tile_as<false, Q, T>(a, b, h, t_begin, commit, queries);
+  attention_tile_as<PAIRS, Q, T>(a, b, h, t_begin, commit, queries);
+}
+
 template <class T>
 void attention_decode(const AttentionArgs& a, const Threads& threads);
 
 template <class T>
 void attention_as(const AttentionArgs& a, const Threads& threads) {
   if (a.T <= 4 && a.dropout_p == 0) return attention_decode<T>(a, threads);
-  const i64 heads = a.B * a.H, tiles = ceil_div(a.T, QUERIES_PER_TASK);
+  // The more queries a task has, the fewer times keys and values are packed; the threads must share them evenly, though.
+  const i64 heads = a.B * a.H;
+  i64 queries = MOST_QUERIES_PER_TASK;
+  while (threads.count > 1 && queries > QUERIES_PER_TASK && heads * ceil_div(a.T, queries) < 8 * threads.count) queries /= 2;
+  const i64 tiles = ceil_div(a.T, queries);
   for_each_task(threads, heads * tiles, [&](i64 task) {
     const i64 bh = task % heads, tile = tiles - 1 - task / heads;
-    attention_tile<T, T>(a, bh / a.H, bh % a.H, tile * QUERIES_PER_TASK, [] { return true; });
+    attention_tile<T, T>(a, bh / a.H, bh % a.H, tile * queries, [] { return true; }, queries);
   });
 }
 

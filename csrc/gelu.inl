@@ -3,12 +3,45 @@
 //   "tanh" (GPT-2's): Phi(x) = (1 + tanh u) / 2 = sigmoid(2u),  u = sqrt(2 / pi) (x + 0.044715 x^3)
 //   "none":           Phi(x) = (1 + erf(x / sqrt 2)) / 2
 //
-// The sigmoid form has no cancellation for negative x, where 1 + tanh has. Work is split into runs of 16384 elements:
-// long enough to hide the cost of a task, short enough for the last one not to matter.
+// With 16 lanes a register holds one number for each of 16 segments of the x axis, and one instruction looks up a
+// lane's: Phi and the derivative are polynomials a segment (gelu_table.inl), without a division or an exponential.
+// Elsewhere they are computed from exp; the sigmoid form has no cancellation for negative x, where 1 + tanh has.
+//
+// Work is split into runs of 16384 elements: long enough to hide the cost of a task, short enough for the last one not
+// to matter.
 
 template <Activation KIND>
 struct Gelu;
 
+#if LLMFAST_VECTOR_WIDTH == 16
+// The polynomial of x's segment at x, for a factor that is 0 on the left of all segments and 1 on their right.
+template <int COEFFICIENTS>
+LLMFAST_INLINE vf by_segment(const float (&table)[COEFFICIENTS][16], vf x) {
+  const float kRound = 12582912.0f;  // 1.5 * 2^23, as in exp_parts
+  const vf b = vmin(splat(7.49f * GELU_SEGMENT), x);  // what comes of x on the left is not used
+  const vf shifted = b * (1.0f / GELU_SEGMENT) + kRound;
+  const vf u = b - (shifted - kRound) * GELU_SEGMENT;
+  const auto coefficient = [&](int power) {  // the lookup reads the low four bits of its index
+    return (vf)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)shifted, (__m512)load(table[power]));
+  };
+  vf p = coefficient(COEFFICIENTS - 1);
+#pragma GCC unroll 8
+  for (int power = COEFFICIENTS - 2; power >= 0; power--) p = p * u + coefficient(power);
+  return x < -8.49f * GELU_SEGMENT ? zeros() : p;
+}
+
+template <>
+struct Gelu<Activation::gelu_tanh> {
+  static LLMFAST_INLINE vf value(vf x) { return x * by_segment(GELU_TANH_VALUE, x); }
+  static LLMFAST_INLINE vf slope(vf x) { return by_segment(GELU_TANH_SLOPE, x); }
+};
+
+template <>
+struct Gelu<Activation::gelu_erf> {
+  static LLMFAST_INLINE vf value(vf x) { return x * by_segment(GELU_ERF_VALUE, x); }
+  static LLMFAST_INLINE vf slope(vf x) { return by_segment(GELU_ERF_SLOPE, x); }
+};
+#else
 template <>
 struct Gelu<Activation::gelu_tanh> {
   static constexpr float kScale = 0.797884561f, kCube = 0.044715f;
@@ -55,6 +88,8 @@ struct Gelu<Activation::gelu_erf> {
   }
 };
 
+#endif
+
 constexpr i64 ELEMENTS_PER_TASK = 16384;
 
 template <class T, class F>
@@ -92,9 +127,4 @@ LLMFAST_INLINE vf activate(Activation kind, vf x) {
   if (kind == Activation::gelu_tanh) return Gelu<Activation::gelu_tanh>::value(x);
   if (kind == Activation::gelu_erf) return Gelu<Activation::gelu_erf>::value(x);
   return x;
-}
-LLMFAST_INLINE vf activation_slope(Activation kind, vf x) {
-  if (kind == Activation::gelu_tanh) return Gelu<Activation::gelu_tanh>::slope(x);
-  if (kind == Activation::gelu_erf) return Gelu<Activation::gelu_erf>::slope(x);
-  return splat(1.0f);
 }

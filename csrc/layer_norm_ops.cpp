@@ -91,8 +91,8 @@ Tensors4 add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& w
   return forward(x, residual, weight, bias, eps);
 }
 
-Tensors3 add_layer_norm_backward(const Tensor& grad_out, const Tensor& grad_sum, const Tensor& sum, const Tensor& weight,
-                                 const Tensor& mean, const Tensor& rstd) {
+Tensors3 add_layer_norm_backward(const Tensor& grad_out, const MaybeTensor& grad_sum, const Tensor& sum,
+                                 const Tensor& weight, const Tensor& mean, const Tensor& rstd) {
   return backward(grad_out, grad_sum, sum, weight, mean, rstd);
 }
 

@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
       "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "add_layer_norm_backward(Tensor grad_out, Tensor grad_sum, Tensor sum, Tensor weight, Tensor mean, Tensor rstd) "
+      "add_layer_norm_backward(Tensor grad_out, Tensor? grad_sum, Tensor sum, Tensor weight, Tensor mean, Tensor rstd) "
       "-> (Tensor, Tensor, Tensor)");
   m.def("gelu(Tensor x, str approximate) -> Tensor");
   m.def("gelu_backward(Tensor grad_out, Tensor x, str approximate) -> Tensor");

@@ -6,20 +6,33 @@
 // Bias and activation run in the epilogue of the matrix product, on the float32 sums, before the one rounding. Threads
 // share the products as matmul.inl says; db is summed by blocks of columns, each from the first row to the last.
 
+// Turns n <= W sums of row m, from column `at` on, into results.
+template <class T, Activation KIND>
+LLMFAST_INLINE void finish(const LinearArgs& a, i64 m, i64 at, const float* sums, i64 n) {
+  vf p = load_upto(sums, n);
+  if (a.bias) p += load_upto(static_cast<const T*>(a.bias) + at, n);
+  if (a.preactivation) store_upto(static_cast<T*>(a.preactivation) + m * a.N + at, p, n);
+  if constexpr (KIND != Activation::none) p = Gelu<KIND>::value(p);
+  store_upto(static_cast<T*>(a.out) + m * a.N + at, p, n);
+}
+
+template <class T, Activation KIND>
+void finish_tile(const LinearArgs& a, i64 m0, i64 n0, i64 rows, i64 columns, const float* tile, i64 tile_row) {
+  for (i64 r = 0; r < rows; r++, tile += tile_row) {
+    i64 j = 0;
+    for (; j + W <= columns; j += W) finish<T, KIND>(a, m0 + r, n0 + j, tile + j, W);
+    if (j < columns) finish<T, KIND>(a, m0 + r, n0 + j, tile + j, columns - j);
+  }
+}
+
 template <class T>
 void linear_as(const LinearArgs& a, const Threads& threads) {
-  const T* bias = static_cast<const T*>(a.bias);
-  T *out = static_cast<T*>(a.out), *preactivation = static_cast<T*>(a.preactivation);
+  auto* finish_this = finish_tile<T, Activation::none>;
+  if (a.activation == Activation::gelu_tanh) finish_this = finish_tile<T, Activation::gelu_tanh>;
+  if (a.activation == Activation::gelu_erf) finish_this = finish_tile<T, Activation::gelu_erf>;
   matmul(a.M, a.N, a.K, Matrix{a.dtype, a.x, a.K, 1}, Matrix{a.dtype, a.weight, 1, a.K}, threads,
          [&](i64 m0, i64 n0, i64 rows, i64 columns, const float* tile, i64 tile_row) {
-           for (i64 r = 0; r < rows; r++)
-             for (i64 j = 0; j < columns; j += W) {
-               const i64 n = min_of<i64>(W, columns - j), at = (m0 + r) * a.N + n0 + j;
-               vf p = load_upto(tile + r * tile_row + j, n);
-               if (bias) p += load_upto(bias + n0 + j, n);
-               if (preactivation) store_upto(preactivation + at, p, n);
-               store_upto(out + at, activate(a.activation, p), n);
-             }
+           finish_this(a, m0, n0, rows, columns, tile, tile_row);
          });
 }
 
@@ -50,13 +63,10 @@ void linear_backward_as(const LinearArgs& a, const Threads& threads) {
   T* changed = reinterpret_cast<T*>(memory.data);
   if (!plain) {
     const T *grad = static_cast<const T*>(a.grad_out), *p = static_cast<const T*>(a.preactivation);
-    for_each_task(threads, ceil_div(M * N, ELEMENTS_PER_TASK), [&](i64 task) {
-      const i64 end = min_of(M * N, (task + 1) * ELEMENTS_PER_TASK);
-      for (i64 i = task * ELEMENTS_PER_TASK; i < end; i += W) {
-        const i64 n = min_of<i64>(W, end - i);
-        store_upto(changed + i, load_upto(grad + i, n) * activation_slope(a.activation, load_upto(p + i, n)), n);
-      }
-    });
+    if (a.activation == Activation::gelu_tanh)
+      map_elements(p, grad, changed, M * N, threads, [](vf x, vf g) { return g * Gelu<Activation::gelu_tanh>::slope(x); });
+    else
+      map_elements(p, grad, changed, M * N, threads, [](vf x, vf g) { return g * Gelu<Activation::gelu_erf>::slope(x); });
   }
   const T* g = plain ? static_cast<const T*>(a.grad_out) : changed;
 

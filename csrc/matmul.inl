@@ -6,8 +6,8 @@
 //         for each panel of TILE_COLS columns, for each TILE_ROWS rows: the register tile
 //       hand the finished tile to the epilogue
 //
-// B is packed into panels [k][TILE_COLS], widened to float32, and read from there by every task; A is packed by each
-// task for itself, which costs 1/256 of the arithmetic. A tile is finished by one task and its sums run over k in one
+// B is packed into panels [k][TILE_COLS], widened to float32, and read from there by every task; A is read as it lies
+// where its rows are contiguous and need no conversion, else packed by each task for itself. A tile is finished by one task and its sums run over k in one
 // order, so the result does not depend on the number of threads. The epilogue sees float32 sums, so bias and GELU are
 // applied before the one rounding to the output's type.
 //
@@ -16,6 +16,12 @@
 constexpr int TILE_ROWS = LLMFAST_TILE_ROWS;
 constexpr int TILE_VECTORS = LLMFAST_TILE_VECTORS;
 constexpr int TILE_COLS = TILE_VECTORS * W;
+
+// Whether products of a matrix of As and one of Bs go by pairs of bfloat16, as below.
+template <class A, class B>
+constexpr bool multiplies_pairs() {
+  return LLMFAST_BF16_DOT && sizeof(A) == sizeof(bfloat16) && sizeof(B) == sizeof(bfloat16);
+}
 
 // One step of a sum of products. The unit of k is one float, or where the CPU multiplies bfloat16 directly
 // (LLMFAST_BF16_DOT) and both matrices hold it, a pair of bfloat16 in the same four bytes: half the steps, and the same
@@ -33,12 +39,12 @@ LLMFAST_INLINE vf splat_bits(const float* p) {  // a copy of four bytes that nee
   return (vf)(bits - vi{});
 }
 
-// The register tile: C (ROWS, VECS * W) (+)= sum over k of a[r * a_row + k * a_k] * b[k][:]. Everything else in this
-// backend that multiplies matrices, attention included, comes down to this loop. Each call starts its sums at zero and
-// adds them to C at the end: blocks of k summed apart round less than one long chain would.
+// The register tile: C (ROWS, VECS * W) (+)= sum over k of a[r * a_row + k * a_k] * b[k * b_row + :]. Everything else in
+// this backend that multiplies matrices, attention included, comes down to this loop. Each call starts its sums at zero
+// and adds them to C at the end: blocks of k summed apart round less than one long chain would.
 template <bool PAIRS, int ROWS, int VECS>
-__attribute__((noinline)) void register_tile(i64 kc, const float* a, i64 a_row, i64 a_k, const float* b, float* c,
-                                             i64 c_row, bool accumulate) {
+LLMFAST_INLINE void tile_of_products(i64 kc, const float* a, i64 a_row, i64 a_k, const float* b, i64 b_row, float* c,
+                                     i64 c_row, bool accumulate) {
   vf sum[ROWS][VECS];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
@@ -47,7 +53,7 @@ __attribute__((noinline)) void register_tile(i64 kc, const float* a, i64 a_row, 
   for (i64 k = 0; k < kc; k++) {
     vf column[VECS];
 #pragma GCC unroll 8
-    for (int v = 0; v < VECS; v++) column[v] = load(b + k * (VECS * W) + v * W);
+    for (int v = 0; v < VECS; v++) column[v] = load(b + k * b_row + v * W);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
       const vf broadcast = splat_bits(a + r * a_row + k * a_k);
@@ -64,26 +70,43 @@ __attribute__((noinline)) void register_tile(i64 kc, const float* a, i64 a_row, 
     }
 }
 
+// On a panel of B as it is packed, and on some columns of a wider one.
+template <bool PAIRS, int ROWS, int VECS>
+__attribute__((noinline)) void register_tile(i64 kc, const float* a, i64 a_row, i64 a_k, const float* b, float* c,
+                                             i64 c_row, bool accumulate) {
+  tile_of_products<PAIRS, ROWS, VECS>(kc, a, a_row, a_k, b, VECS * W, c, c_row, accumulate);
+}
+template <bool PAIRS, int ROWS, int VECS>
+__attribute__((noinline)) void register_tile_within(i64 kc, const float* a, i64 a_row, i64 a_k, const float* b,
+                                                    i64 b_row, float* c, i64 c_row, bool accumulate) {
+  tile_of_products<PAIRS, ROWS, VECS>(kc, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+}
+
 using RegisterTile = void (*)(i64, const float*, i64, i64, const float*, float*, i64, bool);
+using RegisterTileWithin = void (*)(i64, const float*, i64, i64, const float*, i64, float*, i64, bool);
 
 // The register tile for `rows` <= TILE_ROWS and `vectors` <= TILE_VECTORS.
+#define LLMFAST_ROW(tile, v)                                                                                 \
+  {tile<PAIRS, 1, v>, tile<PAIRS, 2, v>, tile<PAIRS, 3, v>, tile<PAIRS, 4, v>, tile<PAIRS, 5, v>, tile<PAIRS, 6, v>}
+#if LLMFAST_TILE_VECTORS == 4
+#define LLMFAST_TILES(tile) {LLMFAST_ROW(tile, 1), LLMFAST_ROW(tile, 2), LLMFAST_ROW(tile, 3), LLMFAST_ROW(tile, 4)}
+#else
+#define LLMFAST_TILES(tile) {LLMFAST_ROW(tile, 1), LLMFAST_ROW(tile, 2)}
+#endif
+static_assert(TILE_ROWS <= 6 && (TILE_VECTORS == 2 || TILE_VECTORS == 4), "the tables of register tiles");
+
 template <bool PAIRS>
 LLMFAST_INLINE RegisterTile register_tile_for(i64 rows, i64 vectors) {
-#define LLMFAST_ROW(v)                                                                            \
-  {register_tile<PAIRS, 1, v>, register_tile<PAIRS, 2, v>, register_tile<PAIRS, 3, v>, \
-   register_tile<PAIRS, 4, v>, register_tile<PAIRS, 5, v>, register_tile<PAIRS, 6, v>}
-  static constexpr RegisterTile tiles[][6] = {
-      LLMFAST_ROW(1),
-      LLMFAST_ROW(2),
-#if LLMFAST_TILE_VECTORS == 4
-      LLMFAST_ROW(3),
-      LLMFAST_ROW(4),
-#endif
-  };
-#undef LLMFAST_ROW
-  static_assert(TILE_ROWS <= 6 && (TILE_VECTORS == 2 || TILE_VECTORS == 4), "the table above");
+  static constexpr RegisterTile tiles[][6] = LLMFAST_TILES(register_tile);
   return tiles[vectors - 1][rows - 1];
 }
+template <bool PAIRS>
+LLMFAST_INLINE RegisterTileWithin register_tile_within_for(i64 rows, i64 vectors) {
+  static constexpr RegisterTileWithin tiles[][6] = LLMFAST_TILES(register_tile_within);
+  return tiles[vectors - 1][rows - 1];
+}
+#undef LLMFAST_TILES
+#undef LLMFAST_ROW
 
 // C (rows, vectors * W) (+)= A B for one panel of B.
 template <bool PAIRS = false>
@@ -193,6 +216,11 @@ LLMFAST_INLINE vf join_pairs(const bfloat16* first, const bfloat16* second, i64 
   return (vf)(second ? low | (vu)load_upto(second, n) : low);
 }
 
+// Pairs made of two rows of floats, rounded to nearest.
+LLMFAST_INLINE vf round_to_pairs(vf first, vf second) {
+  return (vf)((((vu)first + 0x8000) >> 16) | (((vu)second + 0x8000) & 0xffff0000));
+}
+
 LLMFAST_INLINE float scalar_pair(bfloat16 first, bfloat16 second) {
   const bfloat16 pair[2] = {first, second};
   float bits;
@@ -274,6 +302,12 @@ LLMFAST_INLINE void pack_rows_of(const Matrix& A, i64 at, i64 rows, i64 k, float
     pack_rows(static_cast<const float*>(A.data) + at, A.row, A.col, rows, k, to, to_row, to_k);
   else
     pack_rows(static_cast<const bfloat16*>(A.data) + at, A.row, A.col, rows, k, to, to_row, to_k);
+}
+
+// Whether rows of A (M, K) can be read where they are, in units of k.
+template <bool PAIRS>
+LLMFAST_INLINE bool rows_lie_ready(const Matrix& A, i64 K) {
+  return A.col == 1 && (PAIRS ? A.row % 2 == 0 && K % 2 == 0 : A.dtype == DType::f32);
 }
 
 // y (M, block of N) = x (M, K) . b's columns, each contiguous in memory: COLS columns at a time share the loads of x.
@@ -366,6 +400,7 @@ void blocked_matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const
   const i64 n_slabs = ceil_div(N * k_slab, SLAB_FLOATS);
   const i64 n_slab = min_of(round_up(ceil_div(N, n_slabs), cols_per_tile), round_up(N, TILE_COLS));
   const i64 row_tiles = ceil_div(M, rows_per_tile);
+  const bool A_ready = rows_lie_ready<PAIRS>(A, K);
   Scratch packed(k_slab * n_slab);
   // With several slabs along k the sums wait here in between; with one they never leave a task's own scratch.
   Scratch waiting(k_slabs > 1 ? M * n_slab : 1);
@@ -383,18 +418,25 @@ void blocked_matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const
       for_each_task(threads, row_tiles * ceil_div(n_count, cols_per_tile), [&](i64 task) {
         const i64 m0 = task % row_tiles * rows_per_tile, rows = min_of(rows_per_tile, M - m0);
         const i64 n0 = task / row_tiles * cols_per_tile, columns = min_of(cols_per_tile, n_count - n0);
-        Scratch a(rows * K_BLOCK), own(k_slabs > 1 ? 1 : rows * cols_per_tile);
+        Scratch a_packed(A_ready ? 1 : rows * K_BLOCK), own(k_slabs > 1 ? 1 : rows * cols_per_tile);
         float* tile = k_slabs > 1 ? waiting.data + m0 * n_slab + n0 : own.data;
         const i64 tile_row = k_slabs > 1 ? n_slab : cols_per_tile;
         // Without any k the one pass below still runs, and stores zeros.
         for (i64 k0 = 0; k0 < max_of<i64>(1, k_count); k0 += K_BLOCK) {
           const i64 kc = min_of(K_BLOCK, k_count - k0), first = (k_begin + k0) * UNIT;
+          const float* a = a_packed.data;
           i64 a_row = 0, a_k = 0;
-          if (kc > 0)
-            pack_rows_of<PAIRS>(A, m0 * A.row + first * A.col, rows, min_of(kc * UNIT, K - first), a.data, &a_row, &a_k);
+          if (A_ready) {
+            a = static_cast<const float*>(A.data) + (m0 * A.row + first) / UNIT;
+            a_row = A.row / UNIT;
+            a_k = 1;
+          } else if (kc > 0) {
+            pack_rows_of<PAIRS>(A, m0 * A.row + first * A.col, rows, min_of(kc * UNIT, K - first), a_packed.data, &a_row,
+                                &a_k);
+          }
           for (i64 n = n0; n < n0 + columns; n += TILE_COLS) {
             const i64 vectors = vectors_for(n0 + columns - n);
-            panel_matmul<PAIRS>(rows, vectors, kc, a.data, a_row, a_k, packed.data + n * k_count + k0 * vectors * W,
+            panel_matmul<PAIRS>(rows, vectors, kc, a, a_row, a_k, packed.data + n * k_count + k0 * vectors * W,
                                 tile + (n - n0), tile_row, slab > 0 || k0 > 0);
           }
         }

@@ -40,7 +40,8 @@ LLMFAST_INLINE vi lane_index() {
   return vi{0, 1, 2, 3};
 #endif
 }
-LLMFAST_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+LLMFAST_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }  // where b is a NaN, b; so too vmin
+LLMFAST_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 
 // bfloat16 is the upper half of a float. Rounding is to nearest, ties to even; a NaN stays a NaN.
 LLMFAST_INLINE float to_float(float a) { return a; }
@@ -69,6 +70,10 @@ LLMFAST_INLINE vf load(const bfloat16* p) {
 }
 LLMFAST_INLINE void store(float* p, vf a) { *reinterpret_cast<vf_unaligned*>(p) = a; }
 LLMFAST_INLINE void store(bfloat16* p, vf a) {
+#if LLMFAST_BF16_DOT
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)a);  // numbers below 1e-38 become 0
+  memcpy(p, &rounded, sizeof(rounded));
+#else
   const vu u = (vu)a;
   const vu rounded = u + 0x7fff + ((u >> 16) & 1);
   const vu bits = (a == a ? rounded : u | 0x400000) >> 16;
@@ -76,6 +81,7 @@ LLMFAST_INLINE void store(bfloat16* p, vf a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)bits));
 #else
   *reinterpret_cast<vh_unaligned*>(p) = __builtin_convertvector(bits, vh);
+#endif
 #endif
 }
 
@@ -184,10 +190,12 @@ LLMFAST_INLINE vf sum_each(vf (&rows)[W]) {
   return rows[0];
 }
 
-// e^x, within about 1 ulp, for |x| <= 87.3 (and NaN for the NaNs that arithmetic makes).
-// x = n ln 2 + r with |r| <= ln(2) / 2, ln 2 in two parts so that r is exact: a polynomial for e^r, n added to the
-// exponent.
-LLMFAST_INLINE vf exp_bounded(vf x) {
+// e^x = 2^n e^r with x = n ln 2 + r and |r| <= ln(2) / 2, ln 2 in two parts so that r is exact. `shifted` holds n in its
+// low bits.
+struct ExpParts {
+  vf shifted, n, e_to_r;
+};
+LLMFAST_INLINE ExpParts exp_parts(vf x) {
   const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
   const vf shifted = x * 1.44269504f + kRound;
   const vf n = shifted - kRound;
@@ -199,19 +207,35 @@ LLMFAST_INLINE vf exp_bounded(vf x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return (vf)((vu)p + ((vu)shifted << 23));  // the bits of kRound itself fall off at the top
+  return {shifted, n, p};
+}
+
+// e^x, within about 1 ulp, for |x| <= 87.3 (and NaN for the NaNs that arithmetic makes).
+LLMFAST_INLINE vf exp_bounded(vf x) {
+  const ExpParts e = exp_parts(x);
+  return (vf)((vu)e.e_to_r + ((vu)e.shifted << 23));  // the bits of kRound itself fall off at the top
+}
+
+// The same for x <= 0, as in a softmax: 0 below the normal numbers, NaN for any NaN.
+LLMFAST_INLINE vf exp_nonpositive(vf x) {
+#if LLMFAST_VECTOR_WIDTH == 16
+  const ExpParts e = exp_parts(x);
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);
+  return (vf)_mm512_maskz_scalef_ps(normal, (__m512)e.e_to_r, (__m512)e.n);
+#else
+  const vf result = exp_bounded(x);
+  return x < -87.3f ? zeros() : (x == x ? result : x);
+#endif
 }
 
 // e^x for any x: 0 below the normal numbers, infinity above them, NaN for any NaN.
 LLMFAST_INLINE vf exp(vf x) {
+#if LLMFAST_VECTOR_WIDTH == 16
+  return exp_nonpositive(vmin(splat(100.0f), x));  // where the power of two overflows it is infinity already
+#else
   const vf result = exp_bounded(x > 88.8f ? splat(88.8f) : x);
   return x < -87.3f ? zeros() : (x > 88.72f ? splat(INFINITY) : (x == x ? result : x));
-}
-
-// The same for x <= 0, as in a softmax.
-LLMFAST_INLINE vf exp_nonpositive(vf x) {
-  const vf result = exp_bounded(x);
-  return x < -87.3f ? zeros() : (x == x ? result : x);
+#endif
 }
 
 // Runs f(task) for every task in [0, tasks). Each thread has a run of neighbouring tasks of its own, so that threads

@@ -379,7 +379,7 @@ def add_layer_norm(
 
 def add_layer_norm_backward(
     grad_out: torch.Tensor,
-    grad_sum: torch.Tensor,
+    grad_sum: torch.Tensor | None,
     sum: torch.Tensor,
     weight: torch.Tensor,
     mean: torch.Tensor,

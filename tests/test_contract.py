@@ -7,6 +7,7 @@ are left as they were.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -335,6 +336,39 @@ def test_heads_merge_back_without_a_copy(backend: str) -> None:
         out = ops.causal_attention(q, k, v)
     merged = out.transpose(1, 2).reshape(2, 8, 64)
     assert out.shape == (2, 4, 8, 16) and merged.shape == (2, 8, 64)
+
+
+@pytest.mark.skipif("cpp" not in every_backend("gelu"), reason="the C++ extension is not built here")
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_cpp_gelu_everywhere_on_the_axis(approximate: str) -> None:
+    # Finely enough to meet every segment of its table and both ends, and far beyond, where PyTorch's slope is nan.
+    x = torch.cat([torch.linspace(-12, 12, 4801), torch.tensor([-1e30, -100.0, 100.0, 1e30, math.inf, math.nan])])
+    with llmfast.use_backend("cpp"):
+        got = ops.gelu(x.requires_grad_(), approximate)
+        (slope,) = torch.autograd.grad(got.sum(), x)
+    leaf = x.detach().double().requires_grad_()
+    expected = reference.gelu(leaf, approximate)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), leaf)
+    torch.testing.assert_close(got.double()[:-2], expected[:-2], rtol=1e-6, atol=3e-7)
+    torch.testing.assert_close(slope.double()[:-2], expected_slope[:-2], rtol=0, atol=5e-7)
+    assert got[-2] == math.inf and got[-1].isnan() and slope[-1].isnan()
+
+
+@pytest.mark.parametrize("backend", every_backend("add_layer_norm"))
+@pytest.mark.parametrize("used", [0, 1])
+def test_gradients_where_only_one_result_is_used(backend: str, used: int) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(3, 8), torch.randn(3, 8), torch.randn(8), torch.randn(8)]
+
+    def gradients(name: str) -> tuple[Tensor | None, ...]:
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        with llmfast.use_backend(name):
+            result = ops.add_layer_norm(*leaves, eps=1e-5)[used]
+        return torch.autograd.grad((result * torch.arange(8.0)).sum(), leaves, allow_unused=True)
+
+    for got, expected in zip(gradients(backend), gradients("pytorch"), strict=True):
+        zero = torch.zeros(())
+        torch.testing.assert_close(zero if got is None else got, zero if expected is None else expected)
 
 
 BAD_CALLS = {

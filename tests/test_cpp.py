@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -55,3 +56,13 @@ def test_every_instruction_set_keeps_the_contract(name):
 
 def test_an_unknown_instruction_set_is_a_reason_not_a_crash():
     assert "choose one of" in isa_under("mmx")
+
+
+def test_the_gelu_table_is_what_its_script_writes():
+    csrc = Path(__file__).parents[1] / "csrc"
+    written = subprocess.run([sys.executable, csrc / "gelu_table.py"], capture_output=True, text=True, check=True).stdout
+    assert numbers_in(written) == pytest.approx(numbers_in((csrc / "gelu_table.inl").read_text()), rel=1e-5, abs=1e-9)
+
+
+def numbers_in(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d\.\d+e[-+]\d+", text)]

@@ -27,7 +27,7 @@ SCHEMAS = {
     "add_layer_norm": "(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     # the gradient of the sum (which is x's and residual's too), of weight and of bias
-    "add_layer_norm_backward": "(Tensor grad_out, Tensor grad_sum, Tensor sum, Tensor weight, Tensor mean, "
+    "add_layer_norm_backward": "(Tensor grad_out, Tensor? grad_sum, Tensor sum, Tensor weight, Tensor mean, "
     "Tensor rstd) -> (Tensor, Tensor, Tensor)",
     "gelu": "(Tensor x, str approximate) -> Tensor",
     "gelu_backward": "(Tensor grad_out, Tensor x, str approximate) -> Tensor",
@@ -176,10 +176,19 @@ FAKE_KERNELS: dict[str, Any] = {
 
 
 def gradients(ops: Any) -> dict[str, tuple[Any, Any]]:
-    """(setup_context, backward) of each differentiable operator, in terms of the backward operators in `ops`."""
+    """(setup_context, backward) of each differentiable operator, in terms of the backward operators in `ops`.
+
+    Outputs that only serve backward are marked as not differentiable, and gradients that nobody computed stay None:
+    otherwise autograd fills a tensor of zeros for each, as large as the activations.
+    """
+
+    def differentiate_the_first(ctx: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
 
     def save_attention(ctx: Any, inputs: Any, output: Any) -> None:
         q, k, v, ctx.scale, ctx.dropout_p, dropout_seed, kv_lengths = inputs
+        differentiate_the_first(ctx, output)
         ctx.save_for_backward(q, k, v, *output, dropout_seed, kv_lengths)
 
     def attention_backward(ctx: Any, grad_out: Tensor, grad_lse: Any) -> Any:
@@ -190,6 +199,7 @@ def gradients(ops: Any) -> dict[str, tuple[Any, Any]]:
     def save_layer_norm(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, bias, _ = inputs
         ctx.has_bias = bias is not None
+        differentiate_the_first(ctx, output)
         ctx.save_for_backward(x, weight, *output[1:])
 
     def layer_norm_backward(ctx: Any, grad_out: Tensor, grad_mean: Any, grad_rstd: Any) -> Any:
@@ -200,9 +210,13 @@ def gradients(ops: Any) -> dict[str, tuple[Any, Any]]:
         _, _, weight, bias, _ = inputs
         _, total, mean, rstd = output
         ctx.has_bias = bias is not None
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(total, weight, mean, rstd)
 
     def add_layer_norm_backward(ctx: Any, grad_out: Any, grad_sum: Any, grad_mean: Any, grad_rstd: Any) -> Any:
+        if grad_out is None:  # only the sum was used
+            return grad_sum, grad_sum, None, None, None
         dsum, dweight, dbias = ops.add_layer_norm_backward(grad_out, grad_sum, *ctx.saved_tensors)
         return dsum, dsum, dweight, dbias if ctx.has_bias else None, None
 
@@ -216,6 +230,7 @@ def gradients(ops: Any) -> dict[str, tuple[Any, Any]]:
     def save_linear(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, bias, ctx.activation, saved = inputs
         ctx.complete = saved or not ctx.activation
+        differentiate_the_first(ctx, output)
         ctx.save_for_backward(x, weight, output[1])
 
     def linear_backward(ctx: Any, grad_out: Tensor, grad_preactivation: Any) -> Any:
@@ -227,6 +242,7 @@ def gradients(ops: Any) -> dict[str, tuple[Any, Any]]:
 
     def save_cross_entropy(ctx: Any, inputs: Any, output: Any) -> None:
         hidden, weight, targets, ctx.ignore_index = inputs
+        differentiate_the_first(ctx, output)
         ctx.save_for_backward(hidden, weight, targets, output[1])
 
     def cross_entropy_backward(ctx: Any, grad_loss: Tensor, grad_lse: Any) -> Any:
