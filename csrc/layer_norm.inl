@@ -4,9 +4,10 @@
 //   dx = rstd * (dy w - mean(dy w) - xhat * mean(dy w xhat)),   dweight = sum of dy xhat,   dbias = sum of dy over the
 //   rows
 //
-// A row is read once into float32 (it stays in the first cache), then summed twice: the variance from differences to
-// the mean, which never cancels. Threads take runs of rows. Backward sums dweight and dbias per run into partial sums
-// that are added up afterwards in the order of the runs; the runs depend on the number of rows alone.
+// A row is read once (float32 stays in the first cache as it is, bfloat16 as a copy in float32), then summed twice: the
+// variance from differences to the mean, which never cancels. Threads take runs of rows. Backward takes four rows at a
+// time, so that the partial sums of dweight and dbias are read and written once for four; there is one of each a run,
+// added up afterwards in the order of the runs, which depend on the number of rows alone.
 
 constexpr i64 ROWS_PER_TASK = 16;
 
@@ -26,40 +27,69 @@ LLMFAST_INLINE float sum_over(i64 N, const F& f) {
   return sum_lanes((s0 + s1) + (s2 + s3));
 }
 
+// The sums of both vectors of f(j, n), which takes two sums along with one reading.
+struct Two {
+  vf first, second;
+};
+template <class F>
+LLMFAST_INLINE void sum_two_over(i64 N, const F& f, float* first, float* second) {
+  Two even = {zeros(), zeros()}, odd = even;
+  const auto add = [](Two& to, const Two& a) {
+    to.first += a.first;
+    to.second += a.second;
+  };
+  i64 j = 0;
+  for (; j + 2 * W <= N; j += 2 * W) {
+    add(even, f(j, W));
+    add(odd, f(j + W, W));
+  }
+  for (; j < N; j += W) add(even, f(j, min_of<i64>(W, N - j)));
+  *first = sum_lanes(even.first + odd.first);
+  *second = sum_lanes(even.second + odd.second);
+}
+
+// f(j, n) for a row's vectors: n elements from j on.
+template <class F>
+LLMFAST_INLINE void for_each_vector(i64 N, const F& f) {
+  i64 j = 0;
+  for (; j + W <= N; j += W) f(j, W);
+  if (j < N) f(j, N - j);
+}
+
 LLMFAST_INLINE vf first_lanes(vf a, i64 n) { return n >= W ? a : (lane_index() < splat_int(int32_t(n)) ? a : zeros()); }
 
 template <class T>
 void layer_norm_as(const LayerNormArgs& a, const Threads& threads) {
+  constexpr bool IN_PLACE = sizeof(T) == sizeof(float);
   const i64 N = a.N;
   for_each_task(threads, ceil_div(a.rows, ROWS_PER_TASK), [&](i64 task) {
-    Scratch row_memory(round_up(N, W) + W);
-    float* row = row_memory.data;
+    Scratch row_memory(IN_PLACE ? 1 : round_up(N, W) + W);
     const T *weight = static_cast<const T*>(a.weight), *bias = static_cast<const T*>(a.bias);
+    const bool add = a.residual != nullptr;
     for (i64 r = task * ROWS_PER_TASK; r < min_of(a.rows, (task + 1) * ROWS_PER_TASK); r++) {
       const T *x = static_cast<const T*>(a.x) + r * N, *residual = static_cast<const T*>(a.residual) + r * N;
       T *out = static_cast<T*>(a.out) + r * N, *sum = static_cast<T*>(a.sum) + r * N;
-      const bool add = a.residual != nullptr;
+      const float* row = IN_PLACE ? reinterpret_cast<const float*>(add ? sum : x) : row_memory.data;
       const float mean = sum_over(N, [&](i64 j, i64 n) {
         vf value = load_upto(x + j, n);
         if (add) {
           value += load_upto(residual + j, n);
           store_upto(sum + j, value, n);
-          value = load_upto(sum + j, n);  // what is normalised is the sum as it is stored: backward reads no other
+          if (!IN_PLACE) value = load_upto(sum + j, n);  // what is normalised is the sum as it is stored: so does backward
         }
-        store(row + j, value);
+        if (!IN_PLACE) store(row_memory.data + j, value);
         return value;
       }) / float(N);
       const float variance = sum_over(N, [&](i64 j, i64 n) {
-        const vf d = first_lanes(load(row + j) - mean, n);
+        const vf d = first_lanes(load_upto(row + j, n) - mean, n);
         return d * d;
       }) / float(N);
       const float rstd = 1.0f / ::sqrtf(variance + a.eps);
-      for (i64 j = 0; j < N; j += W) {
-        const i64 n = min_of<i64>(W, N - j);
-        vf y = (load(row + j) - mean) * rstd * load_upto(weight + j, n);
+      for_each_vector(N, [&](i64 j, i64 n) {
+        vf y = (load_upto(row + j, n) - mean) * rstd * load_upto(weight + j, n);
         if (bias) y += load_upto(bias + j, n);
         store_upto(out + j, y, n);
-      }
+      });
       a.mean[r] = mean;
       a.rstd[r] = rstd;
     }
@@ -70,36 +100,56 @@ void layer_norm(const LayerNormArgs& a, const Threads& threads) {
   a.dtype == DType::f32 ? layer_norm_as<float>(a, threads) : layer_norm_as<bfloat16>(a, threads);
 }
 
+// Backward of ROWS rows from r on; their dweight and dbias are added to the partial sums.
+template <class T, int ROWS>
+LLMFAST_INLINE void layer_norm_backward_rows(const LayerNormArgs& a, i64 r, float* dweight, float* dbias) {
+  const i64 N = a.N;
+  const T *x = static_cast<const T*>(a.x) + r * N, *grad = static_cast<const T*>(a.grad_out) + r * N;
+  const T *grad_sum = static_cast<const T*>(a.grad_sum) + r * N, *weight = static_cast<const T*>(a.weight);
+  T* dx = static_cast<T*>(a.dx) + r * N;
+  const float *mean = a.mean + r, *rstd = a.rstd + r;
+  float mean_dy[ROWS], mean_dy_xhat[ROWS];
+  for (int i = 0; i < ROWS; i++) {
+    // Beyond the last element grad is read as 0, so x - mean does no harm there.
+    sum_two_over(
+        N,
+        [&](i64 j, i64 n) {
+          const vf dy = load_upto(grad + i * N + j, n) * load_upto(weight + j, n);
+          return Two{dy, dy * (load_upto(x + i * N + j, n) - mean[i])};
+        },
+        &mean_dy[i], &mean_dy_xhat[i]);
+    mean_dy[i] /= float(N);
+    mean_dy_xhat[i] *= rstd[i] / float(N);
+  }
+  for_each_vector(N, [&](i64 j, i64 n) {
+    const vf w = load_upto(weight + j, n);
+    vf sum_dy_xhat = zeros(), sum_dy = zeros();
+#pragma GCC unroll 4
+    for (int i = 0; i < ROWS; i++) {
+      const vf dy = load_upto(grad + i * N + j, n), xhat = (load_upto(x + i * N + j, n) - mean[i]) * rstd[i];
+      sum_dy_xhat += dy * xhat;
+      sum_dy += dy;
+      vf d = rstd[i] * (dy * w - mean_dy[i] - xhat * mean_dy_xhat[i]);
+      if (a.grad_sum) d += load_upto(grad_sum + i * N + j, n);
+      store_upto(dx + i * N + j, d, n);
+    }
+    store(dweight + j, load(dweight + j) + sum_dy_xhat);
+    store(dbias + j, load(dbias + j) + sum_dy);
+  });
+}
+
 template <class T>
 void layer_norm_backward_as(const LayerNormArgs& a, const Threads& threads) {
   const i64 N = a.N, stride = round_up(max_of<i64>(1, N), W);
   const i64 run = max_of(ROWS_PER_TASK, ceil_div(a.rows, 64)), runs = ceil_div(a.rows, run);
   Scratch partials(runs * 2 * stride + 1);
-  const T* weight = static_cast<const T*>(a.weight);
   for_each_task(threads, runs, [&](i64 task) {
     float *dweight = partials.data + task * 2 * stride, *dbias = dweight + stride;
     memset(dweight, 0, size_t(2 * stride) * sizeof(float));
-    for (i64 r = task * run; r < min_of(a.rows, (task + 1) * run); r++) {
-      const T *x = static_cast<const T*>(a.x) + r * N, *grad = static_cast<const T*>(a.grad_out) + r * N;
-      const T* grad_sum = static_cast<const T*>(a.grad_sum) + r * N;
-      T* dx = static_cast<T*>(a.dx) + r * N;
-      const float mean = a.mean[r], rstd = a.rstd[r];
-      // Beyond the last element grad is read as 0, so x - mean does no harm there.
-      const float mean_dy = sum_over(N, [&](i64 j, i64 n) { return load_upto(grad + j, n) * load_upto(weight + j, n); }) / float(N);
-      const float mean_dy_xhat = sum_over(N, [&](i64 j, i64 n) {
-        const vf dy = load_upto(grad + j, n), xhat = (load_upto(x + j, n) - mean) * rstd;
-        store(dweight + j, load(dweight + j) + dy * xhat);
-        store(dbias + j, load(dbias + j) + dy);
-        return dy * load_upto(weight + j, n) * xhat;
-      }) / float(N);
-      for (i64 j = 0; j < N; j += W) {
-        const i64 n = min_of<i64>(W, N - j);
-        const vf xhat = (load_upto(x + j, n) - mean) * rstd;
-        vf d = rstd * (load_upto(grad + j, n) * load_upto(weight + j, n) - mean_dy - xhat * mean_dy_xhat);
-        if (a.grad_sum) d += load_upto(grad_sum + j, n);
-        store_upto(dx + j, d, n);
-      }
-    }
+    const i64 end = min_of(a.rows, (task + 1) * run);
+    i64 r = task * run;
+    for (; r + 4 <= end; r += 4) layer_norm_backward_rows<T, 4>(a, r, dweight, dbias);
+    for (; r < end; r++) layer_norm_backward_rows<T, 1>(a, r, dweight, dbias);
   });
   constexpr i64 COLUMNS = 4 * W;
   for_each_task(threads, ceil_div(N, COLUMNS), [&](i64 task) {
