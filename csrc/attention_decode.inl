@@ -50,8 +50,11 @@ inline void decode_scores_of_pairs(const float* q, i64 rows, i64 D, i64 D_padded
                                    float* scores) {
   Scratch split(rows * D);  // for every 2 W elements of a query the even ones, then the odd ones
   for (i64 r = 0; r < rows; r++)
-    for (i64 d = 0; d < D; d++)
-      split.data[r * D + d / (2 * W) * (2 * W) + d % 2 * W + d % (2 * W) / 2] = q[r * D_padded + d];
+    for (i64 d = 0; d < D; d += 2 * W) {
+      const vf first = load(q + r * D_padded + d), second = load(q + r * D_padded + d + W);
+      store(split.data + r * D + d, evens(first, second));
+      store(split.data + r * D + d + W, odds(first, second));
+    }
   for (i64 i0 = 0; i0 < keys; i0 += W) {
     const i64 n = min_of<i64>(W, keys - i0);
     for (i64 r = 0; r < rows; r++) {

@@ -186,7 +186,7 @@ struct DecoderStep {
     Scratch memory(s.count * (D_padded + KEYS_PER_RUN + partial_floats));
     float *q = memory.data, *scores = q + s.count * D_padded, *out = scores + s.count * KEYS_PER_RUN;
     for (i64 r = 0; r < s.count; r++)
-      for (i64 j = 0; j < D_padded; j++) q[r * D_padded + j] = j < D ? d.q[(s.row + r) * C + head * D + j] * scale : 0.0f;
+      for (i64 j = 0; j < D; j += W) store(q + r * D_padded + j, load_upto(d.q + (s.row + r) * C + head * D + j, D - j) * scale);
     // 8-bit keys and values are widened once for all rows.
     constexpr bool widen = sizeof(T) == 1;
     Scratch wide(widen ? 2 * keys * D : 1);

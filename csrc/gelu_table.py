@@ -1,4 +1,6 @@
-"""Writes gelu_table.inl: GELU's factor and derivative as sixteen polynomials each. `python csrc/gelu_table.py > csrc/gelu_table.inl`
+"""Writes gelu_table.inl: GELU's factor and derivative as sixteen polynomials each.
+
+    python csrc/gelu_table.py > csrc/gelu_table.inl
 
 Segment i covers [(i - 0.5) WIDTH, (i + 0.5) WIDTH) and is a polynomial in x - i WIDTH, a truncated Chebyshev series.
 """

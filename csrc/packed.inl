@@ -18,7 +18,7 @@
 // BLOCK_UNITS from the first to the last, for one row as for many.
 
 constexpr i64 GROUP = 32;
-constexpr i64 BLOCK_UNITS = 128;
+constexpr i64 BLOCK_UNITS = 256;
 constexpr i64 ROW_ALIGN = 64;
 
 LLMFAST_INLINE i64 units_of(Format format, i64 K) {

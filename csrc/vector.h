@@ -145,6 +145,17 @@ LLMFAST_INLINE vf shuffle(vf a, vf b) {
   return __builtin_shuffle(a, b, vi{LANES...});
 #endif
 }
+// And back: a0 a2 ... b0 b2 ..., and a1 a3 ... b1 b3 ...
+#if LLMFAST_VECTOR_WIDTH == 16
+LLMFAST_INLINE vf evens(vf a, vf b) { return shuffle<0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30>(a, b); }
+LLMFAST_INLINE vf odds(vf a, vf b) { return shuffle<1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31>(a, b); }
+#elif LLMFAST_VECTOR_WIDTH == 8
+LLMFAST_INLINE vf evens(vf a, vf b) { return shuffle<0, 2, 4, 6, 8, 10, 12, 14>(a, b); }
+LLMFAST_INLINE vf odds(vf a, vf b) { return shuffle<1, 3, 5, 7, 9, 11, 13, 15>(a, b); }
+#else
+LLMFAST_INLINE vf evens(vf a, vf b) { return shuffle<0, 2, 4, 6>(a, b); }
+LLMFAST_INLINE vf odds(vf a, vf b) { return shuffle<1, 3, 5, 7>(a, b); }
+#endif
 LLMFAST_INLINE vf interleave_low(vf a, vf b) { return shuffle<LLMFAST_LOW>(a, b); }
 LLMFAST_INLINE vf interleave_high(vf a, vf b) { return shuffle<LLMFAST_HIGH>(a, b); }
 

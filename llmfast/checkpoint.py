@@ -228,7 +228,8 @@ class Stream:
         except ValueError as error:
             raise ValueError(f"{self.path}: {name}: {error}") from None
         values, scale = torch.cat([part.values for part in parts]), torch.cat([part.scale for part in parts])
-        return QuantizedWeight(precision, values, scale, stored.shape)
+        N, K = stored.shape
+        return QuantizedWeight(precision, values, scale, (N, K))
 
 
 def scale_of(name: str) -> str:

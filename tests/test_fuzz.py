@@ -120,9 +120,8 @@ def test_a_native_step_survives(data):
         )
         out = data.draw(st.none() | tensors([len(segments) // 3, 101], torch.float32))
         threads, vocabulary = data.draw(st.integers(-1, 5)), data.draw(st.integers(-5, 200))
-        survives(
-            lambda: OPS.native_step(decoder._number, ids, segments, data.draw(st.booleans()), vocabulary, threads, out)
-        )
+        all_rows = data.draw(st.booleans())
+        survives(OPS.native_step, decoder._number, ids, segments, all_rows, vocabulary, threads, out)
     decoder.prefill([[1]] * batch)  # and works as ever afterwards
 
 
