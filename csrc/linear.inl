@@ -46,11 +46,12 @@ struct StoreTile {
   T* out;
   i64 row;
   void operator()(i64 m0, i64 n0, i64 rows, i64 columns, const float* tile, i64 tile_row) const {
-    for (i64 r = 0; r < rows; r++)
-      for (i64 j = 0; j < columns; j += W) {
-        const i64 n = min_of<i64>(W, columns - j);
-        store_upto(out + (m0 + r) * row + n0 + j, load_upto(tile + r * tile_row + j, n), n);
-      }
+    for (i64 r = 0; r < rows; r++, tile += tile_row) {
+      T* to = out + (m0 + r) * row + n0;
+      i64 j = 0;
+      for (; j + W <= columns; j += W) store(to + j, load(tile + j));
+      if (j < columns) store_n(to + j, load_n(tile + j, columns - j), columns - j);
+    }
   }
 };
 
@@ -75,18 +76,19 @@ void linear_backward_as(const LinearArgs& a, const Threads& threads) {
   if (a.dweight)
     matmul(N, K, M, Matrix{a.dtype, g, 1, N}, Matrix{a.dtype, a.x, K, 1}, threads, StoreTile<T>{static_cast<T*>(a.dweight), K});
   if (a.dbias) {
-    constexpr i64 COLUMNS = 4 * W, RUN = 64;  // short runs of rows first, so that the rounding of long sums stays small
+    constexpr i64 VECTORS = 4, COLUMNS = VECTORS * W;
+    constexpr i64 RUN = 64;  // short runs of rows first, so that the rounding of long sums stays small
     for_each_task(threads, ceil_div(N, COLUMNS), [&](i64 task) {
-      for (i64 j = task * COLUMNS; j < min_of(N, (task + 1) * COLUMNS); j += W) {
-        const i64 n = min_of<i64>(W, N - j);
-        vf sum = zeros();
-        for (i64 m0 = 0; m0 < M; m0 += RUN) {
-          vf run = zeros();
-          for (i64 m = m0; m < min_of(M, m0 + RUN); m++) run += load_upto(g + m * N + j, n);
-          sum += run;
-        }
-        store_upto(static_cast<T*>(a.dbias) + j, sum, n);
+      const i64 j = task * COLUMNS, n = min_of(COLUMNS, N - j);
+      const auto part = [&](const T* row, int v) { return load_upto(row + v * W, n - v * W); };
+      vf sum[VECTORS] = {};
+      for (i64 m0 = 0; m0 < M; m0 += RUN) {
+        vf run[VECTORS] = {};
+        for (i64 m = m0; m < min_of(M, m0 + RUN); m++)
+          for (int v = 0; v < VECTORS; v++) run[v] += part(g + m * N + j, v);
+        for (int v = 0; v < VECTORS; v++) sum[v] += run[v];
       }
+      for (int v = 0; v < VECTORS; v++) store_upto(static_cast<T*>(a.dbias) + j + v * W, sum[v], n - v * W);
     });
   }
 }

@@ -65,22 +65,24 @@ inline void check_same_shape(const Tensor& t, const char* name, const Tensor& li
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-// New memory is zeroed by the kernel page by page when it is first touched, which can take longer than the arithmetic
-// on it; where it comes in pages of 2 MiB that is several times faster. `t` is of float32 or of a smaller type.
-inline void ask_for_large_pages([[maybe_unused]] const Tensor& t) {
+// New memory is zeroed by the system page by page when it is first touched, which can take longer than the arithmetic
+// on it; where it comes in pages of 2 MiB that is several times faster.
+inline void ask_for_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t LARGE_PAGE = uintptr_t{2} << 20;
-  if (t.numel() * 4 < int64_t{2 * LARGE_PAGE}) return;
-  const auto begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t end = begin + uintptr_t(t.numel()) * (t.scalar_type() == ScalarType::Float ? 4 : 2);
-  const uintptr_t first = (begin + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE, last = end / LARGE_PAGE * LARGE_PAGE;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (bytes < 2 * LARGE_PAGE) return;
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (begin + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+  const uintptr_t last = (begin + bytes) / LARGE_PAGE * LARGE_PAGE;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
 inline Tensor allocate(const std::vector<int64_t>& sizes, ScalarType type) {
   Tensor t = torch::stable::empty(sizes, type);
-  ask_for_large_pages(t);
+  size_t bytes = type == ScalarType::BFloat16 ? 2 : 4;
+  for (const int64_t size : sizes) bytes *= size_t(size);
+  ask_for_large_pages(t.mutable_data_ptr(), bytes);
   return t;
 }
 
