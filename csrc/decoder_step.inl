@@ -14,7 +14,9 @@
 // Sequences of up to SHORT rows in a step (decoding, checking guesses) attend as attention_decode.inl does, each row with
 // the same bits as if it came alone; longer ones (prompts) in tiles, as attention.inl does.
 
-constexpr i64 SHORT = 16, ROWS_PER_CHUNK = 96, OWN_ROWS = 4, PREPARED_AT_ONCE = 4;
+constexpr i64 SHORT = 16, ROWS_PER_CHUNK = 96;
+constexpr i64 OWN_ROWS = 4;  // so many rows every thread prepares for itself
+constexpr i64 PREPARED_AT_ONCE = 4;
 
 LLMFAST_INLINE i64 cache_row_bytes(CacheType type, i64 D) {
   return type == CacheType::f32 ? 4 * D : type == CacheType::bf16 ? 2 * D : D + 4;

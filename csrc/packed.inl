@@ -288,7 +288,7 @@ void panel_product_as(i64 M, i64 K, const uint8_t* rows, i64 stride, const uint8
   }
 }
 
-// ROWS rows with one panel of nibbles. The running sums stay in registers for one row, else in `out`.
+// ROWS rows with one panel of nibbles: integer sums over a group, scaled and added up in float32.
 template <int ROWS>
 __attribute__((noinline)) void nibble_tile(i64 groups, const uint8_t* rows, i64 stride, i64 scales_at, const uint8_t* panel,
                                            float* out) {
