@@ -1,0 +1,100 @@
+"""`llmfast generate`: text from a prompt."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+import torch
+
+import llmfast
+from llmfast.backends import cpp
+from llmfast.cli.common import backend_option, common_options
+from llmfast.threads import thread_count
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("-m", "--model", default="stories", show_default=True, help="Embedded name, directory, file or hub name.")
+@click.option("-n", "--max-new-tokens", type=click.IntRange(min=0), default=256, show_default=True)
+@click.option("-t", "--temperature", type=float, default=0.8, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=int, help="Only the K likeliest tokens.")
+@click.option("--top-p", type=float, help="Only the likeliest tokens of total probability P.")
+@click.option("--min-p", type=float, help="Only tokens P times as likely as the likeliest.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be given several times.")
+@click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many texts.")
+@click.option("--truncate", is_flag=True, help="Keep the end of a prompt longer than the context.")
+@click.option("--cache/--no-cache", default=True, help="--no-cache computes everything again for every token.")
+@click.option(
+    "--speculate", type=click.IntRange(0, 15), default=0, metavar="K", help="Guess up to K tokens ahead: the same text."
+)
+@click.option("--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, or OP=NAME,OP=NAME.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16, int8, int4 or int4-all.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
+@common_options
+def generate(
+    prompt: str,
+    model: str,
+    backend: str,
+    precision: str,
+    device: str,
+    samples: int,
+    cache: bool,
+    stop: tuple[str, ...],
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Continue PROMPT (- reads it from stdin). The text streams to stdout, the speed goes to stderr."""
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    settings |= {"stop": list(stop), "use_cache": cache}
+    if as_json:
+        start = time.perf_counter()
+        texts = llm.generate([prompt], num_return_sequences=samples, **settings)[0]
+        seconds = time.perf_counter() - start
+        record = {"model": model, "prompt": prompt, "texts": texts if samples > 1 else [texts], "seconds": seconds}
+        click.echo(json.dumps(record, ensure_ascii=False))
+        return
+    if samples > 1:
+        click.echo("\n\n---\n\n".join(llm.generate(prompt, num_return_sequences=samples, **settings)))
+        return
+
+    start = time.perf_counter()
+    stream = llm.stream(prompt, **settings)
+    click.echo(prompt, nl=False)
+    interrupted = False
+    first: float | None = None
+    try:
+        for piece in stream:
+            first = first or time.perf_counter()
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        interrupted = True
+    end = time.perf_counter()
+    click.echo()
+    sys.stdout.flush()
+    rate = (
+        f", {(stream.tokens - 1) / (end - first):,.0f} tokens/s" if first and stream.tokens > 1 and end > first else ""
+    )
+    waited = f", the first after {1000 * (first - start):.0f} ms" if first else ""
+    click.echo(f"[{stream.tokens} tokens{waited}{rate}; {_how(llm)}]", err=True)
+    if interrupted:
+        sys.exit(130)
+
+
+def _how(llm: Any) -> str:
+    """Who generates, in which precision and with how many threads, in a few words."""
+    if llm.native() is not None:
+        return f"native ({cpp.isa()}), {llm.precision}, {thread_count()} threads"
+    with llm.using_backend():
+        backend = llmfast.explain("linear", llm.model.lm_head.weight, llm.model.lm_head.weight).backend
+    where = f"{torch.get_num_threads()} threads" if llm.model.device.type == "cpu" else str(llm.model.device)
+    return f"{backend}, {llm.precision}, {where}"
