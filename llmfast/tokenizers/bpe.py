@@ -16,6 +16,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import regex
 import tiktoken
@@ -134,6 +135,8 @@ class BPETokenizer:
     >>> tokenizer.decode(tokenizer.encode("lower ☃"))
     'lower ☃'
     """
+
+    kind: ClassVar[str] = "bpe"
 
     def __init__(self, vocab: dict[bytes, int], merges: Sequence[tuple[bytes, bytes]], special_tokens: dict[str, int]):
         ids = [*vocab.values(), *special_tokens.values()]
