@@ -14,7 +14,6 @@ A checkpoint is written under a temporary name, brought to the disk, and renamed
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -110,7 +109,9 @@ def sync(path: Path) -> None:
     """Brings a file's bytes, or a directory's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError if path.is_dir() else ()):  # not every system syncs directories
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # not every system syncs directories
+            raise
     finally:
         os.close(descriptor)

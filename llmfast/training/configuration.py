@@ -70,8 +70,9 @@ class DataSettings:
 class OptimizationSettings:
     """The optimizer and its learning rate over the run."""
 
-    optimizer: str = setting("adamw", "adamw, sgd, or muon (with adamw for what is no matrix of a block)",
-                             options=("adamw", "sgd", "muon"))
+    optimizer: str = setting(
+        "adamw", "adamw, sgd, or muon (with adamw for what is no matrix of a block)", options=("adamw", "sgd", "muon")
+    )
     lr: float = setting(2e-3, "the peak learning rate", above=0)
     schedule: str = setting("cosine", "after the warm-up", options=("cosine", "linear", "constant"))
     warmup: int = setting(100, "steps of linear warm-up", least=0)
@@ -89,8 +90,9 @@ class RunSettings:
 
     steps: int = setting(1000, "optimizer steps", least=1)
     seed: int = setting(0, "decides initial weights, data order and dropout", least=0)
-    precision: str = setting("auto", "of forward and backward; the weights themselves are fp32",
-                             options=("auto", "fp32", "bf16", "fp16"))
+    precision: str = setting(
+        "auto", "of forward and backward; the weights themselves are fp32", options=("auto", "fp32", "bf16", "fp16")
+    )
     device: str = setting("auto", "auto, cpu, cuda, …")
     backend: str = setting("auto", "auto, pytorch, cpp, triton, or OP=NAME,OP=NAME")
     compile: bool = setting(False, "torch.compile the model")
@@ -180,9 +182,7 @@ def configure(
 
 
 SECTIONS = ("model", "data", "optimization", "run")
-SECTION_TYPES = dict(
-    zip(SECTIONS, (ModelSettings, DataSettings, OptimizationSettings, RunSettings), strict=True)
-)
+SECTION_TYPES = dict(zip(SECTIONS, (ModelSettings, DataSettings, OptimizationSettings, RunSettings), strict=True))
 FIELDS = {each.name: (section, each) for section, kind in SECTION_TYPES.items() for each in dataclasses.fields(kind)}
 TYPES = {name: kind for section in SECTION_TYPES.values() for name, kind in typing.get_type_hints(section).items()}
 
@@ -202,7 +202,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         validation=0.02, batch_size=12, optimizer="muon", lr=3e-3, schedule="linear", steps=10_000, warmup=200,
         beta2=0.95, evaluate_every=500, checkpoint_every=500, sample_every=500, sample_prompt="Once upon a time",
     ),
-    # GPT-2 124M on half a million tokens a step, for a node of GPUs: 10 billion tokens, 20 for a parameter would be 2.5.
+    # GPT-2 124M, half a million tokens a step, 10 billion in all: for a node of GPUs.
     "gpt2": dict(
         n_layer=12, n_head=12, n_embd=768, n_positions=1024, dropout=0.0, tokenizer="gpt2", validation=0.001,
         batch_size=512, accumulation=16, lr=6e-4, final_lr=0.1, steps=20_000, warmup=700, beta2=0.95,
@@ -230,7 +230,7 @@ def _nearest(word: str, known: typing.Iterable[str]) -> str:
 
 
 def _flattened(document: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in document.items():
         if isinstance(value, Mapping):
             flat |= {f"{key}.{name}": each for name, each in value.items()}

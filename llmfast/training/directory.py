@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,15 @@ RUN, DATA, CHECKPOINTS = "run.json", "data", "checkpoints"
 OURS = (RUN, CHECKPOINTS, METRICS, checkpoint.TRAINING, "config.json", *checkpoint.WEIGHT_FILES)
 VERSION = 1
 # What a run can't change on the way: with another of these it would be another run.
-FIXED = ("n_layer", "n_head", "n_embd", "n_positions", "tie_word_embeddings", "tokenizer", "vocab_size", "validation")
-FIXED += ("batch_size", "seed", "optimizer")
+FIXED = {"n_layer", "n_head", "n_embd", "n_positions", "tie_word_embeddings", "tokenizer", "vocab_size", "validation"}
+FIXED |= {"batch_size", "seed", "optimizer"}
 
 Progress = Callable[[str, int, int], None]
+
+
+@contextmanager
+def no_progress() -> Iterator[Progress]:
+    yield lambda stage, done, total: None
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,7 @@ def start(files: Sequence[str | Path], out: Path, config: TrainingConfig, progre
         settings = config.data
         trained = settings.tokenizer in TRAINABLE and settings.tokenizer != "char"
         vocab_size = settings.vocab_size if trained else None
-        prepare(
-            paths, data, settings.tokenizer, vocab_size, settings.validation, overwrite=True, progress=progress
-        )
+        prepare(paths, data, settings.tokenizer, vocab_size, settings.validation, overwrite=True, progress=progress)
     record = RunRecord(config, data, tuple(str(path) for path in paths), fingerprint(data))
     record.write(out)
     return record

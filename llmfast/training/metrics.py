@@ -28,12 +28,12 @@ class Metrics:
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows, each with its "step" (how many steps were done)."""
-        rows = [dict(row) for row in rows]
+        new = [dict(row) for row in rows]
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(map(_line, rows))
-        self.rows += rows
+            file.writelines(map(_line, new))
+        self.rows += new
         if self._events is not None:
-            for row in rows:
+            for row in new:
                 for name, value in row.items():
                     if name != "step":
                         self._events.add_scalar(name, value, row["step"])

@@ -43,7 +43,7 @@ def state_by_name(optimizers: Sequence[torch.optim.Optimizer], weights: MasterWe
             for key, tensor in state.items():
                 whole = tensor if tensor.numel() == parameter.numel() else tensor.expand(parameter.numel())
                 for name, part in weights.named_parts(parameter, whole):
-                    found[f"{name}.{key}"] = part if whole is tensor else tensor
+                    found[f"{name}.{key}"] = part if whole is tensor else tensor.clone()  # a file holds no tensor twice
     return found
 
 

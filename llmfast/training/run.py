@@ -56,14 +56,14 @@ def train(
     resume: bool = False,
     parallel: str = "none",
     quiet: bool = False,
-    progress: directory.Progress = lambda stage, done, total: None,
+    preparing: Callable[[], contextlib.AbstractContextManager[directory.Progress]] = directory.no_progress,
     resume_command: str | None = None,
 ) -> Outcome:
     """Trains a model on `files` (text, or one directory of prepared data) and writes it into the directory `out`.
 
     `config` defaults to `TrainingConfig()`, or to what the run had when it is resumed; `changes` are single settings
-    on top of it. Progress goes to stderr unless `quiet`; `progress` is told of the data's preparation. `parallel` is
-    "none", or "ddp" for the processes of `torchrun`. `ValueError`, `OSError` or `Diverged` in one line.
+    on top of it. Progress goes to stderr unless `quiet`; `preparing` gives the display of the data's preparation.
+    `parallel` is "none", or "ddp" for the processes of `torchrun`. `ValueError`, `OSError` or `Diverged` in one line.
     """
     out = Path(out)
     command = resume_command or f"llmfast train --out {out} --resume"
@@ -79,7 +79,8 @@ def train(
                 directory.check_free(out)
                 precision = config.run.precision  # type: ignore[union-attr]
                 resolved = best_precision(group.device) if precision == "auto" else precision
-                directory.start(files, out, config.replace({"precision": resolved}), progress)  # type: ignore[union-attr]
+                with preparing() as progress:
+                    directory.start(files, out, config.replace({"precision": resolved}), progress)  # type: ignore[union-attr]
             group.wait()
             record = directory.RunRecord.read(out)
             before = record.config
@@ -174,15 +175,15 @@ class Run:
         config, data = trainer.model.config, self.config.data
         tokens = settings.steps * data.batch_size * config.n_positions
         say(
-            f"{config.num_parameters:,} parameters, {self.data.num_tokens:,} training tokens; {settings.steps:,} steps of "
-            f"{data.batch_size} × {config.n_positions} tokens are {tokens / self.data.num_tokens:.1f} epochs"
+            f"{config.num_parameters:,} parameters, {self.data.num_tokens:,} training tokens; {settings.steps:,} steps "
+            f"of {data.batch_size} × {config.n_positions} tokens are {tokens / self.data.num_tokens:.1f} epochs"
         )
         head = trainer.model.lm_head.weight
         backend = explain("linear", head, head)
         threads = f", {torch.get_num_threads()} threads" if head.device.type == "cpu" else ""
         say(
-            f"{settings.precision} on {self.group.world_size} × {head.device.type}{threads}, {backend.backend} kernels; "
-            f"peak {self.display.peak / 1e12:.3g} TFLOP/s ({self.peak_source})"
+            f"{settings.precision} on {self.group.world_size} × {head.device.type}{threads}, {backend.backend} kernels;"
+            f" peak {self.display.peak / 1e12:.3g} TFLOP/s ({self.peak_source})"
         )
         sequences = data.batch_size // data.accumulation // self.group.world_size
         dtype, optimizer = FLOATS[settings.precision], self.config.optimization.optimizer
@@ -192,7 +193,7 @@ class Run:
         free = memory.available(head.device)
         if free is not None and expected.total > free:
             say(
-                f"note: only {memory.megabytes(free)} are free: a larger accumulation, activation_checkpointing = true, "
+                f"note: only {memory.megabytes(free)} are free: a larger accumulation, activation_checkpointing = true "
                 "or a smaller model needs less"
             )
         self._expected = expected.total
@@ -235,7 +236,8 @@ class Run:
         end = self.trainer.steps_done
         if self._tokens == tokens and (measured := self.memory.measured()) is not None:  # the first time
             words = memory.megabytes(measured), memory.megabytes(self._expected)
-            self.display.say(f"memory: {words[0]} measured, {words[1]} estimated")
+            libraries = " (with what libraries take)" if self.group.device.type == "cpu" else ""
+            self.display.say(f"memory: {words[0]} measured{libraries}, {words[1]} estimated")
         rows = [
             {"step": step + 1, "loss": loss, "lr": self.trainer.learning_rate(step), "gradient_norm": norm}
             for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=end - steps)
@@ -344,7 +346,9 @@ class Run:
         except OSError as error:
             found = checkpoints.found(self.out / directory.CHECKPOINTS)
             kept = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
-            raise OSError(f"{what} can't be written: {error}; {kept}; make room and go on with: {self.command}") from None
+            raise OSError(
+                f"{what} can't be written: {error}; {kept}; make room and go on with: {self.command}"
+            ) from None
 
     def _tokenizer(self, vocab_size: int) -> Tokenizer | None:
         """The data's tokenizer, where samples are wanted; `ValueError` where it can't encode their prompt."""

@@ -111,7 +111,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
         if run.activation_checkpointing:
             for block in model.transformer.h:
-                block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)  # type: ignore
+                block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
         self._loss = torch.compile(model.loss) if run.compile else model.loss
         self.steps_done = 0
 

@@ -56,7 +56,7 @@ class MasterWeights:
         for name, parameter in named:
             parameter.data = self._view(self._copy, name)
             parameter.grad = self._view(self._copy_gradients, name)  # backward adds to it
-        self._parts: dict[nn.Parameter, list[str]] = {}
+        self._parts: dict[Tensor, list[str]] = {}
 
     def flat(self, *kinds: str) -> list[nn.Parameter]:
         """Everything of these kinds, neighbours in `KINDS`, as one vector; an empty list where the model has none."""
@@ -71,7 +71,7 @@ class MasterWeights:
         names = [name for name in self.slices if self.kinds[name] == "matrix"]
         return [self._parameter(self._view(self.values, n), self._view(self.gradients, n), [n]) for n in names]
 
-    def named_parts(self, parameter: nn.Parameter, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def named_parts(self, parameter: Tensor, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Cuts `tensor`, of the size of a parameter that was handed out, into the model's parameters, by name."""
         names = self._parts[parameter]
         first = self.slices[names[0]].start
