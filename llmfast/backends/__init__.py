@@ -215,7 +215,10 @@ def backends() -> list[Support]:
         for device in devices:
             for op in OPS:
                 for dtype in DTYPES:
-                    reason = problem or _why_not(name, op, device, dtype)
+                    try:
+                        reason = problem or _why_not(name, op, device, dtype)
+                    except Exception as error:
+                        reason = f"its why_not raised {type(error).__name__}: {error}"
                     rows.append(Support(op, name, device.type, _short(dtype), reason))
     return rows
 
