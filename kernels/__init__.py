@@ -5,6 +5,7 @@
     layer_norm.py             LayerNorm, and LayerNorm fused with the residual addition before it
     gelu.py                   GELU, by tanh (GPT-2's) or by erf
     linear.py                 x W^T + b with GELU in the epilogue; the tiled matrix multiplication the others build on
+    quantized_linear.py       x W^T + b on weights of 8 and 4 bits, for inference
     linear_cross_entropy.py   the head and the loss together, without the logits of a whole batch
     launch.py                 what every launch needs: the device guard, the number of multiprocessors, 64-bit safety
 
