@@ -11,12 +11,14 @@ from llmfast.tokenizers.char import CharTokenizer
 from llmfast.tokenizers.gpt2 import gpt2_tokenizer
 from llmfast.tokenizers.protocol import Tokenizer, read_json
 from llmfast.tokenizers.word import WordTokenizer
+from llmfast.tokenizers.wordpiece import WordPieceTokenizer
 
 __all__ = [
     "TRAINABLE",
     "BPETokenizer",
     "CharTokenizer",
     "Tokenizer",
+    "WordPieceTokenizer",
     "WordTokenizer",
     "gpt2_tokenizer",
     "load_tokenizer",
@@ -24,7 +26,9 @@ __all__ = [
 ]
 
 # The kinds that can be trained, by the names that the command line knows.
-TRAINABLE: dict[str, Any] = {kind.kind: kind for kind in (CharTokenizer, WordTokenizer, BPETokenizer)}
+TRAINABLE: dict[str, Any] = {
+    kind.kind: kind for kind in (CharTokenizer, WordTokenizer, BPETokenizer, WordPieceTokenizer)
+}
 DEFAULT_VOCAB_SIZES = {"bpe": 4000, "wordpiece": 4000, "word": 10_000}  # of characters all are kept
 
 
@@ -39,11 +43,17 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
 def load_tokenizer(directory: str | Path) -> Tokenizer | None:
     """The tokenizer saved beside a model, or None where there is none; `ValueError` where its files are damaged.
 
-    `tokenizer_config.json` says of which kind it is; without one it is byte-level BPE, as GPT-2's is.
+    `tokenizer_config.json` says of which kind it is; without one it is byte-level BPE, as GPT-2's is, or with a
+    `vocab.txt` WordPiece.
     """
-    config = Path(directory) / "tokenizer_config.json"
+    directory = Path(directory)
+    config = directory / "tokenizer_config.json"
     named = read_json(config).get("tokenizer_class") if config.exists() else None
-    kind = next((kind for kind in TRAINABLE.values() if kind.__name__ == named), BPETokenizer)
+    kind: Any = BPETokenizer
+    if named in (CharTokenizer.__name__, WordTokenizer.__name__):
+        kind = CharTokenizer if named == CharTokenizer.__name__ else WordTokenizer
+    elif (directory / "vocab.txt").exists():
+        kind = WordPieceTokenizer
     try:
         tokenizer: Tokenizer = kind.load(directory)
         return tokenizer

@@ -62,6 +62,13 @@ def split_at_special(text: str, special_tokens: Mapping[str, int]) -> Iterator[s
     yield text[start:]
 
 
+def encodable(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which Python's strings can hold and UTF-8 can't."""
+    if regex.search("[\ud800-\udfff]", text) is None:
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object; `ValueError` names one that doesn't."""
     try:

@@ -6,17 +6,24 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from llmfast.files import write_atomic
 from llmfast.tokenizers.protocol import END_OF_TEXT, read_json, split_at_special
 
 
 def most_frequent(counts: Counter[str]) -> list[str]:
-    """The tokens from the most frequent on, equals in their order; without halves of surrogate pairs, which no UTF-8
-    spells."""
+    """The tokens from the most frequent on, equals in their order; none with half a surrogate pair."""
     spelled = [token for token in counts if not any("\ud800" <= character <= "\udfff" for character in token)]
     return sorted(spelled, key=lambda token: (-counts[token], token))
+
+
+def tokenizer_config(directory: Path, name: str, unknown: str, has_end: bool, **more: Any) -> None:
+    """Writes `tokenizer_config.json`, which names the class to read the vocabulary with, and the special tokens."""
+    config = {"tokenizer_class": name, "unk_token": unknown} | more
+    if has_end:
+        config |= dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
+    write_atomic(directory / "tokenizer_config.json", json.dumps(config, indent=2).encode())
 
 
 Made = TypeVar("Made", bound="VocabularyTokenizer")
@@ -83,11 +90,8 @@ class VocabularyTokenizer:
         """Writes `vocab.json`, the id of each token, and `tokenizer_config.json`, which names the kind."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        config = {"tokenizer_class": type(self).__name__, "unk_token": self.UNKNOWN}
-        if self.end_of_text is not None:
-            config |= dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
         write_atomic(directory / "vocab.json", json.dumps(self.vocab, ensure_ascii=False, indent=0).encode())
-        write_atomic(directory / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+        tokenizer_config(directory, type(self).__name__, self.UNKNOWN, self.end_of_text is not None)
 
     @classmethod
     def load(cls: type[Made], directory: str | Path) -> Made:

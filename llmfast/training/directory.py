@@ -141,12 +141,3 @@ def fingerprint(data: Path) -> str:
     """The SHA-256 of the manifest, which holds those of the shards. `OSError` where there is none."""
     return hashlib.sha256((data / MANIFEST).read_bytes()).hexdigest()
 
-
-def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, and its JSON; None where there is none yet."""
-    for path in reversed(checkpoints.found(out / CHECKPOINTS)):
-        try:
-            return path, checkpoints.read_state(path)
-        except ValueError as error:
-            say(f"note: {error}; going back to the one before")
-    return None

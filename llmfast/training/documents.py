@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from llmfast.tokenizers.bpe import END_OF_TEXT
+from llmfast.tokenizers.protocol import END_OF_TEXT, encodable
 
 TEXT_SUFFIXES = (".txt", ".md")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".zip")  # what is taken from a folder
@@ -185,9 +185,9 @@ def _records(blocks: Iterable[str], name: str) -> Iterator[Part]:
         if not isinstance(record, dict):
             record = {}
         if isinstance(record.get("text"), str):
-            part = Part(_encodable(record["text"]))
+            part = Part(encodable(record["text"]))
         elif isinstance(record.get("prompt"), str) and isinstance(record.get("completion"), str):
-            part = Part(_encodable(record["completion"]), _encodable(record["prompt"]))
+            part = Part(encodable(record["completion"]), encodable(record["prompt"]))
         else:
             raise ValueError(f'{name}, line {number}: needs a string "text", or "prompt" and "completion"')
         if part.text.strip():
@@ -204,8 +204,3 @@ def _lines(blocks: Iterable[str]) -> Iterator[str]:
             yield from lines[:-1]
             rest = [lines[-1]]
     yield "".join(rest)
-
-
-def _encodable(text: str) -> str:
-    """JSON can spell halves of surrogate pairs, which UTF-8 can't; they become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
