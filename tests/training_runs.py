@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-TEXT = "".join(f"{i}: the {a} {v} a {b}.\n" for i in range(40) for a, v, b in [("cat", "sees", "dog"), ("dog", "hears", "bird")])
+TEXT = "".join(
+    f"{i}: the {a} {v} a {b}.\n" for i in range(40) for a, v, b in [("cat", "sees", "dog"), ("dog", "hears", "bird")]
+)
 
 SMALL: dict[str, Any] = {
     "n_layer": 2,
@@ -52,7 +54,6 @@ def killed_again_and_again(out: Path, text: Path, changes: dict[str, Any], seed:
     """
     import torch
 
-    from llmfast.training import checkpoints
     from llmfast.training.configuration import configure
     from llmfast.training.run import train
 
@@ -65,17 +66,8 @@ def killed_again_and_again(out: Path, text: Path, changes: dict[str, Any], seed:
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            if life % 3 == 2:  # dies in the middle of a save: some files are written, the name is not
-                countdown, sync = rng.randrange(1, 12), checkpoints.sync
-
-                def deadly(path: Path) -> None:
-                    nonlocal countdown
-                    countdown -= 1
-                    if countdown == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    sync(path)
-
-                checkpoints.sync = deadly  # type: ignore[assignment]
+            if life % 3 == 2:
+                die_while_saving(rng.randrange(1, 12))
             os.write(write, b"!")
             try:
                 train([] if resume else [text], out, None if resume else config, resume=resume, quiet=True)
@@ -95,6 +87,22 @@ def killed_again_and_again(out: Path, text: Path, changes: dict[str, Any], seed:
             return ends
         assert ends[-1] == f"signal {signal.SIGKILL}", ends
     raise AssertionError(f"the run never came to its end: {ends}")
+
+
+def die_while_saving(countdown: int) -> None:
+    """Has this process killed when so many files of checkpoints are written: some are there, the name is not."""
+    from llmfast.training import checkpoints
+
+    sync = checkpoints.sync
+
+    def deadly(path: Path) -> None:
+        nonlocal countdown
+        countdown -= 1
+        if countdown == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(path)
+
+    checkpoints.sync = deadly
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ import llmfast
 
 # In the order of `llmfast --help`. A verb's file holds a command of the verb's name, and is imported when it is asked
 # for: nobody waits for what he does not use.
-<<<<<<< HEAD
-VERBS = ("generate", "train", "data", "quantize", "info", "backends")
-=======
 VERBS = (
     "generate",
+    "train",
     "data",
     "eval",
     "quantize",
@@ -25,7 +23,6 @@ VERBS = (
     "backends",
     "info",
 )
->>>>>>> main
 
 
 class Verbs(click.Group):
