@@ -126,7 +126,7 @@ class Run:
         self._expected = 0  # bytes
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._seconds, self._tokens = 0.0, 0
-        self._mark, self._drawn = time.perf_counter(), 0.0
+        self._mark, self._drawn = time.perf_counter(), time.monotonic()
 
     def restore(self, before: TrainingConfig) -> None:
         """Goes on from the newest checkpoint, or from the start where there is none yet."""
