@@ -19,6 +19,7 @@ VERBS = (
     "data",
     "eval",
     "quantize",
+    "consolidate",
     "verify",
     "backends",
     "info",
