@@ -35,7 +35,6 @@ from llmfast.threads import fork_safe_torch
 from llmfast.tokenizers import Tokenizer, gpt2_tokenizer
 
 GPT2_VOCAB_SIZE = 50257
-FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def chosen_backend(backend: str | Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
@@ -106,7 +105,7 @@ class LLM:
         """fp32, bf16, fp16, int8, int4 or int4-all."""
         if self._native is not None:
             return self._native.precision
-        return next(name for name, dtype in FLOATS.items() if dtype == self.model.dtype)
+        return self.model.precision
 
     def native(self) -> NativeModel | None:
         """The packed weights, where generating runs natively under the current choice of backends; else None."""
