@@ -15,11 +15,12 @@ import llmfast
 # for: nobody waits for what he does not use.
 VERBS = (
     "generate",
-    "quantize",
-    "info",
-    "backends",
+    "data",
     "eval",
+    "quantize",
     "verify",
+    "backends",
+    "info",
 )
 
 
