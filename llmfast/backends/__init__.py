@@ -28,7 +28,15 @@ import torch
 
 from llmfast.backends.importing import import_module_or_file
 
-OPS = ("causal_attention", "layer_norm", "add_layer_norm", "gelu", "linear", "linear_cross_entropy")
+OPS = (
+    "causal_attention",
+    "layer_norm",
+    "add_layer_norm",
+    "gelu",
+    "linear",
+    "linear_cross_entropy",
+    "quantized_linear",
+)
 AUTO = {"cuda": ("triton", "pytorch"), "cpu": ("cpp", "pytorch")}
 ALIASES = {"torch": "pytorch"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
