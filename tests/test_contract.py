@@ -23,8 +23,7 @@ AVAILABLE = {(r.backend, r.op, r.device, r.dtype): r.reason for r in llmfast.bac
 def parameters() -> list[Any]:
     chosen = []
     for task in plan().tasks:
-        interpreted = (task.backend, task.device) == ("triton", "cpu")  # which takes minutes for the larger cases
-        marks = [pytest.mark.slow] if interpreted and not task.small else []
+        marks = [pytest.mark.slow] if task.interpreted and not task.small else []  # minutes
         chosen.append(pytest.param(task, id=task.name, marks=marks))
     return chosen
 

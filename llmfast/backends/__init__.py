@@ -28,7 +28,15 @@ import torch
 
 from llmfast.backends.importing import import_module_or_file
 
-OPS = ("causal_attention", "layer_norm", "add_layer_norm", "gelu", "linear", "linear_cross_entropy")
+OPS = (
+    "causal_attention",
+    "layer_norm",
+    "add_layer_norm",
+    "gelu",
+    "linear",
+    "linear_cross_entropy",
+    "quantized_linear",
+)
 AUTO = {"cuda": ("triton", "pytorch"), "cpu": ("cpp", "pytorch")}
 ALIASES = {"torch": "pytorch"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -215,7 +223,10 @@ def backends() -> list[Support]:
         for device in devices:
             for op in OPS:
                 for dtype in DTYPES:
-                    reason = problem or _why_not(name, op, device, dtype)
+                    try:
+                        reason = problem or _why_not(name, op, device, dtype)
+                    except Exception as error:
+                        reason = f"its why_not raised {type(error).__name__}: {error}"
                     rows.append(Support(op, name, device.type, _short(dtype), reason))
     return rows
 

@@ -6,6 +6,19 @@ The tests parametrise over it, `llmfast verify` runs it from a wheel, against an
 
 from llmfast.contract.cases import CASES, Case
 from llmfast.contract.checking import Comparison, Outcome, check
-from llmfast.contract.suite import Plan, Task, Verdict, plan, run
+from llmfast.contract.suite import Plan, Summary, Task, Verdict, plan, run, summarise
 
-__all__ = ["CASES", "Case", "Comparison", "Outcome", "Plan", "Task", "Verdict", "check", "plan", "run"]
+__all__ = [
+    "CASES",
+    "Case",
+    "Comparison",
+    "Outcome",
+    "Plan",
+    "Summary",
+    "Task",
+    "Verdict",
+    "check",
+    "plan",
+    "run",
+    "summarise",
+]

@@ -55,7 +55,7 @@ def check(case: Case, backend: str, device: str, dtype: torch.dtype, slack: floa
         if problems:  # nothing to compare
             return Outcome((), tuple(problems))
         if not run.differentiable:
-            problems.append("the result can't be differentiated: nothing gives it a gradient")
+            problems.append("the result has no gradient: the op has to be differentiable")
         again = _Run(case, ops, tensors, dtype)
         got, got_again = run.values(), run.values() | again.outputs()
 

@@ -30,6 +30,10 @@ class Task:
         return self.case.elements <= SMALL
 
     @property
+    def interpreted(self) -> bool:
+        return (self.backend, self.device) == ("triton", "cpu")
+
+    @property
     def name(self) -> str:
         return f"{self.case.op}-{self.case.name}-{self.backend}-{self.device}-{self.dtype}"
 
@@ -89,5 +93,55 @@ def run(task: Task) -> Verdict:
     except Exception as error:  # anybody's kernel may fail in any way; the others are still to be judged
         said = f"it raised {type(error).__name__}: {' '.join(str(error).split())}"
         if isinstance(error, TypeError):  # most likely another signature than the contract's
-            said += f"; the contract is {task.case.op}{inspect.signature(getattr(ops, task.case.op))}"
+            said += f"; it is called as {_signature(task.case.op)}"
         return Verdict(task, Outcome((), (said,)))
+
+
+def _signature(op: str) -> str:
+    """`gelu(x, approximate='tanh')`, without annotations."""
+    signature = inspect.signature(getattr(ops, op))
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+    return f"{op}{inspect.Signature(bare)}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All verdicts on one op of one backend on one device in one dtype."""
+
+    backend: str
+    device: str
+    op: str
+    dtype: str
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def judged(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if verdict.left_out is None]
+
+    @property
+    def left_out(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if verdict.left_out is not None]
+
+    @property
+    def failed(self) -> list[Verdict]:
+        """What is wrong, the largest error first."""
+        wrong = [verdict for verdict in self.verdicts if verdict.outcome.problems]
+        return sorted(wrong, key=lambda v: -max((c.relative for c in v.outcome.comparisons), default=0.0))
+
+    @property
+    def worst(self) -> dict[str, float]:
+        """The largest error of any case for the result and for each gradient, in units of what is allowed."""
+        worst: dict[str, float] = {}
+        for verdict in self.verdicts:
+            for comparison in verdict.outcome.comparisons:
+                worst[comparison.name] = max(worst.get(comparison.name, 0.0), comparison.relative)
+        return worst
+
+
+def summarise(verdicts: Iterable[Verdict]) -> list[Summary]:
+    """The verdicts by backend, device, op and dtype, in the order in which they come first."""
+    groups: dict[tuple[str, str, str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        task = verdict.task
+        groups.setdefault((task.backend, task.device, task.case.op, task.dtype), []).append(verdict)
+    return [Summary(*key, tuple(group)) for key, group in groups.items()]
