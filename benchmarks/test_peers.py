@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from recorded import recorded_time
 
 from llmfast.benchmarking.comparison import Measured
 from llmfast.benchmarking.peers.plan import CASES, GROUPS, OURS
@@ -21,6 +22,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.benchmark(timer=recorded_time)
 @pytest.mark.parametrize("group_name, engine, case", ROWS)
 def test_peers(group_name, engine, case, peers_session: Any, replay: Any):
     """The engines of a group take turns, which pytest-benchmark cannot do; it is given the seconds a token took."""

@@ -15,9 +15,10 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 
 from llmfast.backends import load_backend
 from llmfast.benchmarking import models, op_cases, training_cases
-from llmfast.benchmarking.comparison import Entry, explained
+from llmfast.benchmarking.comparison import Entry, Measured, explained
 from llmfast.benchmarking.peers.models import prompt_ids
 from llmfast.benchmarking.records import Record
 from llmfast.locate import EMBEDDED
@@ -38,19 +39,18 @@ WARM_UP = 8  # tokens
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to measure. `what` is an op ("causal_attention backward"), "prefill", "decode" or "training step"."""
+    """One thing to measure. `name` is an op ("causal_attention backward"), "prefill", "decode" or "training step"."""
 
-    what: str
+    name: str
     tokens: int
-    backend: str
-    precision: str
+    entry: Entry
     device: str
     model: str | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
-        batch = training_cases.BATCH if self.what == "training step" else 1
-        return {"batch": batch, "context" if self.what == "decode" else "tokens": self.tokens}
+        batch = training_cases.BATCH if self.name == "training step" else 1
+        return {"batch": batch, "context" if self.name == "decode" else "tokens": self.tokens}
 
 
 def tasks(
@@ -74,41 +74,50 @@ def tasks(
             if work is None or work.operations > most_operations:
                 continue
             for entry in op_cases.competitors(op, "fp32", device, chosen):
-                yield Task(f"{op} backward", tokens, entry.backend, "fp32", device)
+                yield Task(f"{op} backward", tokens, entry, device)
     for tokens in lengths:
         for entry in models.competitors(["fp32"], device, chosen):
-            yield Task("prefill", tokens, entry.backend, "fp32", device, model)
+            yield Task("prefill", tokens, entry, device, model)
     for entry in models.competitors(precisions, device, chosen):
-        yield Task("decode", 32, entry.backend, entry.precision, device, model)
+        yield Task("decode", 32, entry, device, model)
     for tokens in training_lengths:
         for entry in models.competitors(["fp32"], device, chosen):
-            yield Task("training step", tokens, entry.backend, "fp32", device, training_model)
+            yield Task("training step", tokens, entry, device, training_model)
 
 
-def run(task: Task, places: Mapping[str, str]) -> Record:
-    """The record of a task. `places` tells a backend's module or file by its name, where it is somebody's own."""
-    found: dict[str, int] = {}
-    problem = None
+def run(task: Task, places: Mapping[str, str]) -> Measured:
+    """The record of a task, and how long its process took. `places` tells the module or the file of somebody's own
+    backend by its name."""
+    found: dict[str, Any] = {}
+    start = time.perf_counter()
     try:
-        found["bytes"] = _in_a_process(task, places.get(task.backend, task.backend))
+        found["bytes"] = _in_a_process(task, places)
     except Exception as error:  # anybody's kernel may fail in any way
-        problem = explained(error)
-    return Record(
+        found["problem"] = explained(error)
+    record = Record(
         group="memory",
-        name=task.what,
-        backend=task.backend,
-        precision=task.precision,
+        name=task.name,
+        backend=task.entry.backend,
+        precision=task.entry.precision,
         device=task.device,
         sizes=task.sizes,
         model=task.model,
-        problem=problem,
-        **found,  # type: ignore[arg-type]
+        **found,
     )
+    return Measured(record, (time.perf_counter() - start,))
 
 
-def _in_a_process(task: Task, place: str) -> int:
-    path = None if task.model is None else str(models.path_of(task.model).resolve())
-    request = asdict(task) | {"backend": place, "path": path, "threads": thread_count()}
+def _in_a_process(task: Task, places: Mapping[str, str]) -> int:
+    request = {
+        "name": task.name,
+        "tokens": task.tokens,
+        "backend": places.get(task.entry.backend, task.entry.backend),
+        "precision": task.entry.precision,
+        "device": task.device,
+        "model": task.model,
+        "path": None if task.model is None else str(models.path_of(task.model).resolve()),
+        "threads": thread_count(),
+    }
     command = [sys.executable, "-m", "llmfast.benchmarking.memory", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -124,12 +133,12 @@ def measure(request: dict[str, Any]) -> int:
     torch.set_num_threads(request["threads"])
     entry = Entry(load_backend(request["backend"]), request["precision"])
     run: Callable[..., None] = _op
-    model = request["what"]
+    model = request["name"]
     small: Any = model
-    if request["what"] == "training step":
+    if request["name"] == "training step":
         run, model, small = _train, request["model"], EMBEDDED[0]
     elif request["model"] is not None:
-        run = functools.partial(_read, decode=request["what"] == "decode")
+        run = functools.partial(_read, decode=request["name"] == "decode")
         model, small = request["path"], EMBEDDED[0]
     run(small, WARM_UP, entry, request["device"])
     models.llm_of.cache_clear()

@@ -22,9 +22,9 @@ from llmfast.benchmarking.peers.counting import Formats
 from llmfast.benchmarking.peers.models import prompt_ids
 from llmfast.config import PRESETS
 from llmfast.decoders import EagerDecoder
-from llmfast.generation import FLOATS
 from llmfast.loading import PRECISIONS
 from llmfast.locate import EMBEDDED, locate_model
+from llmfast.model import FLOATS
 from llmfast.quantization import PRECISIONS as QUANTISED
 
 EXACT = 1e-3  # how far float32 logits may be from PyTorch's, relative to the largest
@@ -71,14 +71,14 @@ def ops_of(backend: str, device: str) -> str | dict[str, str]:
 
 
 def competitors(precisions: Sequence[str], device: str = "cpu", chosen: Sequence[str] = ()) -> tuple[Entry, ...]:
-    """Who can run a model here: PyTorch's operators first, then the backends `chosen`, or this device's.
-
-    8 and 4 bits are the native decoder's, that is, the backend cpp's.
-    """
+    """Who can run a model here: PyTorch's operators first, in floats, then the backends `chosen`, or this device's."""
     own = "triton" if device == "cuda" else "cpp"
     there = any((row.backend, row.device) == (own, device) and row.available for row in backends())
     names = dict.fromkeys(["pytorch", *(chosen or [own] * there)])
-    return tuple(Entry(n, p) for n in names for p in precisions if p in FLOATS or (n, device) == ("cpp", "cpu"))
+    quantising = {r.backend for r in backends() if (r.op, r.device) == ("quantized_linear", device) and r.available}
+    able = {name: {*FLOATS, *QUANTISED} for name in names if name in quantising and name != "pytorch"}
+    floats = set(FLOATS) - ({"fp16"} if device == "cpu" else set())
+    return tuple(Entry(n, p) for n in names for p in precisions if p in able.get(n, floats))
 
 
 @functools.lru_cache(maxsize=32)

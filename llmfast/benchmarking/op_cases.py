@@ -159,18 +159,20 @@ def comparisons(
 def competitors(
     op: str, precision: str, device: str, chosen: Sequence[str] = (), compiled: bool = False
 ) -> tuple[Entry, ...]:
-    """Who can run `op` here at a speed that means something, PyTorch's own first; whoever is `chosen` is always there.
+    """Who can run `op` here at a speed that means something, PyTorch's own first: those `chosen`, or everybody.
 
-    The reference is left out, and so is Triton's interpreter, which stands in for a GPU.
+    The reference is left out, and so is, unless chosen, Triton's interpreter, which stands in for a GPU. Nobody where
+    none of those chosen can.
     """
-    names = ["pytorch"] + [COMPILED] * compiled
+    dtype = str(DTYPES[precision]).removeprefix("torch.")
+    rows = [row for row in backends() if (row.op, row.device, row.dtype) == (op, device, dtype) and row.available]
+    able = [row.backend for row in rows if row.backend != "reference"]
     if chosen:
-        names += chosen
-    else:
-        dtype = str(DTYPES[precision]).removeprefix("torch.")
-        able = [row for row in backends() if (row.op, row.device, row.dtype) == (op, device, dtype) and row.available]
-        names += [row.backend for row in able if row.backend not in ("reference", "triton" if device == "cpu" else "")]
-    return tuple(Entry(name, precision) for name in dict.fromkeys(names))
+        able = [name for name in chosen if name in able]
+    elif device == "cpu":
+        able = [name for name in able if name != "triton"]
+    names = dict.fromkeys(["pytorch", *[COMPILED] * compiled, *able] if able else [])
+    return tuple(Entry(name, precision) for name in names)
 
 
 def _comparison(

@@ -12,7 +12,7 @@ from pathlib import Path
 from llmfast.benchmarking.comparison import Comparison, Contestant, Entry, Work
 from llmfast.benchmarking.models import competitors, path_of
 
-ANY = "–"  # no precision
+ANY = "any"  # precision
 IMPORT = "import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
 LOAD = (
     "import llmfast, time; start = time.perf_counter(); "

@@ -165,7 +165,7 @@ def title_of(item: Item) -> str:
     if isinstance(item, Comparison):
         precisions = ", ".join(dict.fromkeys(entry.precision for entry in item.entries))
         return f"{item.group}: {item.title}, {precisions}"
-    return f"memory: {item.what}, {item.backend} {item.precision}, {item.tokens} tokens"
+    return f"memory: {item.name}, {item.entry}, {item.tokens} tokens"
 
 
 def run(
@@ -174,22 +174,23 @@ def run(
     measured_limits: list[dict[str, Any]],
     places: Mapping[str, str] | None = None,
     before: Callable[[int, Item], None] = lambda number, item: None,
+    fresh_limits: bool = True,
 ) -> Iterator[tuple[Item, list[Measured]]]:
     """Runs them, one after another; `before(number, item)` is told what comes next.
 
-    The machine's limits are measured at the beginning of every group and added to `measured_limits`: the best of them
-    is what shares are of.
+    The machine's limits are measured at the beginning of every group (unless `fresh_limits` is off) and added to
+    `measured_limits`: the best of them is what shares are of.
     """
     group = None
     for number, item in enumerate(items):
         before(number, item)
-        if group_of(item) != group:
+        if fresh_limits and group_of(item) != group:
             group = group_of(item)
             measure_limits(measured_limits)
         if isinstance(item, Comparison):
             yield item, run_comparison(item, effort, measured_limits)
         else:
-            yield item, [Measured(memory.run(item, places or {}), ())]
+            yield item, [memory.run(item, places or {})]
 
 
 def measure_limits(measured: list[dict[str, Any]]) -> None:
