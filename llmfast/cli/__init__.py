@@ -20,6 +20,7 @@ VERBS = (
     "backends",
     "eval",
     "verify",
+    "bench",
 )
 
 
