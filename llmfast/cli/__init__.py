@@ -20,8 +20,17 @@ VERBS = (
     "eval",
     "quantize",
     "verify",
+VERBS = (
+    "generate",
+    "train",
+    "data",
+    "eval",
+    "quantize",
+    "bench",
+    "verify",
     "backends",
     "info",
+)
 )
 
 

@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from peers.plan import CAPACITY, CT2, HF, LLAMA, OURS
+from .plan import CAPACITY, CT2, HF, LLAMA, OURS
 
 
 class Engine:
     """`base` is what the process imports before its memory counts as the engine's."""
 
     base = "torch"
+
+    def __init__(self, models: Path, precision: str, threads: int):
+        raise NotImplementedError
 
     def prefill(self, ids: list[int]) -> None:
         """Starts over with a prompt, up to the logits of its last position."""

@@ -1,7 +1,7 @@
 """GPT-2 124M on a CPU beside the libraries that one would take instead: llama.cpp, CTranslate2 and transformers.
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install -e ".[peers]"     # builds llama.cpp for this CPU, about five minutes
-    pytest benchmarks -k peers --benchmark-only               # under ten minutes; --quick under two, --threads 4
+    llmfast bench peers                                       # under ten minutes; --quick under two, --threads 4
 
 docs/benchmarks.md says what is measured and how. In reading order:
 
@@ -10,5 +10,8 @@ docs/benchmarks.md says what is measured and how. In reading order:
     models.py     the same random weights in everybody's format
     engines.py    each library behind the same three functions
     worker.py     the process around one of them; client.py  the other end of its pipes
-    campaign.py   the measurement; report.py  its tables; test_peers.py  its rows for pytest-benchmark
+    campaign.py   the measurement of a group; report.py  its records; session.py  all groups
+
+Files that the workers need import each other relatively: a worker knows this folder as the package `peers`, so that
+the process of another library holds neither llmfast nor, unless it wants to, torch.
 """

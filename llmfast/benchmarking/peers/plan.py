@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from peers.counting import Formats
+from .counting import Formats
 
 OURS, LLAMA, CT2, HF = "llmfast", "llama.cpp", "CTranslate2", "transformers"
 CAPACITY = 1024  # positions in everybody's cache, GPT-2's context
@@ -64,6 +64,14 @@ class Case:
     prompt: int
     new: int = 0
     busy: bool = False  # while another process computes
+
+    @property
+    def what(self) -> str:
+        return ("decode" if self.new else "prefill") + ", one CPU busy" * self.busy
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"batch": 1, "context": self.prompt} if self.new else {"batch": 1, "tokens": self.prompt}
 
 
 SHORT = Case("decode, 32 tokens", prompt=32, new=64)

@@ -1,6 +1,6 @@
 """The same random weights in everybody's format, made once in a folder of about 1.4 GB.
 
-    python -m peers.models FOLDER        # by a Python that has the peers' packages, in benchmarks/
+    models.py FOLDER        # by a Python that has the peers' packages
 
     FOLDER/hf/              Hugging Face's layout, which llmfast loads too
     FOLDER/gpt2-f32.gguf    also bf16, q8_0 and q4_0, for llama.cpp

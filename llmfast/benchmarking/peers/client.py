@@ -18,9 +18,13 @@ from typing import Any
 import numpy as np
 
 import llmfast
-from peers.plan import OURS, Engine
+from llmfast.benchmarking.peers.plan import OURS, Engine
 
-BENCHMARKS = Path(__file__).resolve().parents[1]
+# Runs a module of this folder as the package `peers`, whose parent comes last on the path: it holds other names too.
+RUN = (
+    "import runpy, sys; sys.path[:1] = []; sys.path.append({path!r}); sys.argv = ['', *sys.argv[1:]]; "
+    "runpy.run_module('peers.{module}', run_name='__main__')"
+)
 PATIENCE = 180.0  # seconds for any answer; loading included
 PACKAGES = {  # what is imported -> what is installed
     "llama_cpp": "llama-cpp-python",
@@ -37,6 +41,16 @@ class WorkerError(RuntimeError):
 def peers_python() -> str:
     """The Python that has the peers' packages: this one, or the one that LLMFAST_PEERS_PYTHON names."""
     return os.environ.get("LLMFAST_PEERS_PYTHON") or sys.executable
+
+
+def code_of(module: str) -> list[str]:
+    """The arguments of a Python that run a module of this folder."""
+    return ["-c", RUN.format(path=str(Path(__file__).resolve().parents[1]), module=module)]
+
+
+def run_module(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs a module of this folder to its end, by the Python that has the peers' packages."""
+    return subprocess.run([peers_python(), *code_of(module), *map(str, arguments)], capture_output=True, text=True)
 
 
 def missing_packages() -> list[str]:
@@ -59,16 +73,17 @@ class Worker:
     def __init__(self, engine: Engine, models: Path, threads: int):
         self.engine = engine
         ours = engine.library == OURS
-        path = [str(BENCHMARKS), *([str(Path(llmfast.__file__).parents[1])] if ours else [])]
-        command = [sys.executable if ours else peers_python(), "-m", "peers.worker"]
+        path = {"PYTHONPATH": str(Path(llmfast.__file__).parents[1])} if ours else {}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
         self.process = subprocess.Popen(
-            [*command, engine.library, engine.precision, str(models), str(threads)],
+            [
+                *(sys.executable if ours else peers_python(), *code_of("worker")),
+                *(engine.library, engine.precision, str(models), str(threads)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            cwd=BENCHMARKS,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)} | path,
         )
 
     def wait_until_ready(self) -> None:

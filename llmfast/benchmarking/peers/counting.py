@@ -32,6 +32,7 @@ def matrix_bytes(format: str, rows: int, columns: int) -> int:
     return {
         "f32": 4 * rows * columns,
         "bf16": 2 * rows * columns,
+        "f16": 2 * rows * columns,
         "int8": rows * columns + 4 * rows,  # a float32 for each row
         "q8_0": groups * (GROUP + 2),  # 2 bytes for each group
         "int4": groups * (GROUP // 2 + 2),
@@ -73,6 +74,19 @@ def prefill_operations(config: GPTConfig, tokens: int) -> int:
     pairs = tokens * (tokens + 1) // 2  # of a query and a key that it sees; both products are n_embd long
     products = tokens * config.n_layer * block + 2 * config.n_layer * pairs * config.n_embd
     return 2 * (products + config.vocab_size * config.n_embd)
+
+
+def step_operations(config: GPTConfig, positions: float) -> float:
+    """Operations for one token that attends to `positions`: every block, attention, the head."""
+    block = sum(rows * columns for rows, columns in matrices(config))
+    attention = 2 * config.n_layer * positions * config.n_embd
+    return 2 * (config.n_layer * block + attention + config.vocab_size * config.n_embd)
+
+
+def training_operations(config: GPTConfig, batch: int, tokens: int) -> float:
+    """Operations of a step of training: forward with the head for every token, and twice that backward."""
+    positions = (tokens + 1) / 2  # on average
+    return 3 * batch * tokens * step_operations(config, positions)
 
 
 def resident_bytes(config: GPTConfig, formats: Formats, capacity: int) -> int:

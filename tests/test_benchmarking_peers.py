@@ -11,18 +11,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import llmfast
 from llmfast import GPTConfig
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-from peers import campaign, client, counting, report, worker  # noqa: E402
-from peers.counting import Formats  # noqa: E402
-from peers.engines import ENGINES  # noqa: E402
-from peers.engines import Engine as EngineInProcess  # noqa: E402
-from peers.models import prompt_ids  # noqa: E402
-from peers.plan import BUSY, CASES, FULL, GROUPS, LLAMA, LONG, OURS, PREFILL, QUICK, SHORT, TARGETS, Engine  # noqa: E402
+from llmfast.benchmarking.peers import campaign, client, counting, report, worker
+from llmfast.benchmarking.peers.counting import Formats
+from llmfast.benchmarking.peers.engines import ENGINES
+from llmfast.benchmarking.peers.engines import Engine as EngineInProcess
+from llmfast.benchmarking.peers.models import prompt_ids
+from llmfast.benchmarking.peers.plan import (
+    BUSY,
+    CASES,
+    FULL,
+    GROUPS,
+    LLAMA,
+    LONG,
+    OURS,
+    PREFILL,
+    QUICK,
+    SHORT,
+    TARGETS,
+    Engine,
+)  # fmt: skip
+from llmfast.benchmarking.records import Results, load, save
 
 GPT2 = GPTConfig.preset("gpt2")
 OURS_FP32 = GROUPS["fp32"][0]
@@ -261,20 +273,41 @@ def test_the_plan_names_what_it_measures():
         assert all(case.prompt + case.new < 1024 for case in effort.cases)
 
 
-# ---- Tables ----
+# ---- Records ----
 
 
-@pytest.fixture
-def results(measured):
-    versions = {"llama-cpp-python": "0.3", "ctranslate2": "4.8", "transformers": "5.0"}
-    return {"machine": {"cpu": "AMD EPYC", "threads": 2}, "versions": versions} | report.results(measured)
+def shown(table) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(table)
+    return console.file.getvalue()
 
 
-def test_results_are_json_and_every_miss_is_said(results):
-    assert json.loads(json.dumps(results)) == results
-    text = report.tables(results)
-    assert "llama.cpp q8_0 was not measured: llama.cpp q8_0: it does not load" in text
-    assert {row["engine"] for row in results["rows"]} >= {"llmfast fp32", "llmfast int4-all", "transformers bf16"}
-    missed = [target for target in results["targets"] if target["reached"] and not target["met"]]
-    assert missed and text.count("MISSED") >= len(missed)
-    assert "not measured" in text
+def test_records_go_into_a_file_and_problems_are_among_them(measured, tmp_path):
+    found = report.records(measured)
+    save(Results({}, {}, tuple(found)), tmp_path / "r.json")
+    assert load(tmp_path / "r.json").records == tuple(found)
+    problems = {(r.backend, r.precision): r.problem for r in found if r.problem}
+    assert problems[LLAMA, "q8_0"] == "llama.cpp q8_0: it does not load"
+    assert (OURS, "int8") in problems and (OURS, "int4") not in problems
+    memory = [r for r in found if r.group == "memory"]
+    assert {r.backend for r in memory} == {OURS, LLAMA, "CTranslate2", "transformers"}
+    assert all(r.bytes == 5e8 for r in memory)
+
+
+def test_a_record_says_the_speed_its_share_and_how_many_times_the_peers_it_is(measured):
+    found = report.records({"fp32": measured["fp32"]})
+    ours = next(r for r in found if (r.backend, r.name, r.sizes) == (OURS, "decode", {"batch": 1, "context": 32}))
+    assert ours.rates["tokens_per_second"] == pytest.approx(1 / ours.seconds.median, abs=0.1)
+    assert ours.limit == "read" and 0 < ours.share_of_limit < 1 and ours.checked == 0
+    assert {v.competitor: round(v.ratio.median, 2) for v in ours.versus} == {
+        "llama.cpp f32": 1.25,
+        "CTranslate2 float32": 1.25,
+        "transformers fp32": 1.25,
+    }
+    theirs = next(r for r in found if r.backend == LLAMA)
+    assert theirs.versus == ()
+
+
+def test_every_target_missed_is_said(measured):
+    text = shown(report.targets(measured))
+    assert "MISSED" in text and "met" in text and "not measured" in text

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import limits
 import numpy as np
 
 from llmfast import GPTConfig
-from peers import counting
-from peers.client import Worker, WorkerError, busy_neighbour, cpus_in_use
-from peers.plan import CAPACITY, CT2, LONG, MEMORY_ALLOWANCE, OURS, Case, Effort, Engine, Target
+from llmfast.benchmarking import limits
+from llmfast.benchmarking.peers import counting
+from llmfast.benchmarking.peers.client import Worker, WorkerError, busy_neighbour, cpus_in_use
+from llmfast.benchmarking.peers.plan import CAPACITY, CT2, LONG, MEMORY_ALLOWANCE, OURS, Case, Effort, Engine, Target
 
 EXACT = 1e-3  # how far our float32 logits may be from transformers'
 
@@ -59,8 +59,7 @@ class Group:
 
     def limit(self, name: str) -> float | None:
         """The best of the rounds before and after, on all threads, in 10^9 a second."""
-        both = [self.limits_before, self.limits_after]
-        return max((taken[name][str(taken["threads"])]["best"] for taken in both if taken[name]), default=None)
+        return limits.best([self.limits_before, self.limits_after], name)
 
     def work(self, row: Row, case: Case) -> float:
         """What a token needs: bytes when decoding, operations in a prompt."""

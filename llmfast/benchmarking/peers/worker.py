@@ -1,6 +1,6 @@
 """One engine in a process of its own, told what to do line by line, and asleep in between.
 
-    python -m peers.worker LIBRARY PRECISION FOLDER THREADS
+    worker.py LIBRARY PRECISION FOLDER THREADS
 
 Each line of stdin is a JSON object, and gets one line of JSON on stdout:
 
@@ -23,8 +23,8 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from peers.engines import ENGINES, Engine
-from peers.models import prompt_ids
+from .engines import ENGINES, Engine
+from .models import prompt_ids
 
 
 def peak_memory() -> int:
