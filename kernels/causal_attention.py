@@ -46,9 +46,9 @@ def causal_attention(
     if lse.numel() == 0:
         return out, lse
     if padding := -q.shape[3] % UNIT.value:
-        padded = (pad(tensor, (0, padding)) for tensor in (q, k, v))
-        wide, lse = causal_attention(*padded, scale, dropout_p, dropout_seed, kv_lengths)
-        return out.copy_(wide[..., : q.shape[3]]), lse
+        q, k, v = (pad(tensor, (0, padding)) for tensor in (q, k, v))
+        wide, lse = causal_attention(q, k, v, scale, dropout_p, dropout_seed, kv_lengths)
+        return out.copy_(wide[..., :-padding]), lse
     q, k, v = walkable(q), walkable(k), walkable(v)
     if dropout_p <= 0.0 and is_few(q, k):
         decode(q, k, v, out, lse, scale, kv_lengths)
@@ -75,9 +75,11 @@ def causal_attention_backward(
         return dq, dk.zero_(), dv.zero_()
     inputs = (scale, dropout_p, dropout_seed, kv_lengths)
     if padding := -q.shape[3] % UNIT.value:
-        padded = (pad(tensor, (0, padding)) for tensor in (grad_out, q, k, v, out))
-        wide = causal_attention_backward(*padded, lse, *inputs)
-        return tuple(narrow.copy_(w[..., : q.shape[3]]) for narrow, w in zip((dq, dk, dv), wide, strict=True))
+        grad_out, q, k, v, out = (pad(tensor, (0, padding)) for tensor in (grad_out, q, k, v, out))
+        wide = causal_attention_backward(grad_out, q, k, v, out, lse, *inputs)
+        for gradient, padded in zip((dq, dk, dv), wide, strict=True):
+            gradient.copy_(padded[..., :-padding])
+        return dq, dk, dv
     grad_out, out, lse = walkable(grad_out), walkable(out), lse.contiguous()
     q, k, v = walkable(q), walkable(k), walkable(v)
     if q.dtype == torch.float32:

@@ -8,15 +8,8 @@
     recorder.py   a stand-in for a GPU's driver: notes what each launch would compile
     compiler.py   compiles one of these and reads registers, spills, shared memory and matrix instructions off it
     report.py     the results as a file for programs and as a table for people
+    command.py    the command
 
 Triton compiles for any GPU anywhere and carries NVIDIA's assembler and disassembler, so all of it runs on a CPU, and
 only the time that a kernel takes is left to a GPU to tell. It needs Triton without TRITON_INTERPRET.
 """
-
-import os
-import warnings
-
-# Before Triton is imported: nothing compiles under the interpreter, and line numbers only take time.
-os.environ.pop("TRITON_INTERPRET", None)
-os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
-warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")

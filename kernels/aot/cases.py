@@ -22,17 +22,17 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 HEAD_DIMS = (16, 32, 64, 128, 256)
 # A width for every line of LayerNorm's tables, GPT-2's narrowest and widest, and one that is read in pieces.
 WIDTHS = (48, 127, 256, 512, 768, 1600, 3072, 8192, 10240)
-# The plainest call and the most burdened ones, with and without what takes a configuration of its own ("heavy").
-PLAIN, RAGGED, HEAVY = "", "ragged, padded, negative scale", "dropout, grouped"
-EVERYTHING = "dropout, grouped, ragged, padded"
+# The plainest call, and for each configuration, ordinary or "heavy", the most burdened one that it serves.
+PLAIN, ORDINARY, HEAVY = "", "ragged, padded, negative scale", "dropout, grouped, ragged, padded"
 
 
 def calls(family: str) -> Iterator[Call]:
     """bfloat16 in full; float32, whose kernels multiply without matrix units, and float16, which takes what bfloat16
     takes, at the calls that say the most.
     """
-    yield from _attention("bfloat16", HEAD_DIMS, (PLAIN, RAGGED, HEAVY, EVERYTHING))
-    yield from _attention("float32", HEAD_DIMS, (PLAIN, EVERYTHING))
+    yield from _attention("bfloat16", HEAD_DIMS, (ORDINARY, HEAVY))
+    yield from _attention("bfloat16", (64, 128), (PLAIN,))
+    yield from _attention("float32", HEAD_DIMS, (ORDINARY, HEAVY))
     yield from _attention("float16", (64,), (PLAIN,))
     yield from _decoding("bfloat16", HEAD_DIMS, (PLAIN, "grouped, ragged"))
     yield from _decoding("float32", HEAD_DIMS, ("grouped, ragged",))

@@ -84,7 +84,7 @@ def _recording(chip: Chip) -> Iterator[dict[tuple, Any]]:
     """In this block CPU tensors count as being on the chip, and launches note what they would compile."""
     noted: dict[tuple, Any] = {}
 
-    def note(self, key, signature, device, constants, options, attributes, warmup):  # type: ignore[no-untyped-def]
+    def note(self, key, signature, device, constants, options, attributes, warmup):
         noted[self.fn.__module__, self.fn.__name__, str(key)] = (
             self, dict(signature), constants, attributes, dict(options.__dict__),
         )  # fmt: skip
