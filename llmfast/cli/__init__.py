@@ -19,13 +19,6 @@ VERBS = (
     "data",
     "eval",
     "quantize",
-    "verify",
-VERBS = (
-    "generate",
-    "train",
-    "data",
-    "eval",
-    "quantize",
     "bench",
     "verify",
     "backends",
