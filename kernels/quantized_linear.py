@@ -25,7 +25,7 @@ import triton.language as tl
 
 from .gelu import gelu_of
 from .launch import ceil_div, multiprocessors, on_device
-from .linear import grouped_tile, precision
+from .matmul import grouped_tile, precision
 
 GROUP_SIZE = 32  # elements of an int4 row that share a scale
 
