@@ -22,8 +22,9 @@ QUANTIZED_LINEAR = "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str ac
 # Which file of `kernels/` holds an operator; most files bear the name of their op.
 KERNEL_FILE = {"add_layer_norm": "layer_norm"}
 
-# Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
 MAX_HEAD_DIM = 256
+CAPTURABLE = True  # in a CUDA graph
+# Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # Asked once, outside of anything that torch.compile traces.
 BFLOAT16_GPU = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
