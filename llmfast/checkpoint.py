@@ -31,6 +31,7 @@ from llmfast.quantization import PRECISIONS, Quantization, QuantizedWeight, layo
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

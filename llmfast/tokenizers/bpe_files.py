@@ -60,7 +60,7 @@ def read(directory: Path) -> tuple[BPEFiles, Path]:
     none, `ValueError` naming one that is damaged."""
     path = directory / VOCAB
     if path.exists() and (directory / MERGES).exists():
-        vocab, merges = read_json(path), _read_merges(directory / MERGES)
+        vocab, merges = read_json(path), read_merges(directory / MERGES)
         names = {END_OF_TEXT, *_named_in_config(directory / CONFIG)}
         special = {text: i for text, i in vocab.items() if text in names}
         split = "gpt2"
@@ -76,7 +76,7 @@ def read(directory: Path) -> tuple[BPEFiles, Path]:
     return BPEFiles(ordinary, merges, special, split), path
 
 
-def _read_merges(path: Path) -> list[tuple[bytes, bytes]]:
+def read_merges(path: Path) -> list[tuple[bytes, bytes]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
