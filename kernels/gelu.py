@@ -10,11 +10,15 @@ one that underflows 1. The derivatives, with s = sigmoid(2u) and phi the normal 
     "tanh":  s + x * s * (1 - s) * 2 u',  u' = sqrt(2 / pi) * (1 + 3 * 0.044715 x^2)
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 
 from .launch import ceil_div, on_device
+from .tuning import choose
+from .tuning import describe as describe_tile
 
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _TWO_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)
@@ -24,9 +28,16 @@ _MINUS_HALF_LOG2_E = tl.constexpr(-0.7213475204444817)
 _CUBIC = tl.constexpr(0.044715)
 _THREE_CUBIC = tl.constexpr(0.134145)
 
-# Elements a program, and its warps: 16 bytes a thread and load at 2 bytes an element, twice.
-BLOCK = 2048
-WARPS = 4
+
+@dataclass(frozen=True)
+class ElementwiseTile:
+    """Elements a program, and its warps."""
+
+    block: int
+    warps: int
+
+
+CANDIDATES = [ElementwiseTile(block, warps) for block in (512, 1024, 2048, 4096, 8192) for warps in (2, 4, 8)]
 
 
 @triton.jit
@@ -96,9 +107,16 @@ def gelu(x: torch.Tensor, approximate: str) -> torch.Tensor:
     tanh = _is_tanh(approximate)
     x = x.contiguous()
     out = torch.empty_like(x)
-    if x.numel():
+    if x.numel() == 0:
+        return out
+
+    def launch(tile: ElementwiseTile) -> None:
         with on_device(x):
-            _gelu_kernel[(ceil_div(x.numel(), BLOCK),)](x, out, x.numel(), TANH=tanh, BLOCK=BLOCK, num_warps=WARPS)
+            _gelu_kernel[(ceil_div(x.numel(), tile.block),)](
+                x, out, x.numel(), TANH=tanh, BLOCK=tile.block, num_warps=tile.warps
+            )
+
+    launch(choose("gelu", ElementwiseTile, x, CANDIDATES, launch))
     return out
 
 
@@ -107,9 +125,19 @@ def gelu_backward(grad_out: torch.Tensor, x: torch.Tensor, approximate: str) -> 
     tanh = _is_tanh(approximate)
     grad_out, x = grad_out.contiguous(), x.contiguous()
     dx = torch.empty_like(x)
-    if x.numel():
+    if x.numel() == 0:
+        return dx
+
+    def launch(tile: ElementwiseTile) -> None:
         with on_device(x):
-            _gelu_backward_kernel[(ceil_div(x.numel(), BLOCK),)](
-                grad_out, x, dx, x.numel(), TANH=tanh, BLOCK=BLOCK, num_warps=WARPS
+            _gelu_backward_kernel[(ceil_div(x.numel(), tile.block),)](
+                grad_out, x, dx, x.numel(), TANH=tanh, BLOCK=tile.block, num_warps=tile.warps
             )
+
+    launch(choose("gelu", ElementwiseTile, x, CANDIDATES, launch))
     return dx
+
+
+def describe(x: torch.Tensor, *_: object, **__: object) -> str:
+    """Which configuration `gelu` takes for this tensor."""
+    return describe_tile("gelu", ElementwiseTile, x)

@@ -1,6 +1,10 @@
 """What every launch needs, whichever kernel it is."""
 
-from contextlib import AbstractContextManager, nullcontext
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -15,28 +19,54 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+@dataclass(frozen=True)
+class Device:
+    """What a launch wants to know about a GPU."""
+
+    family: str  # the file of configs/ that it reads
+    multiprocessors: int  # programs that run side by side, at least
+
+
+# What a tensor on the CPU counts as. Under the interpreter a few multiprocessors exercise the loops over programs.
+_no_gpu = Device("default", 3)
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    return _device(tensor.device.index) if tensor.is_cuda else _no_gpu
+
+
+@contextmanager
+def pretend(device: Device) -> Iterator[None]:
+    """In this block CPU tensors count as being on `device`: for the interpreter and for ahead-of-time compilation."""
+    global _no_gpu
+    before, _no_gpu = _no_gpu, device
+    try:
+        yield
+    finally:
+        _no_gpu = before
+
+
 @cache
-def _multiprocessors(device_index: int) -> int:
-    return torch.cuda.get_device_properties(device_index).multi_processor_count
+def _device(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        # AMD's data centre line: 64-wide wavefronts and matrix instructions with 64 KiB of local memory at least.
+        family = "cdna" if properties.gcnArchName.startswith(("gfx90a", "gfx94", "gfx95")) else "default"
+    else:
+        # Consumer GPUs of the same generations (8.6, 8.9, 12.0) have less shared memory and take the default.
+        capability = (properties.major, properties.minor)
+        family = {(8, 0): "ampere", (9, 0): "hopper", (10, 0): "blackwell", (10, 3): "blackwell"}.get(
+            capability, "default"
+        )
+    return Device(family, properties.multi_processor_count)
+
+
+def gpu_family(tensor: torch.Tensor) -> str:
+    return device_of(tensor).family
 
 
 def multiprocessors(tensor: torch.Tensor) -> int:
-    """How many programs run side by side, at least; under the interpreter a few, so that the loops over programs are
-    exercised.
-    """
-    return _multiprocessors(tensor.device.index) if tensor.is_cuda else 3
-
-
-@cache
-def _capability(device_index: int) -> int:
-    return 10 * torch.cuda.get_device_capability(device_index)[0] if torch.version.hip is None else 0
-
-
-def is_hopper(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's GPU is of the family with warp-group matrix instructions and 227 KiB of shared memory a
-    program (sm_90).
-    """
-    return tensor.is_cuda and _capability(tensor.device.index) == 90
+    return device_of(tensor).multiprocessors
 
 
 def ceil_div(number: int, divisor: int) -> int:

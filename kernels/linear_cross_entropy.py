@@ -9,7 +9,8 @@ Losses, arXiv:2411.09009). The vocabulary is shared between a few programs, and 
 
 Backward: z is recomputed for SCRATCH_BYTES of rows at a time, turned into dz, and multiplied both ways; dW gathers in
 float32. The factor dloss / count is applied to the products, not to dz, which float16 could not hold. A target equal
-to ignore_index gives no loss and no gradient.
+to ignore_index gives no loss and no gradient. Any other target outside 0 .. V-1 makes the loss and the gradients nan:
+targets are compared, never used as addresses, and a GPU can't raise an error without being waited for.
 """
 
 import torch
@@ -17,13 +18,16 @@ import triton
 import triton.language as tl
 
 from .launch import ceil_div, multiprocessors, on_device
-from .linear import ROWS_TOGETHER, TILES, grouped_tile, multiply, multiply_matrices, precision
+from .matmul import CANDIDATES, ROWS_TOGETHER, MatrixTile, grouped_tile, multiply, multiply_matrices, precision
+from .tuning import choose
+from .tuning import describe as describe_tile
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 
-# The logits' gradients that backward holds at once.
+# The logits' gradients that backward holds at once: as many times SCRATCH_ROWS as fit.
 SCRATCH_BYTES = 64 * 2**20
+SCRATCH_ROWS = 128
 # Forward shares the vocabulary between at most so many programs.
 LARGEST_SPLIT = 32
 MERGE_ROWS = 64
@@ -65,20 +69,11 @@ def _statistics_kernel(
     tl.store(part_target + offsets, row_target, mask=row < rows)
 
 
-@triton.jit(do_not_specialize=["rows", "parts", "ignore_index"])
+@triton.jit(do_not_specialize=["rows", "vocabulary", "parts", "ignore_index"])
 def _merge_kernel(
-    part_max,
-    part_sum,
-    part_target,
-    targets,
-    lse,
-    losses,
-    rows,
-    parts,
-    ignore_index,
-    ROWS: tl.constexpr,
+    part_max, part_sum, part_target, targets, lse, losses, rows, vocabulary, parts, ignore_index, ROWS: tl.constexpr,
     PARTS: tl.constexpr,
-):
+):  # fmt: skip
     """lse and loss of some rows, from the parts of the vocabulary."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     part = tl.arange(0, PARTS)
@@ -92,8 +87,9 @@ def _merge_kernel(
     total = tl.sum(sums * tl.exp2((maxima - pivot[:, None]) * _LOG2_E), 1)
     log_sum = pivot + tl.log2(total) * _LN_2
     target = tl.load(targets + row, mask=row < rows, other=0)
+    loss = tl.where((target >= 0) & (target < vocabulary), log_sum - target_logit, float("nan"))
     tl.store(lse + row, log_sum, mask=row < rows)
-    tl.store(losses + row, tl.where(target == ignore_index, 0.0, log_sum - target_logit), mask=row < rows)
+    tl.store(losses + row, tl.where(target == ignore_index, 0.0, loss), mask=row < rows)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore_index"])
@@ -136,28 +132,15 @@ def _logit_gradient_kernel(
     )
     first_row, first_column = row_tile * ROWS, column_tile * COLUMNS
     logits = multiply(
-        hidden,
-        weight,
-        first_row,
-        first_column,
-        rows,
-        vocabulary,
-        0,
-        inner,
-        hidden_stride,
-        weight_stride,
-        False,
-        True,
-        ROWS,
-        COLUMNS,
-        INNER,
-        PRECISION,
-    )
+        hidden, weight, first_row, first_column, rows, vocabulary, 0, inner, hidden_stride, weight_stride, False, True,
+        ROWS, COLUMNS, INNER, PRECISION,
+    )  # fmt: skip
     row = first_row + tl.arange(0, ROWS)
     column = first_column + tl.arange(0, COLUMNS)
     target = tl.load(targets + row, mask=row < rows, other=0)
     log_sum = tl.load(lse + row, mask=row < rows, other=0.0)
     gradient = tl.exp2((logits - log_sum[:, None]) * _LOG2_E) - tl.where(column[None, :] == target[:, None], 1.0, 0.0)
+    gradient = tl.where(((target >= 0) & (target < vocabulary))[:, None], gradient, float("nan"))
     gradient = tl.where((target == ignore_index)[:, None], 0.0, gradient)
     mask = (row[:, None] < rows) & (column[None, :] < grad_stride)
     pointers = (
@@ -179,35 +162,28 @@ def linear_cross_entropy(
     loss = torch.empty((), dtype=torch.float32, device=hidden.device)
     if rows == 0:
         return loss.fill_(float("nan")), lse
-    tile = TILES[hidden.element_size()][0]
-    row_tiles, column_tiles = ceil_div(rows, tile.rows), ceil_div(vocabulary, tile.columns)
-    wanted = max(1, min(ceil_div(4 * multiprocessors(hidden), row_tiles), column_tiles, LARGEST_SPLIT))
-    tiles_a_part = max(1, ceil_div(column_tiles, wanted))
-    parts = max(1, ceil_div(column_tiles, tiles_a_part))
-    # Three buffers, each aligned whatever the number of rows.
-    partial = [hidden.new_empty((parts, rows), dtype=torch.float32) for _ in range(3)]
     losses = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-    with on_device(hidden):
-        _statistics_kernel[(row_tiles, parts)](
-            hidden, weight, targets, partial[0], partial[1], partial[2], rows, vocabulary, inner, tiles_a_part, inner,
-            inner, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, PRECISION=precision(hidden),
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
-        _merge_kernel[(ceil_div(rows, MERGE_ROWS),)](
-            partial[0],
-            partial[1],
-            partial[2],
-            targets,
-            lse,
-            losses,
-            rows,
-            parts,
-            ignore_index,
-            ROWS=MERGE_ROWS,
-            PARTS=LARGEST_SPLIT,
-            num_warps=4,
-        )
-        _mean_kernel[(1,)](losses, targets, loss, rows, ignore_index, BLOCK=MEAN_BLOCK, num_warps=4)
+
+    def launch(tile: MatrixTile) -> None:
+        row_tiles, column_tiles = ceil_div(rows, tile.rows), ceil_div(vocabulary, tile.columns)
+        wanted = max(1, min(ceil_div(4 * multiprocessors(hidden), row_tiles), column_tiles, LARGEST_SPLIT))
+        tiles_a_part = max(1, ceil_div(column_tiles, wanted))
+        parts = max(1, ceil_div(column_tiles, tiles_a_part))
+        # Three buffers, each aligned whatever the number of rows.
+        partial = [hidden.new_empty((parts, rows), dtype=torch.float32) for _ in range(3)]
+        with on_device(hidden):
+            _statistics_kernel[(row_tiles, parts)](
+                hidden, weight, targets, *partial, rows, vocabulary, inner, tiles_a_part, inner, inner,
+                ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, PRECISION=precision(hidden),
+                num_warps=tile.warps, num_stages=tile.stages,
+            )  # fmt: skip
+            _merge_kernel[(ceil_div(rows, MERGE_ROWS),)](
+                *partial, targets, lse, losses, rows, vocabulary, parts, ignore_index, ROWS=MERGE_ROWS,
+                PARTS=LARGEST_SPLIT, num_warps=4,
+            )  # fmt: skip
+            _mean_kernel[(1,)](losses, targets, loss, rows, ignore_index, BLOCK=MEAN_BLOCK, num_warps=4)
+
+    launch(choose("cross_entropy_forward", MatrixTile, hidden, CANDIDATES, launch, **_key(hidden)))
     return loss, lse
 
 
@@ -226,9 +202,8 @@ def linear_cross_entropy_backward(
     dhidden, dweight = torch.empty_like(hidden), torch.empty_like(weight)
     if rows == 0 or weight.numel() == 0:
         return dhidden.zero_(), dweight.zero_()
-    tile = TILES[hidden.element_size()][0]
     stride = ceil_div(vocabulary, 64) * 64  # rows of the scratch are aligned, whatever the vocabulary
-    rows_together = max(1, SCRATCH_BYTES // (stride * hidden.element_size() * tile.rows)) * tile.rows
+    rows_together = max(1, SCRATCH_BYTES // (stride * hidden.element_size() * SCRATCH_ROWS)) * SCRATCH_ROWS
     scratch = torch.empty((min(rows_together, rows), stride), dtype=hidden.dtype, device=hidden.device)
     gathered = dweight if dweight.dtype == torch.float32 else torch.empty_like(dweight, dtype=torch.float32)
     multiplier = torch.empty((), dtype=torch.float32, device=hidden.device)
@@ -238,24 +213,42 @@ def linear_cross_entropy_backward(
         for first in range(0, rows, rows_together):
             here = slice(first, min(first + rows_together, rows))
             count = here.stop - first
-            _logit_gradient_kernel[(ceil_div(count, tile.rows) * ceil_div(vocabulary, tile.columns),)](
-                hidden_rows[here], weight, targets[here], lse[here], scratch, count, vocabulary, inner, ignore_index,
-                inner, inner, stride, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
-                ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(hidden), num_warps=tile.warps,
-                num_stages=tile.stages,
-            )  # fmt: skip
+            _logit_gradients(hidden_rows[here], weight, targets[here], lse[here], scratch, ignore_index)
             multiply_matrices(
                 scratch, weight, dhidden_rows[here], count, inner, vocabulary, multiplier=multiplier, split=True
             )
             multiply_matrices(
-                scratch,
-                hidden_rows[here],
-                gathered,
-                vocabulary,
-                inner,
-                count,
-                a_transposed=True,
-                multiplier=multiplier,
-                accumulate=first > 0,
-            )
+                scratch, hidden_rows[here], gathered, vocabulary, inner, count, a_transposed=True,
+                multiplier=multiplier, accumulate=first > 0,
+            )  # fmt: skip
     return dhidden, gathered.to(dweight.dtype)
+
+
+def _logit_gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    lse: torch.Tensor,
+    scratch: torch.Tensor,
+    ignore_index: int,
+) -> None:
+    """Fills the first rows of scratch with exp(z - lse) - onehot(target)."""
+    rows, (vocabulary, inner), stride = hidden.shape[0], weight.shape, scratch.shape[1]
+
+    def launch(tile: MatrixTile) -> None:
+        _logit_gradient_kernel[(ceil_div(rows, tile.rows) * ceil_div(vocabulary, tile.columns),)](
+            hidden, weight, targets, lse, scratch, rows, vocabulary, inner, ignore_index, inner, inner, stride,
+            ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, ROWS_TOGETHER=ROWS_TOGETHER,
+            PRECISION=precision(hidden), num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+    launch(choose("cross_entropy_backward", MatrixTile, hidden, CANDIDATES, launch, **_key(hidden)))
+
+
+def _key(hidden: torch.Tensor) -> dict[str, int]:
+    return {"element_bytes": hidden.element_size()}
+
+
+def describe(hidden: torch.Tensor, *_: object, **__: object) -> str:
+    """Which configuration `linear_cross_entropy` takes for these tensors."""
+    return describe_tile("cross_entropy_forward", MatrixTile, hidden, **_key(hidden))

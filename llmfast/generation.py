@@ -30,11 +30,11 @@ from llmfast.decoders import (
 )
 from llmfast.model import GPT
 from llmfast.sampling import SamplingSettings, next_token
+from llmfast.scoring import half_overlapping, predictions, windows
 from llmfast.threads import fork_safe_torch
 from llmfast.tokenizers import Tokenizer, gpt2_tokenizer
 
 GPT2_VOCAB_SIZE = 50257
-FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def chosen_backend(backend: str | Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
@@ -105,7 +105,7 @@ class LLM:
         """fp32, bf16, fp16, int8, int4 or int4-all."""
         if self._native is not None:
             return self._native.precision
-        return next(name for name, dtype in FLOATS.items() if dtype == self.model.dtype)
+        return self.model.precision
 
     def native(self) -> NativeModel | None:
         """The packed weights, where generating runs natively under the current choice of backends; else None."""
@@ -184,7 +184,7 @@ class LLM:
 
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = [ids for text in prompts for ids in [self._encode(text)] for _ in range(num_return_sequences)]
-        writers = [_Writer(self._need_tokenizer(), _stop_strings(stop)) for _ in rows]
+        writers = [_Writer(self.need_tokenizer(), _stop_strings(stop)) for _ in rows]
         pieces: list[list[str]] = [[] for _ in rows]
         finished: set[int] = set()
         if rows:
@@ -226,14 +226,20 @@ class LLM:
         at once, not at the first piece. `TextStream.tokens` counts the tokens made so far.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
-        writer = _Writer(self._need_tokenizer(), _stop_strings(stop))
+        writer = _Writer(self.need_tokenizer(), _stop_strings(stop))
         rows, vocabulary = [self._encode(prompt)], writer.tokenizer.vocab_size
         steps = self._decode(
             rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, vocabulary=vocabulary
         )
         return TextStream(steps, writer)
 
-    @torch.inference_mode()
+    @property
+    def start_token(self) -> int | None:
+        """What a text's first token is predicted from: end-of-text, or None where the model has none."""
+        start = self.tokenizer.end_of_text if self.tokenizer is not None else self.config.bos_token_id
+        # Hugging Face's small configurations keep GPT-2's id.
+        return None if start is not None and start >= self.config.vocab_size else start
+
     def score(self, text: str | Tensor) -> Score:
         """The log-probability of every token of `text` (or of ids (T,)) given those before it.
 
@@ -243,39 +249,16 @@ class LLM:
         if isinstance(text, Tensor) and text.ndim != 1:
             raise ValueError(f"score takes one text: ids of shape (T,), got {tuple(text.shape)}")
         ids = self._check_ids(text)[0] if isinstance(text, Tensor) else self._encode(text, allow_empty=True)
-        start = self.tokenizer.end_of_text if self.tokenizer is not None else self.config.bos_token_id
-        if start is not None and start >= self.config.vocab_size:
-            start = None  # Hugging Face's small configurations keep GPT-2's id
+        start = self.start_token
         sequence = ids if start is None else [start, *ids]
-        context, scored = self.config.n_positions, 1
-        values: list[Tensor] = [torch.full((1,), float("nan"))] if start is None and ids else []
-        while scored < len(sequence):
-            first = 0 if scored == 1 else scored - max(1, context // 2)
-            window = sequence[first : first + context + 1]
-            values.append(self._log_probabilities(window, scored - first - 1))
-            scored = first + len(window)
-        return Score(ids, torch.cat(values) if values else torch.empty(0))
-
-    def _log_probabilities(self, window: list[int], skip: int) -> Tensor:
-        """Of each token of `window` but the first and the `skip` after it, given those before it."""
-        picked = []
-        blocks: Iterator[Tensor]
-        if (packed := self.native()) is not None:
-            decoder = NativeDecoder(packed, 1, len(window) - 1)
-            blocks = (
-                decoder.step_block(torch.tensor(window[:-1][i : i + 128])) for i in range(0, len(window) - 1, 128)
-            )
-        else:
-            self.model.eval()  # whoever trained it meanwhile left dropout on
-            with self.using_backend():
-                blocks = iter([self.model(torch.tensor([window[:-1]], device=self.model.device))[0].float()])
-        done = 1
-        for logits in blocks:
-            targets = torch.tensor(window[done : done + len(logits)], device=logits.device)
-            with fork_safe_torch():
-                picked.append(torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1).cpu())
-            done += len(logits)
-        return torch.cat(picked)[skip:]
+        context = self.config.n_positions
+        pieces = windows(sequence, context, half_overlapping(context))
+        values: list[Tensor] = [torch.empty(0)] * len(pieces)
+        with self.using_backend():
+            for index, prediction in predictions(self.native() or self.model, pieces):
+                values[index] = prediction.log_probabilities
+        unpredicted = torch.full((len(ids) - sum(map(len, values)),), float("nan"))
+        return Score(ids, torch.cat([unpredicted, *values]))
 
     def _decode(
         self,
@@ -378,7 +361,7 @@ class LLM:
         """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
         return chosen_backend(self.backend)
 
-    def _need_tokenizer(self) -> Tokenizer:
+    def need_tokenizer(self) -> Tokenizer:
         """The model's tokenizer. A checkpoint of GPT-2's vocabulary without files of its own gets GPT-2's."""
         if self.tokenizer is None:
             instead = "give token ids (a tensor) instead of text"
@@ -391,7 +374,7 @@ class LLM:
         return self.tokenizer
 
     def _encode(self, text: str, allow_empty: bool = False) -> list[int]:
-        tokenizer = self._need_tokenizer()
+        tokenizer = self.need_tokenizer()
         if not isinstance(text, str):
             raise ValueError(f"a prompt must be a string, got {type(text).__name__}")
         ids = tokenizer.encode(text)

@@ -12,8 +12,12 @@ import os
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmfast.backends.registered import SCHEMAS, RegisteredOps, register
+
+# For inference: it has no gradients, so it stands beside the operators that have them.
+QUANTIZED_LINEAR = "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str activation) -> Tensor"
 
 # Which file of `kernels/` holds an operator; most files bear the name of their op.
 KERNEL_FILE = {"add_layer_norm": "layer_norm"}
@@ -30,7 +34,7 @@ def _define_operators() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'llmfast-kernels[triton]'"
     try:
-        for op, schema in SCHEMAS.items():
+        for op, schema in (*SCHEMAS.items(), ("quantized_linear", QUANTIZED_LINEAR)):
             forward = op.removesuffix("_backward")
             module = importlib.import_module(f"llmfast.kernels.{KERNEL_FILE.get(forward, forward)}")
             torch.library.define(f"llmfast_triton::{op}", schema)
@@ -39,6 +43,10 @@ def _define_operators() -> str | None:
     except Exception as error:  # a broken Triton must not keep the package from importing
         return f"triton does not import: {type(error).__name__}: {error}"
     register("llmfast_triton")
+    torch.library.register_fake(
+        "llmfast_triton::quantized_linear",
+        lambda x, values, scale, bias, activation: x.new_empty((*x.shape[:-1], values.shape[0])),
+    )
     return None
 
 
@@ -74,3 +82,9 @@ add_layer_norm = _ops.add_layer_norm
 gelu = _ops.gelu
 linear = _ops.linear
 linear_cross_entropy = _ops.linear_cross_entropy
+
+
+def quantized_linear(
+    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    return torch.ops.llmfast_triton.quantized_linear(x, values, scale, bias, activation or "")

@@ -13,7 +13,15 @@ import llmfast
 
 # In the order of `llmfast --help`. A verb's file holds a command of the verb's name, and is imported when it is asked
 # for: nobody waits for what he does not use.
-VERBS = ("generate", "data", "quantize", "info", "backends")
+VERBS = (
+    "generate",
+    "data",
+    "eval",
+    "quantize",
+    "verify",
+    "backends",
+    "info",
+)
 
 
 class Verbs(click.Group):

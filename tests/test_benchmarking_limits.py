@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 import llmfast
 from llmfast.backends import cpp
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import limits  # noqa: E402
+from llmfast.benchmarking import limits
 
 pytestmark = pytest.mark.skipif(
     not any(row.backend == "cpp" and row.available for row in llmfast.backends()),
@@ -33,6 +27,20 @@ def test_every_limit_is_there_or_its_instruction_is_not():
         assert set(found[name]) == {"1", "2"}
         for rate in found[name].values():
             assert 0 < rate["median"] <= rate["best"] < 1e6
+
+
+def test_the_best_of_several_measurements_on_all_threads():
+    first = {"threads": 2, "read": {"1": {"best": 99.0}, "2": {"best": 30.0}}, "bf16": None}
+    second = {"threads": 2, "read": {"1": {"best": 20.0}, "2": {"best": 40.0}}, "bf16": None}
+    assert limits.best([first, second], "read") == 40.0
+    assert limits.best([first, second], "bf16") is None
+    assert limits.best([{}], "copy") is None
+
+
+def test_copying_moves_all_of_one_half():
+    memory = torch.arange(64, dtype=torch.uint8)
+    limits.copying(memory, [1, 2], rounds=1)
+    assert torch.equal(memory[32:], memory[:32])
 
 
 def test_all_of_the_memory_is_read():

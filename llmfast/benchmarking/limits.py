@@ -1,20 +1,22 @@
-"""What this machine can do at most: the bandwidth of reading memory, and arithmetic in each format.
+"""What this machine can do at most: the bandwidth of reading and of copying memory, and arithmetic in each format.
 
-    python benchmarks/limits.py             # --threads 2, --json
+    llmfast bench limits             # --threads 2, --json FILE
 
 Every figure of the benchmarks stands beside the limit that bounds it, and a shared machine drifts, so the limits are
 measured again in every run. The loops are `csrc/limits.inl`, in the instruction set that the kernels use: a limit of
 the CPU as these kernels can reach it. Without an instruction for a format there is no limit for it.
+
+    {"isa": "avx2", "threads": 2, "read": {"1": {"median": 20.1, "best": 21.0}, "2": {...}}, "bf16": None, ...}
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import ctypes
 import mmap
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,29 +24,41 @@ import torch
 from torch import Tensor
 
 from llmfast.backends import cpp
+from llmfast.threads import thread_count
 
-UNITS = {"read": "GB/s", "fp32": "GFLOP/s", "bf16": "GFLOP/s", "int8": "GOP/s"}
+UNITS = {"read": "GB/s", "copy": "GB/s", "fp32": "GFLOP/s", "bf16": "GFLOP/s", "int8": "GOP/s"}
 CHUNK = 2 << 20  # memory is read in multiples of this
 TASKS_PER_THREAD = 8
 
 Rates = dict[str, float]  # "median" and "best" of some rounds, in 10^9 a second
 
 
-def measure(threads: int | None = None, megabytes: int = 512, seconds: float = 0.02, rounds: int = 7) -> dict[str, Any]:
-    """The limits on one thread and on `threads` (torch's own number), each the median and the best of `rounds`.
+def why_not() -> str | None:
+    """Why the limits can't be measured here, or None."""
+    missing = cpp.why_not("gelu", torch.device("cpu"), torch.float32)
+    return None if missing is None else f"the machine's limits are measured by the C++ extension: {missing}"
 
-    "read", "fp32", "bf16" and "int8" hold a figure for each number of threads, in `UNITS`; a format is None where the
-    instruction set in use cannot. `megabytes` should be many times the caches; `seconds` is about how long a round of
-    arithmetic takes.
+
+def measure(threads: int | None = None, megabytes: int = 512, seconds: float = 0.02, rounds: int = 7) -> dict[str, Any]:
+    """The limits on one thread and on `threads` (as many as kernels use), each the median and the best of `rounds`.
+
+    Each of `UNITS` holds a figure for each number of threads; a format is None where the instruction set in use
+    cannot. `megabytes` should be many times the caches; `seconds` is about how long a round of arithmetic takes.
     """
-    counts = sorted({1, threads or torch.get_num_threads()})
-    limits: dict[str, Any] = {"isa": cpp.isa(), "threads": counts[-1], "read": reading(megabytes << 20, counts, rounds)}
+    counts = sorted({1, threads or thread_count()})
+    memory = huge_pages(megabytes << 20)
+    limits: dict[str, Any] = {"isa": cpp.isa(), "threads": counts[-1]}
+    limits |= {"read": reading(memory, counts, rounds), "copy": copying(memory, counts, rounds)}
     return limits | {name: arithmetic(name, counts, seconds, rounds) for name in ("fp32", "bf16", "int8")}
 
 
-def reading(size: int, counts: list[int], rounds: int) -> dict[str, Rates]:
-    memory = huge_pages(size)
+def best(runs: Iterable[dict[str, Any]], name: str) -> float | None:
+    """The best that any of some measurements found for `name` on all threads, in 10^9 a second."""
+    taken = [limits[name][str(limits["threads"])]["best"] for limits in runs if limits.get(name)]
+    return max(taken, default=None)
 
+
+def reading(memory: Tensor, counts: list[int], rounds: int) -> dict[str, Rates]:
     def call() -> int:
         torch.ops.llmfast.limit_read(memory)
         return memory.nbytes
@@ -52,6 +66,27 @@ def reading(size: int, counts: list[int], rounds: int) -> dict[str, Rates]:
     found = {}
     for count in counts:
         with using_threads(count):
+            found[str(count)] = rates(call, rounds)
+    return found
+
+
+def copying(memory: Tensor, counts: list[int], rounds: int) -> dict[str, Rates]:
+    """From one half of the memory to the other; what is read counts, and what is written.
+
+    The C library's `memmove` goes past the caches when it writes, which torch's `copy_` does not: it is the faster.
+    """
+    half = memory.nbytes // 2
+    source, target = memory.data_ptr(), memory.data_ptr() + half
+    found = {}
+    for count in counts:
+        share = half // count
+        with ThreadPoolExecutor(count) as pool:
+
+            def call(pool: ThreadPoolExecutor = pool, count: int = count, share: int = share) -> int:
+                starts = [i * share for i in range(count)]
+                list(pool.map(lambda start: ctypes.memmove(target + start, source + start, share), starts))
+                return 2 * share * count
+
             found[str(count)] = rates(call, rounds)
     return found
 
@@ -102,23 +137,3 @@ def using_threads(count: int) -> Iterator[None]:
     torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, help="how many threads (default: as many as torch uses)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args()
-    limits = measure(arguments.threads)
-    if arguments.json:
-        print(json.dumps(limits, indent=1))
-        return
-    print(f"{limits['isa']} kernels: median (best) on each number of threads")
-    for name, unit in UNITS.items():
-        found = limits[name] or {}
-        columns = [f"{count}: {rate['median']:.1f} ({rate['best']:.1f})" for count, rate in found.items()]
-        print(f"{name:5} {unit:8} {'    '.join(columns) or 'no instruction for it'}")
-
-
-if __name__ == "__main__":
-    main()

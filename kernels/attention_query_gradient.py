@@ -1,0 +1,159 @@
+"""The gradient of the queries in causal attention, one program a tile of queries of one head.
+
+    P = 2^(s - lse)        dP = dropout'(dO V^T)        dS = P * (dP - delta)        dQ = scale * dS K
+
+P is recomputed from the scores s and the log-sum-exp that the forward pass left; delta and, in float32, the correction
+of P come from attention_delta.py (Dao, FlashAttention-2, arXiv:2307.08691, algorithm 2). Only this program writes its
+rows of dQ, so nothing is added atomically and the bits are the same in every run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .attention_tiles import (
+    LOG2_E,
+    AttentionTile,
+    candidates,
+    common_unit,
+    dropout_arguments,
+    head_and_tile,
+    head_dim_block,
+    heads_in_cache,
+    in_units,
+    load_log_sum,
+    load_rows,
+    precision,
+    store_rows,
+    survives,
+    tile_key,
+    visible_length,
+)
+from .launch import ceil_div, on_device
+from .tuning import choose
+
+
+@triton.jit
+def _query_gradients(
+    query_gradient, delta_row, correction_row, query, gradient, queries, dims, log_sum, k, v, k_stride, v_stride,
+    start, end, offset, scale, seed, head, keep_scale, drop_below, HEAD_DIM: tl.constexpr, KEY_BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, DROPOUT: tl.constexpr, CORRECTED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what keys start .. end - 1 contribute to the gradient of a tile of queries."""
+    for first_key in range(start, end, KEY_BLOCK):
+        first_key = tl.multiple_of(first_key, KEY_BLOCK)
+        keys = first_key + tl.arange(0, KEY_BLOCK)
+        key = load_rows(k, first_key, k_stride, end, dims, HEAD_DIM, KEY_BLOCK, MASKED)
+        value = load_rows(v, first_key, v_stride, end, dims, HEAD_DIM, KEY_BLOCK, MASKED)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        probabilities = tl.exp2(scores * scale - log_sum[:, None])
+        if CORRECTED:
+            probabilities *= correction_row[:, None]
+        if MASKED:
+            visible = (keys[None, :] <= queries[:, None] + offset) & (keys[None, :] < end)
+            probabilities = tl.where(visible, probabilities, 0.0)
+        probability_gradient = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
+        if DROPOUT:
+            kept = survives(seed, queries[:, None], keys[None, :], head, drop_below)
+            probability_gradient = tl.where(kept, probability_gradient * keep_scale, 0.0)
+        score_gradient = probabilities * (probability_gradient - delta_row[:, None])
+        if MASKED:  # a softmax over one key is constant: exactly 0 instead of the rounding of dP - delta
+            score_gradient = tl.where(queries[:, None] + offset > 0, score_gradient, 0.0)
+        query_gradient = tl.dot(score_gradient.to(key.dtype), key, query_gradient, input_precision=PRECISION)
+    return query_gradient
+
+
+@triton.jit(do_not_specialize=[
+    "query_count", "key_count", "heads", "head_count", "group", "heads_together", "drop_below", "q_batch", "q_head",
+    "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row", "grad_batch", "grad_head", "grad_row",
+    "dq_batch", "dq_head", "dq_row",
+])  # fmt: skip
+def _query_gradient_kernel(
+    q, k, v, grad_out, lse, delta, correction, dq, dropout_seed, lengths, scale, plain_scale, keep_scale, drop_below,
+    query_count, key_count, heads, head_count, group, heads_together, q_batch, q_head, q_row, k_batch, k_head, k_row,
+    v_batch, v_head, v_row, grad_batch, grad_head, grad_row, dq_batch, dq_head, dq_row, UNIT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries of one head: dQ."""
+    tiles = tl.cdiv(query_count, QUERY_BLOCK)
+    head_index, tile = head_and_tile(tl.program_id(0), tiles, heads, heads_together)
+    first_query = (tiles - 1 - tile) * QUERY_BLOCK
+    batch = (head_index // head_count).to(tl.int64)
+    head = (head_index % head_count).to(tl.int64)
+    length = visible_length(lengths, batch, key_count)
+    offset = length - query_count
+
+    q += (batch * q_batch + head * q_head) * UNIT
+    k += (batch * k_batch + (head // group) * k_head) * UNIT
+    v += (batch * v_batch + (head // group) * v_head) * UNIT
+    grad_out += (batch * grad_batch + head * grad_head) * UNIT
+    dq += (batch * dq_batch + head * dq_head) * UNIT
+
+    dims = tl.arange(0, DIM_BLOCK)
+    queries = first_query + tl.arange(0, QUERY_BLOCK)
+    query = load_rows(q, first_query, q_row * UNIT, query_count, dims, HEAD_DIM, QUERY_BLOCK, True)
+    gradient = load_rows(grad_out, first_query, grad_row * UNIT, query_count, dims, HEAD_DIM, QUERY_BLOCK, True)
+    flat_rows = head_index.to(tl.int64) * query_count + queries
+    log_sum = load_log_sum(lse + flat_rows, queries < query_count)
+    delta_row = tl.load(delta + flat_rows, mask=queries < query_count, other=0.0)
+    correction_row = 1.0
+    if correction is not None:
+        correction_row = tl.load(correction + flat_rows, mask=queries < query_count, other=0.0)
+    seed = 0
+    if dropout_seed is not None:
+        seed = tl.load(dropout_seed)
+
+    query_gradient = tl.zeros([QUERY_BLOCK, DIM_BLOCK], tl.float32)
+    end = tl.maximum(tl.minimum(offset + first_query + QUERY_BLOCK, length), 0)
+    unmasked = tl.minimum(tl.maximum(offset + first_query + 1, 0), end) // KEY_BLOCK * KEY_BLOCK
+    query_gradient = _query_gradients(
+        query_gradient, delta_row, correction_row, query, gradient, queries, dims, log_sum, k, v, k_row * UNIT,
+        v_row * UNIT, 0, unmasked, offset, scale, seed, head_index, keep_scale, drop_below, HEAD_DIM, KEY_BLOCK, False,
+        dropout_seed is not None, correction is not None, PRECISION,
+    )  # fmt: skip
+    query_gradient = _query_gradients(
+        query_gradient, delta_row, correction_row, query, gradient, queries, dims, log_sum, k, v, k_row * UNIT,
+        v_row * UNIT, unmasked, end, offset, scale, seed, head_index, keep_scale, drop_below, HEAD_DIM, KEY_BLOCK,
+        True, dropout_seed is not None, correction is not None, PRECISION,
+    )  # fmt: skip
+    store_rows(dq, query_gradient * plain_scale, first_query, dq_row * UNIT, query_count, dims, HEAD_DIM, QUERY_BLOCK)
+
+
+# ------------------------------------------------------------------------------------------------------------ launching
+
+
+def query_gradient(
+    grad_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lse: torch.Tensor,
+    delta: torch.Tensor,
+    correction: torch.Tensor | None,
+    dq: torch.Tensor,
+    scale: float,
+    dropout_p: float,
+    dropout_seed: torch.Tensor | None,
+    kv_lengths: torch.Tensor | None,
+) -> None:
+    """Fills dq (B, H, T, D)."""
+    batch, heads, query_count, head_dim = q.shape
+    key_count = k.shape[2]
+    group = heads // k.shape[1]
+    seed, keep_scale, drop_below = dropout_arguments(dropout_p, dropout_seed)
+    together = heads_in_cache(batch * heads, ceil_div(key_count, group), q)
+    unit = common_unit(q, k, v, grad_out, dq)
+
+    def launch(tile: AttentionTile) -> None:
+        with on_device(q):
+            _query_gradient_kernel[(ceil_div(query_count, tile.query_block) * batch * heads,)](
+                q, k, v, grad_out, lse, delta, correction, dq, seed, kv_lengths, scale * LOG2_E.value, scale,
+                keep_scale, drop_below, query_count, key_count, batch * heads, heads, group, together,
+                *in_units(unit, q, k, v, grad_out, dq), UNIT=unit, HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
+                QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, PRECISION=precision(q), num_warps=tile.warps,
+                num_stages=tile.stages,
+            )  # fmt: skip
+
+    tried = candidates((32, 64, 128), (16, 32, 64, 128))
+    launch(choose("attention_query_gradient", AttentionTile, q, tried, launch, **tile_key(q), heavy=seed is not None))
