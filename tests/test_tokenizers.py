@@ -305,7 +305,7 @@ def test_a_split_or_trainer_that_is_not_known_is_named(arguments):
 
 
 def test_the_library_can_not_show_its_merges_and_may_be_missing(monkeypatch):
-    with pytest.raises(ValueError, match='on_merge needs the trainer "python"'):
+    with pytest.raises(ValueError, match='every merge takes the trainer "python"'):
         BPETokenizer.train(TEXTS, 300, on_merge=print, trainer="tokenizers")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=r'pip install "llmfast-kernels\[train\]"'):

@@ -41,9 +41,7 @@ USUAL = Effort(seconds=0.8, rounds=(3, 15), turn=0.003)
 FULL = Effort(seconds=5.0, rounds=(5, 50), turn=0.01)
 
 
-def take_turns(
-    turns: Mapping[Name, Turn], effort: Effort, clock: Clock = time.perf_counter
-) -> dict[Name, list[float]]:
+def take_turns(turns: Mapping[Name, Turn], effort: Effort, clock: Clock = time.perf_counter) -> dict[Name, list[float]]:
     """Seconds of one call, by competitor and round; the lists are equally long.
 
     Everybody is called twice before it counts: the first call allocates and compiles, the second says how many calls

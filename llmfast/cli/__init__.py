@@ -16,6 +16,7 @@ import llmfast
 VERBS = (
     "generate",
     "data",
+    "tokenizer",
     "eval",
     "quantize",
     "verify",

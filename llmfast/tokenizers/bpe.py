@@ -104,7 +104,7 @@ class BPETokenizer:
             counted = ((chunk.encode(), n) for chunk, n in chunks.items())
             merges = learn_merges(counted, vocab_size - least, on_merge)
         elif on_merge is not None:
-            raise ValueError('on_merge needs the trainer "python": the library does not tell of its merges')
+            raise ValueError('to see every merge takes the trainer "python": the library does not tell of them')
         else:
             merges = learn_merges_with_library(texts, vocab_size - least, split, show_progress)
         vocab = {token: i for i, token in enumerate([*BYTES, *(left + right for left, right in merges)])}

@@ -61,14 +61,15 @@ class WordPieceTokenizer(VocabularyTokenizer):
         cls,
         texts: Iterable[str],
         vocab_size: int,
-        min_count: int = 2,
+        min_count: int | None = None,
         lowercase: bool = False,
         on_merge: OnMerge | None = None,
     ) -> WordPieceTokenizer:
-        """Learns a vocabulary of `vocab_size` tokens, or fewer where nothing is left that occurs `min_count` times.
+        """Learns a vocabulary of `vocab_size` tokens, or fewer where nothing is left to join.
 
-        Every character of `texts` is in it, alone and as a continuation, as far as they fit: a word of known
-        characters never becomes `[UNK]`.
+        `min_count` is the number of times that a pair must occur to be joined; see `learn_tokens`. Every character of
+        `texts` is in the vocabulary, alone and as a continuation, as far as they fit: a word of known characters never
+        becomes `[UNK]`.
         """
         if vocab_size < 4:
             raise ValueError(
