@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfast.files import write_atomic
 from llmfast.tokenizers.byte_letters import printable, unprintable
-from llmfast.tokenizers.protocol import END_OF_TEXT, read_json
+from llmfast.tokenizers.protocol import END_OF_TEXT, read_json, write_files
 from llmfast.tokenizers.splitting import SPLIT_PATTERNS, split_pattern
 
 VOCAB, MERGES, LIBRARY, CONFIG = "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
@@ -29,30 +28,25 @@ class BPEFiles:
     split: str = "gpt2"
 
 
-def write(directory: Path, files: BPEFiles) -> None:
-    """Writes the vocabulary, and removes what a vocabulary in other files has left there."""
-    directory.mkdir(parents=True, exist_ok=True)
+def write(directory: str | Path, files: BPEFiles) -> None:
     vocab = {printable(token): i for token, i in files.vocab.items()}
     pairs = [(printable(left), printable(right)) for left, right in files.merges]
+    config: dict[str, Any] = {"tokenizer_class": "GPT2Tokenizer"}
     if files.split == "gpt2":
         lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs), ""]
-        write_atomic(directory / VOCAB, json.dumps(vocab | files.special_tokens, ensure_ascii=False).encode())
-        write_atomic(directory / MERGES, "\n".join(lines).encode())
-        others = [LIBRARY]
+        contents = {
+            VOCAB: json.dumps(vocab | files.special_tokens, ensure_ascii=False),
+            MERGES: "\n".join(lines),
+        }
     else:
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"}
         document = _library_document(vocab, pairs, files.special_tokens, files.split)
-        write_atomic(directory / LIBRARY, json.dumps(document, ensure_ascii=False).encode())
-        others = [VOCAB, MERGES]
-    config: dict[str, Any] = {
-        "tokenizer_class": "GPT2Tokenizer" if files.split == "gpt2" else "PreTrainedTokenizerFast"
-    }
+        contents = {LIBRARY: json.dumps(document, ensure_ascii=False)}
     if END_OF_TEXT in files.special_tokens:
         config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     if set(files.special_tokens) > {END_OF_TEXT}:
         config["added_tokens_decoder"] = {str(t.pop("id")): t for t in _added_tokens(files.special_tokens)}
-    write_atomic(directory / CONFIG, json.dumps(config, indent=2).encode())
-    for name in others:
-        (directory / name).unlink(missing_ok=True)
+    write_files(directory, contents | {CONFIG: json.dumps(config, indent=2)})
 
 
 def read(directory: Path) -> tuple[BPEFiles, Path]:

@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 
 import regex
 
-from llmfast.files import write_atomic
-from llmfast.tokenizers.protocol import END_OF_TEXT, encodable, read_json
+from llmfast.tokenizers.protocol import END_OF_TEXT, encodable, read_json, write_files
 from llmfast.tokenizers.vocabulary import VocabularyTokenizer, most_frequent, tokenizer_config
 from llmfast.tokenizers.wordpiece_training import CONTINUATION, OnMerge, learn_tokens
 
@@ -133,13 +132,12 @@ class WordPieceTokenizer(VocabularyTokenizer):
 
     def save(self, directory: str | Path) -> None:
         """Writes `vocab.txt`, a token a line, and `tokenizer_config.json`, which transformers reads as BERT's."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {"do_lower_case": self.lowercase}
+        more: dict[str, Any] = {"do_lower_case": self.lowercase}
         if self.end_of_text is not None:  # BERT's class insists on tokens for all of these
-            config |= dict.fromkeys(("pad_token", "cls_token", "sep_token", "mask_token"), END_OF_TEXT)
-        write_atomic(directory / "vocab.txt", "".join(f"{token}\n" for token in self.tokens).encode())
-        tokenizer_config(directory, "BertTokenizer", self.UNKNOWN, self.end_of_text is not None, **config)
+            more |= dict.fromkeys(("pad_token", "cls_token", "sep_token", "mask_token"), END_OF_TEXT)
+        config = tokenizer_config("BertTokenizer", self.UNKNOWN, self.end_of_text is not None, **more)
+        vocab = "".join(f"{token}\n" for token in self.tokens)
+        write_files(directory, {"vocab.txt": vocab, "tokenizer_config.json": config})
 
     @classmethod
     def load(cls, directory: str | Path) -> WordPieceTokenizer:
