@@ -15,12 +15,15 @@ import llmfast
 # for: nobody waits for what he does not use.
 VERBS = (
     "generate",
+    "train",
     "data",
     "eval",
     "quantize",
+    "bench",
     "verify",
     "backends",
     "info",
+)
 )
 
 
