@@ -115,8 +115,7 @@ def _lines(ax: Axes, panel: Panel, series: dict[str, int], theme: dict[str, str]
         ax.plot(x, y, color=color, linestyle=style, marker=marker, markersize=4, markerfacecolor=hollow, linewidth=1.6)
         ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     if panel.limit:
-        x, y = zip(*panel.limit, strict=True)
-        ax.plot(x, y, color=theme["muted"], linestyle=(0, (1, 1.5)), linewidth=1.4)
+        ax.plot(*zip(*panel.limit, strict=True), color=theme["muted"], linestyle=(0, (1, 1.5)), linewidth=1.4)
     ticks = sorted({point[0] for line in panel.lines for point in line.points})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [short(x) for x in ticks])

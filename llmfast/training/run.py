@@ -17,7 +17,8 @@ from torch import Tensor
 from llmfast import checkpoint
 from llmfast.backends import explain
 from llmfast.files import write_atomic
-from llmfast.generation import FLOATS, LLM, chosen_backend
+from llmfast.generation import LLM, chosen_backend
+from llmfast.model import FLOATS
 from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.training import checkpoints, directory, memory
 from llmfast.training.configuration import TrainingConfig

@@ -23,8 +23,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from llmfast import checkpoint
 from llmfast.config import GPTConfig
 from llmfast.decoders.native import fastest_float
-from llmfast.generation import FLOATS
-from llmfast.model import GPT
+from llmfast.model import FLOATS, GPT
 from llmfast.training import checkpoints
 from llmfast.training.configuration import TrainingConfig
 from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader
