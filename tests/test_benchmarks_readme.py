@@ -30,11 +30,16 @@ end
 
 
 def row(library: str, precision: str, rate: float, versus: dict[str, float] | None = None, **more: Any) -> Record:
-    ratios = tuple(Versus(name, Spread.of([value])) for name, value in (versus or {}).items())
     sound: dict[str, Any] = {"name": "decode", "sizes": {"batch": 1, "context": 32}, "share_of_limit": 0.5} | more
-    figures: dict[str, Any] = {"seconds": Spread.of([1 / rate]), "rates": {"tokens_per_second": rate}}
     return Record(
-        "peers", sound.pop("name"), library, precision, "cpu", seconds=seconds, rates=rates, versus=ratios, **sound
+        group="peers",
+        backend=library,
+        precision=precision,
+        device="cpu",
+        seconds=Spread.of([1 / rate]),
+        rates={"tokens_per_second": rate},
+        versus=tuple(Versus(name, Spread.of([value])) for name, value in (versus or {}).items()),
+        **sound,
     )
 
 
