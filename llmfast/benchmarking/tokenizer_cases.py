@@ -20,7 +20,7 @@ from llmfast.benchmarking.facts import version_of
 from llmfast.benchmarking.startup_cases import ANY
 from llmfast.benchmarking.timing import timed
 from llmfast.tokenizers import BPETokenizer
-from llmfast.tokenizers.bpe import GPT2_SPLIT_PATTERN
+from llmfast.tokenizers.splitting import GPT2_SPLIT_PATTERN
 
 OURS, HUGGING_FACE, TIKTOKEN = "llmfast", "tokenizers", "tiktoken"
 VOCABULARY = 2000  # of the tokenizer that encodes
