@@ -39,7 +39,7 @@ class Effort:
 
 
 QUICK = Effort(seconds=0.1, rounds=(2, 5), turn=0.001)
-USUAL = Effort(seconds=0.8, rounds=(3, 15), turn=0.003)
+USUAL = Effort(seconds=0.5, rounds=(3, 15), turn=0.003)
 FULL = Effort(seconds=5.0, rounds=(5, 50), turn=0.01)
 
 
