@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,8 +187,8 @@ def _device(device: str) -> str:
 
 
 def _report_writer() -> Any:
-    """`report.write`, with what it needs: found missing now rather than after measuring."""
-    try:
-        return importlib.import_module("llmfast.benchmarking.report").write
-    except ImportError as error:
-        raise ValueError(f"--report can't be written: {error}") from None
+    """`report.write`; what it needs is found missing now rather than after measuring."""
+    from llmfast.benchmarking import plots, report
+
+    plots.require_matplotlib()
+    return report.write
