@@ -123,7 +123,12 @@ def _measure(
                 suite.measure_limits(measured)
     except KeyboardInterrupt:
         console.print("interrupted: these are the results so far")
-    return Results(facts(packages=("tokenizers", "tiktoken")), suite.best_limits(measured), tuple(found))
+    known = facts(packages=("tokenizers", "tiktoken"))
+    if any(record.group == "peers" for record in found):
+        from llmfast.benchmarking.peers import client
+
+        known["versions"] |= client.versions()
+    return Results(known, suite.best_limits(measured), tuple(found))
 
 
 def _peers(scale_name: str, everything: bool, say: Callable[[str], None]) -> list[Any]:
