@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import facts
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -27,53 +26,27 @@ from torch import Tensor
 
 import llmfast
 from llmfast import checkpoint, quantization
-from llmfast.decoders import NativeDecoder
+from llmfast.benchmarking.facts import facts
 from llmfast.files import write_atomic
+from llmfast.scoring import Window, batch_logits, batches, windows
 from llmfast.training.stories import read_stories
 
 LOGITS_AT_ONCE = 1 << 23
-ROWS_AT_ONCE = 128
 PRECISIONS = ("bf16", *quantization.PRECISIONS)
 
 
-def logits_of(llm: llmfast.LLM, ids: Tensor) -> Tensor:
-    """What generating would see: ids (B, T) int64 -> (B, T, V) float32, weights and activations rounded as they run."""
-    packed = llm.native()
-    if packed is None:
-        with llm.using_backend():
-            return llm.model(ids).float()
-    logits = []
-    for row in ids:
-        decoder = NativeDecoder(packed, 1, len(row))
-        logits.append(torch.cat([decoder.step_block(block) for block in row.split(ROWS_AT_ONCE)]))
-    return torch.stack(logits)
+def logits_of(llm: llmfast.LLM, batch: Sequence[Window]) -> Tensor:
+    """What generating would see, weights and activations rounded as they run: (n, V) float32, the windows' tokens."""
+    with llm.using_backend():
+        return torch.cat([*batch_logits(llm.native() or llm.model, batch)])
 
 
-def blocks_of(llm: llmfast.LLM, documents: list[str]) -> list[list[int]]:
-    """Token ids to predict from their beginning, at most a context and one long, that overlap only by that one."""
+def windows_of(llm: llmfast.LLM, documents: list[str]) -> list[Window]:
+    """The documents in blocks, each document from an end-of-text to its own."""
     assert llm.tokenizer is not None and llm.tokenizer.end_of_text is not None
-    end, context = llm.tokenizer.end_of_text, llm.config.n_positions
-    blocks = []
-    for document in documents:
-        ids = [end, *llm.tokenizer.encode(document), end]
-        blocks += [ids[i : i + context + 1] for i in range(0, len(ids) - 1, context)]
-    return blocks
-
-
-def batches(blocks: list[list[int]], tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets (B, T), about `tokens` of them; targets are -100 where a shorter block is padded."""
-    batch: list[list[int]] = []
-    for index, block in enumerate(sorted(blocks, key=len)):
-        batch.append(block)
-        if len(batch) * len(block) >= tokens or index == len(blocks) - 1:
-            width = len(block) - 1  # the longest so far
-            ids = torch.zeros(len(batch), width, dtype=torch.int64)
-            targets = torch.full((len(batch), width), -100)
-            for row, each in enumerate(batch):
-                ids[row, : len(each) - 1] = torch.tensor(each[:-1])
-                targets[row, : len(each) - 1] = torch.tensor(each[1:])
-            yield ids, targets
-            batch = []
+    end = llm.tokenizer.end_of_text
+    sequences = ([end, *llm.tokenizer.encode(document), end] for document in documents)
+    return [window for sequence in sequences for window in windows(sequence, llm.config.n_positions)]
 
 
 @torch.inference_mode()
@@ -81,20 +54,20 @@ def compare(
     reference: llmfast.LLM, others: Mapping[str, llmfast.LLM], documents: list[str]
 ) -> dict[str, dict[str, float]]:
     """The three figures for each of `others`, and under "fp32" the loss that the changes are of."""
-    blocks = blocks_of(reference, documents)
+    blocks = windows_of(reference, documents)
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in ("fp32", *others)}
     tokens, size = 0, max(1, LOGITS_AT_ONCE // reference.config.vocab_size)
-    total = sum(len(block) - 1 for block in blocks)
-    work = list(batches(blocks, size))
-    for ids, targets in track(work, f"{total:,} tokens", console=Console(stderr=True), transient=True):
-        counted = targets >= 0
-        picked = targets[counted].unsqueeze(1)
-        expected = torch.log_softmax(logits_of(reference, ids)[counted], dim=-1)
+    lengths = [len(block.ids) - 1 for block in blocks]
+    total, work = sum(lengths), list(batches(lengths, size))
+    for indices in track(work, f"{total:,} tokens", console=Console(stderr=True), transient=True):
+        batch = [blocks[index] for index in indices]
+        picked = torch.tensor([token for block in batch for token in block.ids[block.first :]]).unsqueeze(1)
+        expected = torch.log_softmax(logits_of(reference, batch), dim=-1)
         loss, best = -expected.gather(1, picked), expected.argmax(1)
         sums["fp32"][0] += loss.double().sum()
         tokens += len(picked)
         for name, llm in others.items():
-            actual = torch.log_softmax(logits_of(llm, ids)[counted], dim=-1)
+            actual = torch.log_softmax(logits_of(llm, batch), dim=-1)
             sums[name][0] += (-actual.gather(1, picked) - loss).double().sum()
             sums[name][1] += torch.nn.functional.kl_div(actual, expected, reduction="sum", log_target=True).double()
             sums[name][2] += (actual.argmax(1) == best).sum()
@@ -152,7 +125,7 @@ def main() -> None:
     results = {name: compare(reference, others, documents) for name, documents in texts.items()}
     show(results)
     if arguments.out:
-        record: dict[str, Any] = {"model": arguments.model, "limit": limit, "results": results, **facts()}
+        record: dict[str, Any] = {"model": arguments.model, "limit": limit, "results": results, "facts": facts()}
         write_atomic(arguments.out, (json.dumps(record, indent=2) + "\n").encode())
     if recorded is not None:
         checkpoint.record_quality(arguments.record, {text: rows[recorded] for text, rows in results.items()})

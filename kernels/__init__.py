@@ -4,6 +4,7 @@
     layer_norm.py             LayerNorm, and LayerNorm fused with the residual addition before it
     gelu.py                   GELU, by tanh (GPT-2's) or by erf
     linear.py                 x W^T + b with GELU in the epilogue
+    quantized_linear.py       x W^T + b on weights of 8 and 4 bits, for inference
     linear_cross_entropy.py   the head and the loss together, without the logits of a whole batch
     matmul.py                 the tiled matrix multiplication that the last two are built on
     configurations.py         which tile sizes a kernel gets: the tables of configs/, one file a GPU family

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmfast import checkpoint, quantization
 from llmfast.backends import resolve
 from llmfast.decoders import NativeModel, native
-from llmfast.generation import FLOATS, LLM, chosen_backend
+from llmfast.generation import LLM, chosen_backend
 from llmfast.locate import locate_model
-from llmfast.model import GPT
+from llmfast.model import FLOATS, GPT
+from llmfast.quantized import QuantizedGPT
 from llmfast.tokenizers import load_tokenizer
 
 PRECISIONS = (*FLOATS, *quantization.PRECISIONS)
@@ -31,7 +33,8 @@ def load(
     there is one), "cpu", "cuda", …. `precision` is one of
 
     - "fp32", "bf16", and on a GPU "fp16"
-    - "int8", "int4", "int4-all" (see `quantization.plan`): on a CPU with the C++ kernels, and 8-bit activations
+    - "int8", "int4", "int4-all" (see `quantization.plan`): the weights. Activations have 8 bits too where the native
+      decoder runs, on a CPU with the C++ kernels; elsewhere they are floats, on a GPU of 16 bits and on a CPU of 32
     - "auto": what the model was quantised to, or its card recommends; else bf16 where the device multiplies it faster
       (on a GPU without it fp16), and fp32 elsewhere.
 
@@ -46,30 +49,38 @@ def load(
     source = checkpoint.stream(path)
     with chosen_backend(backend):
         why_not_native = native.why_not(source.config, place)
-    if precision in quantization.PRECISIONS and why_not_native is not None:
-        raise ValueError(f"precision {precision} needs the native decoder: {why_not_native}; choose fp32 or bf16")
     if precision == "auto":
         precision = _best_precision(source, place, why_not_native is None)
+    quantized = precision in quantization.PRECISIONS
+    dtype = FLOATS[_fastest_float(place) if quantized else precision]
     with chosen_backend(backend):
-        for op in native.MODEL_OPS:
+        for op in (*native.MODEL_OPS, "quantized_linear") if quantized else native.MODEL_OPS:
             # An unavailable backend is an error here, not at the first token.
-            if resolve(op, place, FLOATS.get(precision, torch.float32))[0] == "reference":
+            if resolve(op, place, dtype)[0] == "reference":
                 raise ValueError("the reference backend computes in float64, to test single ops; it can't run a model")
     tokenizer = load_tokenizer(source.directory)
+    planned = quantization.plan(source.config, precision) if quantized else {}
     if why_not_native is not None:
-        return LLM(_read_model(source, precision).to(place), tokenizer, backend)
+        model = _quantized_model(source, precision, planned, dtype, place) if quantized else None
+        return LLM(model or _read_model(source, precision).to(place), tokenizer, backend)
     stored = _stored_formats(source, precision)
-    planned = quantization.plan(source.config, precision) if precision in quantization.PRECISIONS else {}
     packed = NativeModel(source.config, source.tensors(planned), precision, stored)
     return LLM(lambda: _read_model(source, precision), tokenizer, backend, packed)
 
 
 def _best_precision(source: checkpoint.Stream, device: torch.device, natively: bool) -> str:
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return source.precision or _fastest_float(device)
     if not natively:
         return "fp32"
     return checkpoint.recommended_precision(source.path) or native.fastest_float()
+
+
+def _fastest_float(device: torch.device) -> str:
+    """The floats that go with a module's quantised weights, or are best by themselves on a GPU."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _stored_formats(source: checkpoint.Stream, precision: str) -> Mapping[str, str] | None:
@@ -86,6 +97,25 @@ def _read_model(source: checkpoint.Stream, precision: str) -> GPT:
             for name, form in quantization.plan(model.config, precision).items():
                 weight = model.get_parameter(name)
                 weight.copy_(quantization.quantize(weight, form).dequantize())
+    return model
+
+
+def _quantized_model(
+    source: checkpoint.Stream, precision: str, planned: Mapping[str, str], dtype: torch.dtype, device: torch.device
+) -> GPT:
+    """The model with its weights as integers: those of the file, where it was quantised in just this precision."""
+    formats = _stored_formats(source, precision) or planned
+
+    def tensors() -> Iterator[tuple[str, Tensor | quantization.QuantizedWeight]]:
+        for name, weight in source.tensors(planned):
+            if isinstance(weight, quantization.QuantizedWeight) and weight.precision != formats.get(name):
+                floats = weight.dequantize()
+                yield name, quantization.quantize(floats, formats[name]) if name in formats else floats
+            else:
+                yield name, weight
+
+    model = QuantizedGPT(source.config, precision, tensors(), dtype, device)
+    model.source = source.directory
     return model
 
 

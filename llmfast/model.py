@@ -20,6 +20,8 @@ from llmfast.cache import KVCache
 from llmfast.config import GPTConfig
 from llmfast.locate import locate_model
 
+FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Linear(nn.Linear):
     """x Wᵀ + b, with the activation fused in."""
@@ -182,11 +184,16 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.lm_head.weight.device
+        return self.transformer.ln_f.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.lm_head.weight.dtype
+        return self.transformer.ln_f.weight.dtype
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16; a quantised model (`llmfast/quantized.py`) says int8, int4 or int4-all."""
+        return next(name for name, dtype in FLOATS.items() if dtype == self.dtype)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> GPT:

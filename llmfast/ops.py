@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llmfast.backends import select
+from llmfast.quantization import layout
 
 ACTIVATIONS = {None: "", "gelu_tanh": "gelu_tanh", "gelu": "gelu"}
 
@@ -149,6 +150,34 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ign
     return select("linear_cross_entropy", hidden)(hidden, weight, targets, ignore_index=ignore_index)
 
 
+def quantized_linear(
+    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """`linear` on a weight (N, K) in a format of `llmfast.quantization`, for inference: x (..., K) -> (..., N).
+
+    int8: values (N, K) int8 and scale (N,) float32. int4: values (N, 16 G) uint8 and scale (N, G) bfloat16, with
+    G = ⌈K/32⌉. The result is that of the weights which values and scale stand for. x (and bias) take no gradients.
+    """
+    N, K = values.shape[0] if values.ndim else 0, x.shape[-1] if x.ndim else 0
+    form = {torch.int8: "int8", torch.uint8: "int4"}.get(values.dtype)
+    expected = [] if form is None else list(layout(form, (N, K)).values())
+    if x.ndim < 1 or [(tuple(t.shape), t.dtype) for t in (values, scale)] != expected:
+        raise ValueError(
+            "values and scale must be int8 (N, K) and float32 (N,), or uint8 (N, 16 G) and bfloat16 (N, G) with "
+            f"G = ⌈K/32⌉, for x (..., K); got {values.dtype}, {scale.dtype}, {_shapes(x=x, values=values, scale=scale)}"
+        )
+    if bias is not None and bias.shape != (N,):
+        raise ValueError(f"bias must be (N,) for values (N, …), got {_shapes(bias=bias, values=values)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'activation must be None, "gelu_tanh" or "gelu", got {activation!r}')
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        raise ValueError("quantized_linear has no gradients: call it under torch.inference_mode() or torch.no_grad()")
+    x, bias = _autocast(x, bias)
+    _same_kind(x=x, bias=bias)
+    _same_device(x=x, values=values, scale=scale)
+    return select("quantized_linear", x)(x, values, scale, bias, activation)
+
+
 def _check_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if x.ndim < 1 or weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must be (N,) for x (..., N), got {_shapes(weight=weight, x=x)}")
@@ -162,6 +191,12 @@ def _same_kind(**tensors: Tensor | None) -> None:
     if any(t.dtype != given[0].dtype or t.device != given[0].device for t in given):
         kinds = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in tensors.items() if t is not None)
         raise ValueError(f"the tensors must share one dtype and one device, got {kinds}")
+
+
+def _same_device(**tensors: Tensor) -> None:
+    if len({t.device for t in tensors.values()}) > 1:
+        places = ", ".join(f"{name} on {t.device}" for name, t in tensors.items())
+        raise ValueError(f"the tensors must be on one device, got {places}")
 
 
 def _autocasts(device: str) -> bool:

@@ -68,11 +68,16 @@ class QuantizedWeight:
 
     def floats(self, rows: slice) -> Tensor:
         """Some rows of the weight as float32."""
-        values, scale = self.values[rows], self.scale[rows].float()
-        if self.precision == "int8":
-            return values.float() * scale[:, None]
-        nibbles = torch.stack([values & 15, values >> 4], dim=-1).view(*scale.shape, GROUP_SIZE)
-        return ((nibbles.float() - 8) * scale[..., None]).flatten(1)[:, : self.shape[1]]
+        return dequantize(self.values[rows], self.scale[rows], self.shape[1])
+
+
+def dequantize(values: Tensor, scale: Tensor, K: int) -> Tensor:
+    """Rows of a weight, whatever stands before their K elements, as float32: (..., K). int8 values are int8, int4
+    uint8."""
+    if values.dtype == torch.int8:
+        return values.float() * scale.unsqueeze(-1)
+    nibbles = torch.stack([values & 15, values >> 4], dim=-1).view(*scale.shape, GROUP_SIZE)
+    return ((nibbles.float() - 8) * scale.float().unsqueeze(-1)).flatten(-2)[..., :K]
 
 
 def layout(precision: str, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

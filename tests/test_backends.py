@@ -15,7 +15,7 @@ import torch
 
 import llmfast
 from llmfast import ops
-from llmfast.backends import BackendUnavailable, registered, resolve, select
+from llmfast.backends import BackendUnavailable, load_backend, registered, resolve, select
 
 CPU = torch.device("cpu")
 
@@ -137,6 +137,50 @@ def test_an_installed_package_announces_a_backend(tmp_path):
     )
     result = run_python(code, PYTHONPATH=str(tmp_path))
     assert result.stdout.strip() == "0.0", result.stderr
+
+
+@pytest.fixture
+def folder_of_kernels(tmp_path, monkeypatch):
+    """The current folder, with somebody's modules; what is registered or put on the path there is forgotten after."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    registry = sys.modules["llmfast.backends"]._registry
+    monkeypatch.setattr(sys.modules["llmfast.backends"], "_registry", registry.copy())
+    (tmp_path / "neighbour.py").write_text("def identity(x): return x\n")
+    (tmp_path / "their-kernels.py").write_text(
+        "from neighbour import identity\ndef gelu(x, approximate='tanh'): return identity(x)\n"
+    )
+    (tmp_path / "theirs_as_package").mkdir()
+    (tmp_path / "theirs_as_package" / "kernels.py").write_text("def gelu(x, approximate='tanh'): return 3 * x\n")
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "fails.py").write_text("one = 1\nbroken = one / 0\n")
+    (tmp_path / "triton.py").write_text("def gelu(x, approximate='tanh'): return x\n")
+    return tmp_path
+
+
+def test_a_backend_is_loaded_by_name_from_a_file_or_from_a_module(folder_of_kernels):
+    assert load_backend("torch") == "pytorch" and load_backend("auto") == "auto"
+    for _ in range(2):  # what is loaded already is found again
+        assert load_backend("their-kernels.py") == load_backend("./their-kernels.py") == "their_kernels"
+        assert load_backend("theirs_as_package.kernels") == "theirs_as_package_kernels"
+    with llmfast.use_backend({"gelu": "theirs_as_package_kernels"}):
+        assert torch.equal(ops.gelu(torch.ones(2)), torch.full((2,), 3.0))
+
+
+@pytest.mark.parametrize(
+    "text, error, message",
+    [
+        ("nowhere.py", ValueError, "there is no file nowhere.py"),
+        ("nowhere.at_all", ValueError, "unknown backend 'nowhere.at_all'.*known: auto, pytorch"),
+        ("no name", ValueError, "not the name of a module"),
+        ("empty.py", ValueError, "defines none of the ops"),
+        ("triton.py", ValueError, "another backend has that name"),
+        ("fails.py", BackendUnavailable, "ZeroDivisionError: division by zero .*fails.py, line 2"),
+    ],
+)
+def test_a_backend_that_can_not_be_loaded_says_why(folder_of_kernels, text, error, message):
+    with pytest.raises(error, match=message):
+        load_backend(text)
 
 
 def test_the_environment_chooses_for_the_process():

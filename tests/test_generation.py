@@ -675,9 +675,10 @@ def test_a_quantised_module_has_the_weights_that_run_natively(storyteller_direct
 
 
 @pytest.mark.parametrize("settings", [dict(backend="pytorch"), dict(backend={"linear": "pytorch"})])
-def test_integers_without_the_native_decoder_are_an_error(storyteller_directory, settings):
-    with pytest.raises(ValueError, match="int8 needs the native decoder"):
-        llmfast.load(storyteller_directory, device="cpu", precision="int8", **settings)
+def test_integers_run_without_the_native_decoder_too(storyteller_directory, settings):
+    llm = llmfast.load(storyteller_directory, device="cpu", precision="int8", **settings)
+    assert llm.native() is None and llm.precision == "int8" and llm.model.dtype == torch.float32
+    assert llm.generate("The", temperature=0, max_new_tokens=5).startswith("The")
 
 
 def test_a_model_without_a_tokenizer_takes_ids_and_explains_itself_for_text(wanderer, tmp_path):

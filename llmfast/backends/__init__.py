@@ -2,8 +2,8 @@
 
 A backend is a module, a flat list of functions with the names and signatures of `llmfast.ops`, and a function
 `why_not(op, device, dtype)` that gives the reason it can't run something, or None. Four come with the package:
-`pytorch`, `cpp`, `triton`, and `reference` (float64, for tests). Others are added by `register_backend` or by the
-entry-point group `llmfast.backends`.
+`pytorch`, `cpp`, `triton`, and `reference` (float64, for tests). Others are added by `register_backend`, by
+`load_backend` from a file or a module, or by the entry-point group `llmfast.backends`.
 
 What is chosen, first match first: the innermost `use_backend` of this thread, the environment variable
 `LLMFAST_BACKEND`, and "auto": triton on a GPU, cpp on a CPU, pytorch where neither can. A backend chosen by name that
@@ -14,16 +14,29 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import torch
 
-OPS = ("causal_attention", "layer_norm", "add_layer_norm", "gelu", "linear", "linear_cross_entropy")
+from llmfast.backends.importing import import_module_or_file
+
+OPS = (
+    "causal_attention",
+    "layer_norm",
+    "add_layer_norm",
+    "gelu",
+    "linear",
+    "linear_cross_entropy",
+    "quantized_linear",
+)
 AUTO = {"cuda": ("triton", "pytorch"), "cpu": ("cpp", "pytorch")}
 ALIASES = {"torch": "pytorch"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -55,6 +68,39 @@ def register_backend(name: str, module: Any) -> None:
     if not any(hasattr(module, op) for op in OPS):
         raise ValueError(f"backend {name!r} defines none of the ops {', '.join(OPS)}")
     _registry[name] = module
+
+
+def load_backend(text: str) -> str:
+    """The name of the backend that a command line means by `text`, loaded and, if it is new, registered.
+
+    A known name ("cpp", "auto"), a Python file ("kernels/mine.py", which becomes `mine`), or a module to import
+    ("my_package.kernels", from the current folder too, which becomes `my_package_kernels`).
+
+    `ValueError` where there is no such backend or it defines no op, `BackendUnavailable` where it fails to import.
+    """
+    name = ALIASES.get(text, text)
+    if name == "auto":
+        return name
+    if name in backend_names():
+        _module(name)
+        return name
+    file = Path(text).resolve() if text.endswith(".py") else None
+    name = re.sub(r"\W", "_", file.stem if file else text)
+    if name in _registry:
+        module = _registry[name]
+        if getattr(module, "__file__", None) == str(file) if file else module is sys.modules.get(text):
+            return name
+        raise ValueError(f"backend {text} would be named {name!r}, and another backend has that name")
+    try:
+        register_backend(name, import_module_or_file(text, name))
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
+    except ModuleNotFoundError as error:
+        known = f"known: auto, {', '.join(backend_names())}"
+        raise ValueError(f"unknown backend {text!r} ({error}); {known}; or give a module or a .py file") from None
+    except ImportError as error:
+        raise BackendUnavailable(f"backend {text} can't be loaded: {error}") from error
+    return name
 
 
 def backend_names() -> list[str]:
@@ -105,6 +151,14 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0
             return candidate, f"the first of {device.type}'s backends that can" + passed
         passed += f"; {candidate} can't: {reason}"
     raise BackendUnavailable(f"no backend runs {op} on {device.type} {_short(dtype)}{passed}")
+
+
+def capturable(name: str) -> bool:
+    """Whether a backend's functions can be recorded in a CUDA graph, which its module says with `CAPTURABLE = True`.
+
+    They then never wait for the GPU, and launch the same kernels whatever the values of their tensors are.
+    """
+    return bool(getattr(_module(name), "CAPTURABLE", False))
 
 
 def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> str | None:
@@ -177,7 +231,10 @@ def backends() -> list[Support]:
         for device in devices:
             for op in OPS:
                 for dtype in DTYPES:
-                    reason = problem or _why_not(name, op, device, dtype)
+                    try:
+                        reason = problem or _why_not(name, op, device, dtype)
+                    except Exception as error:
+                        reason = f"its why_not raised {type(error).__name__}: {error}"
                     rows.append(Support(op, name, device.type, _short(dtype), reason))
     return rows
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmfast.backends.registered import RegisteredOps, register
+from llmfast.quantization import dequantize
 
 MAX_HEAD_DIM = 256
 PACKAGE = Path(__file__).parents[1]
+DEQUANTIZES = "; the weights are made floats in every call (the native decoder multiplies integers)"
 HOW_TO_GET_IT = "install a C++17 compiler (such as g++) and install llmfast-kernels again"
 
 
@@ -62,7 +65,7 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 def describe(op: str, *args: Any, **kwargs: Any) -> str:
     """The configuration a call would get, for `llmfast.explain`."""
-    return f"{isa()} kernels, {torch.get_num_threads()} threads"
+    return f"{isa()} kernels, {torch.get_num_threads()} threads" + (DEQUANTIZES if op == "quantized_linear" else "")
 
 
 _ops = RegisteredOps("llmfast")
@@ -72,3 +75,9 @@ add_layer_norm = _ops.add_layer_norm
 gelu = _ops.gelu
 linear = _ops.linear
 linear_cross_entropy = _ops.linear_cross_entropy
+
+
+def quantized_linear(
+    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    return linear(x, dequantize(values, scale, x.shape[-1]).to(x.dtype), bias, activation)

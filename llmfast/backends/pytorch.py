@@ -11,16 +11,23 @@ from torch import Tensor
 
 from llmfast.backends.philox import dropout_keep
 from llmfast.backends.reference import visible_keys
+from llmfast.quantization import dequantize
 
 # The most memory that one chunk of logits takes in linear_cross_entropy: on a CPU, what stays in its cache (fresh
 # pages for large temporaries cost more than the arithmetic on them); on a GPU, enough rows for an efficient product.
 LOGITS_BYTES = {"cpu": 8 << 20}
 LOGITS_BYTES_ELSEWHERE = 128 << 20
+CAPTURABLE = True  # in a CUDA graph, forward
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why `op` can't run on this device and dtype: it always can."""
     return None
+
+
+def describe(op: str, *args: Any, **kwargs: Any) -> str:
+    """What is worth saying of a call, for `llmfast.explain`."""
+    return "the weights are made floats in every call" if op == "quantized_linear" else ""
 
 
 def causal_attention(
@@ -78,6 +85,12 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     y = F.linear(x, weight, bias)
     return y if activation is None else F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def quantized_linear(
+    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    return linear(x, dequantize(values, scale, x.shape[-1]).to(x.dtype), bias, activation)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:

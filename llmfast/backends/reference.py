@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmfast.backends.philox import dropout_keep
+from llmfast.quantization import dequantize
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -72,6 +73,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
     y = x.double() @ weight.double().T
     y = y if bias is None else y + bias.double()
     return y if activation is None else gelu(y, "tanh" if activation == "gelu_tanh" else "none")
+
+
+def quantized_linear(
+    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    return linear(x, dequantize(values, scale, x.shape[-1]), bias, activation)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:

@@ -12,14 +12,19 @@ import os
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmfast.backends.registered import SCHEMAS, RegisteredOps, register
+
+# For inference: it has no gradients, so it stands beside the operators that have them.
+QUANTIZED_LINEAR = "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str activation) -> Tensor"
 
 # Which file of `kernels/` holds an operator; most files bear the name of their op.
 KERNEL_FILE = {"add_layer_norm": "layer_norm"}
 
-# Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
 MAX_HEAD_DIM = 256
+CAPTURABLE = True  # in a CUDA graph
+# Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # Asked once, outside of anything that torch.compile traces.
 BFLOAT16_GPU = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -35,7 +40,7 @@ def _define_operators() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'llmfast-kernels[triton]'"
     try:
-        for op, schema in SCHEMAS.items():
+        for op, schema in (*SCHEMAS.items(), ("quantized_linear", QUANTIZED_LINEAR)):
             module = _kernels(op.removesuffix("_backward"))
             torch.library.define(f"llmfast_triton::{op}", schema)
             # One implementation for every device: CUDA and ROCm tensors run for real, CPU tensors in the interpreter.
@@ -43,6 +48,10 @@ def _define_operators() -> str | None:
     except Exception as error:  # a broken Triton must not keep the package from importing
         return f"triton does not import: {type(error).__name__}: {error}"
     register("llmfast_triton")
+    torch.library.register_fake(
+        "llmfast_triton::quantized_linear",
+        lambda x, values, scale, bias, activation: x.new_empty((*x.shape[:-1], values.shape[0])),
+    )
     return None
 
 
@@ -79,3 +88,9 @@ add_layer_norm = _ops.add_layer_norm
 gelu = _ops.gelu
 linear = _ops.linear
 linear_cross_entropy = _ops.linear_cross_entropy
+
+
+def quantized_linear(
+    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    return torch.ops.llmfast_triton.quantized_linear(x, values, scale, bias, activation or "")

@@ -13,7 +13,18 @@ import llmfast
 
 # In the order of `llmfast --help`. A verb's file holds a command of the verb's name, and is imported when it is asked
 # for: nobody waits for what he does not use.
-VERBS = ("generate", "quantize", "info", "backends")
+VERBS = (
+    "generate",
+    "train",
+    "data",
+    "eval",
+    "quantize",
+    "bench",
+    "verify",
+    "backends",
+    "info",
+)
+)
 
 
 class Verbs(click.Group):

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 
-from llmfast.backends import BackendUnavailable
+from llmfast.backends import BackendUnavailable, load_backend
 
 # What the package raises for input it can't use; anything else is a bug and keeps its traceback.
 BAD_INPUT = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
@@ -44,8 +44,8 @@ def fail(error: Exception) -> None:
 
 
 def backend_option(text: str) -> str | dict[str, str]:
-    """`cpp`, or one for each op: `causal_attention=cpp,layer_norm=pytorch`."""
+    """`cpp`, or one for each op: `causal_attention=cpp,layer_norm=mine.py`; a module or a file is loaded."""
     if "=" not in text:
-        return text
+        return load_backend(text)
     pairs = [item.partition("=") for item in text.split(",")]
-    return {op.strip(): name.strip() for op, _, name in pairs}
+    return {op.strip(): load_backend(name.strip()) for op, _, name in pairs}

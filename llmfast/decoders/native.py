@@ -9,7 +9,7 @@ logits = decoder.step(torch.tensor([4]))
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -185,9 +185,8 @@ class NativeDecoder:
         best = torch.empty(self.batch, dtype=torch.int64)
         pieces = self._pieces(prompts)
         for piece in pieces:
-            ids = [token for slot, start, count in piece for token in prompts[slot][start : start + count]]
             last = [slot for slot, start, count in piece if start + count == len(prompts[slot])]
-            out = self._run(torch.tensor(ids), piece)
+            out = self._run(_tokens(prompts, piece), piece)
             for row, (slot, _, _) in enumerate(piece):
                 if slot in last:
                     logits[slot], best[slot] = out[row], self.best[row]
@@ -212,22 +211,39 @@ class NativeDecoder:
         self.lengths[0] += len(tokens)
         return logits
 
+    def read(self, sequences: list[list[int]], skip: list[int], rows: int = MOST_ROWS) -> Iterator[Tensor]:
+        """Starts over: the logits (n, V) after every token of each sequence but its first `skip`, for which the head
+        does not run; one sequence after the other, up to `rows` at a time.
+        """
+        if len(sequences) != self.batch or not all(sequences):
+            raise ValueError(f"read takes {self.batch} sequences of at least one token")
+        skipped = [sequence[:count] for sequence, count in zip(sequences, skip, strict=True)]
+        for piece in self._pieces(skipped):
+            if piece:
+                self._run(_tokens(sequences, piece), piece)
+        self.lengths = [len(sequence) for sequence in sequences]
+        for piece in self._pieces(sequences, skip, rows):
+            yield self._run(_tokens(sequences, piece), piece, all_rows=True)
+
     def rewind(self, length: int) -> None:
         """Forgets what the only sequence has beyond its first `length` tokens."""
         if self.batch != 1 or not 0 <= length <= self.lengths[0]:
             raise ValueError(f"can't rewind {self.lengths} to {length} tokens")
         self.lengths[0] = length
 
-    def _pieces(self, prompts: list[list[int]]) -> list[list[tuple[int, int, int]]]:
-        """The prompts cut into steps of at most `_most_rows` rows: lists of (slot, start, count)."""
+    def _pieces(
+        self, prompts: list[list[int]], starts: list[int] | None = None, most: int = MOST_ROWS
+    ) -> list[list[tuple[int, int, int]]]:
+        """The prompts, from `starts` on, cut into steps of at most `most` rows: lists of (slot, start, count)."""
         pieces: list[list[tuple[int, int, int]]] = [[]]
-        room = self._most_rows
+        most = min(most, self._most_rows)
+        room = most
         for slot, prompt in enumerate(prompts):
-            start = 0
+            start = 0 if starts is None else starts[slot]
             while start < len(prompt):
                 if room == 0 or any(slot == other for other, _, _ in pieces[-1]):
                     pieces.append([])
-                    room = self._most_rows
+                    room = most
                 count = min(room, len(prompt) - start)
                 pieces[-1].append((slot, start, count))
                 start, room = start + count, room - count
@@ -246,3 +262,8 @@ class NativeDecoder:
 
     def __reduce__(self) -> Any:
         raise TypeError("a decoder can't be pickled: make another from the model")
+
+
+def _tokens(sequences: list[list[int]], piece: list[tuple[int, int, int]]) -> Tensor:
+    """What the segments of a step cover."""
+    return torch.tensor([token for slot, start, count in piece for token in sequences[slot][start : start + count]])

@@ -1,0 +1,247 @@
+"""Linear layers on weights of 8 and 4 bits: the weights are read as integers, and the products are in the dtype of x.
+
+    int8   out = activation(scale[n] * sum over k of values[n, k] x[k] + b)          one float32 scale a row
+    int4   out = activation(sum over k of (nibble[n, k] - 8) scale[n, k // 32] x[k] + b)   a bfloat16 one for each 32
+
+The formats are those of `llmfast/quantization.py`: int8 values (N, K), or uint8 values (N, 16 G) with scales (N, G),
+G = ceil(K / 32), byte j of a row holding element 2j in its low nibble and 2j + 1 in its high one.
+
+With few rows of x, as in decoding, reading the weights is all the time there is. So a program takes a few rows of the
+weights and all rows of x, and multiplies out^T = W x^T: integers are converted in registers, and the matrix
+instructions of Hopper take only their first operand from there. An int8 is exact in bfloat16 and float16, and its
+scale waits for the float32 sum; an int4 is multiplied by its scale, and rounded to x's dtype, as it is dequantised.
+The nibbles of a byte belong to neighbouring elements of x. It is x that is taken apart into even and odd elements, not
+the weights that are put in order: there is much less of it.
+
+Where the output has few tiles and K is long, K is split between programs: float32 parts, then one reduction in a fixed
+order, so the same bits every time. With many rows of x (a prompt) larger tiles make this an ordinary matrix product.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+from .configurations import configuration
+from .gelu import gelu_of
+from .launch import ceil_div, gpu_family, multiprocessors, on_device
+from .matmul import CANDIDATES, MatrixTile, grouped_tile, precision
+from .tuning import choose
+from .tuning import describe as describe_tile
+
+GROUP_SIZE = 32  # elements of an int4 row that share a scale
+# From many rows of x to few.
+SIZES = ("large", "medium", "small")
+ROWS_TOGETHER = 8
+# A part of a split K is at least this long, and there are at most so many.
+SMALLEST_PART = 512
+LARGEST_SPLIT = 16
+# The tile of the output that one program of the reduction makes.
+SUM_ROWS, SUM_COLUMNS = 4, 256
+
+
+@triton.jit
+def _finish(result, scale, bias, first_column, column, columns, BITS: tl.constexpr, ACTIVATION: tl.constexpr):
+    """activation(scale * result + bias) of a tile (COLUMNS, rows); the scale of int4 is in the result already."""
+    mask = first_column + column < columns
+    if BITS == 8:
+        result *= tl.load(scale + first_column + column, mask=mask, other=0.0)[:, None]
+    if bias is not None:
+        result += tl.load(bias + first_column + column, mask=mask, other=0.0).to(tl.float32)[:, None]
+    if ACTIVATION != "":
+        result = gelu_of(result, ACTIVATION == "gelu_tanh")
+    return result
+
+
+@triton.jit
+def _multiply_int8(
+    accumulator, x_pointers, values_pointers, x_mask, values_mask, inner, left, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds one step along K: (COLUMNS, INNER) int8 times (INNER, ROWS)."""
+    if MASKED:
+        x_mask = x_mask & (inner[None, :] < left)
+        values_mask = values_mask & (inner[None, :] < left)
+    x_tile = tl.load(x_pointers, mask=x_mask, other=0.0)
+    values_tile = tl.load(values_pointers, mask=values_mask, other=0)
+    return tl.dot(values_tile.to(x_tile.dtype), tl.trans(x_tile), accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def _multiply_int4(
+    accumulator, x_pointers, values_pointers, scale_pointers, x_mask, values_mask, inner, pair, group, left,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds one step along K: (COLUMNS, INNER / 2) bytes times (INNER, ROWS)."""
+    ROWS: tl.constexpr = x_pointers.shape[0]
+    COLUMNS: tl.constexpr = values_pointers.shape[0]
+    PAIRS: tl.constexpr = values_pointers.shape[1]
+    GROUPS: tl.constexpr = scale_pointers.shape[1]
+    scale_mask = values_mask
+    if MASKED:
+        x_mask = x_mask & (inner[None, :] < left)
+        scale_mask = values_mask & (group[None, :] * (2 * PAIRS // GROUPS) < left)
+        values_mask = values_mask & (2 * pair[None, :] < left)
+    x_tile = tl.load(x_pointers, mask=x_mask, other=0.0)
+    even, odd = tl.split(tl.reshape(x_tile, [ROWS, PAIRS, 2]))
+    scale_tile = tl.load(scale_pointers, mask=scale_mask, other=0.0).to(tl.float32)
+    scale_tile = tl.broadcast_to(scale_tile[:, :, None], [COLUMNS, GROUPS, PAIRS // GROUPS])
+    scale_tile = tl.reshape(scale_tile, [COLUMNS, PAIRS])
+    bytes_tile = tl.load(values_pointers, mask=values_mask, other=0)
+    low = ((bytes_tile & 15).to(tl.float32) - 8.0) * scale_tile
+    high = ((bytes_tile >> 4).to(tl.float32) - 8.0) * scale_tile
+    accumulator = tl.dot(low.to(x_tile.dtype), tl.trans(even), accumulator, input_precision=PRECISION)
+    return tl.dot(high.to(x_tile.dtype), tl.trans(odd), accumulator, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=["rows", "part_steps"])
+def _quantized_linear_kernel(
+    x, values, scale, bias, out, rows, columns, inner_size, part_steps, BITS: tl.constexpr, GROUP: tl.constexpr,
+    ACTIVATION: tl.constexpr, IN_PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    INNER: tl.constexpr, ROWS_TOGETHER: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of the output, over one part of K; parts go to consecutive matrices as they are."""
+    row_tile, column_tile = grouped_tile(
+        tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), ROWS_TOGETHER
+    )
+    first_row, first_column = row_tile * ROWS, column_tile * COLUMNS
+    part = tl.program_id(1)
+    # A multiple of INNER that the compiler can see, so that loads from there on stay aligned.
+    start = part * part_steps * INNER
+    end = tl.minimum(start + part_steps * INNER, inner_size)
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inner = tl.arange(0, INNER)
+    row_mask = first_row + row[:, None] < rows
+    column_mask = first_column + column[:, None] < columns
+
+    x_pointers = x + tl.cast(first_row, tl.int64) * inner_size + start + (row[:, None] * inner_size + inner[None, :])
+    accumulator = tl.zeros([COLUMNS, ROWS], tl.float32)
+    steps = tl.maximum(end - start, 0) // INNER
+    left = end - start - steps * INNER
+    if BITS == 8:
+        values_pointers = values + tl.cast(first_column, tl.int64) * inner_size + start
+        values_pointers = values_pointers + (column[:, None] * inner_size + inner[None, :])
+        for _ in range(0, steps):
+            accumulator = _multiply_int8(
+                accumulator, x_pointers, values_pointers, row_mask, column_mask, inner, left, False, PRECISION
+            )
+            x_pointers += INNER
+            values_pointers += INNER
+        if left > 0:
+            accumulator = _multiply_int8(
+                accumulator, x_pointers, values_pointers, row_mask, column_mask, inner, left, True, PRECISION
+            )
+    else:
+        groups = tl.cdiv(inner_size, GROUP)
+        pair = tl.arange(0, INNER // 2)
+        group = tl.arange(0, INNER // GROUP)
+        values_pointers = values + tl.cast(first_column, tl.int64) * (groups * (GROUP // 2)) + start // 2
+        values_pointers = values_pointers + (column[:, None] * (groups * (GROUP // 2)) + pair[None, :])
+        scale_pointers = scale + tl.cast(first_column, tl.int64) * groups + start // GROUP
+        scale_pointers = scale_pointers + (column[:, None] * groups + group[None, :])
+        for _ in range(0, steps):
+            accumulator = _multiply_int4(
+                accumulator, x_pointers, values_pointers, scale_pointers, row_mask, column_mask, inner, pair, group,
+                left, False, PRECISION,
+            )  # fmt: skip
+            x_pointers += INNER
+            values_pointers += INNER // 2
+            scale_pointers += INNER // GROUP
+        if left > 0:
+            accumulator = _multiply_int4(
+                accumulator, x_pointers, values_pointers, scale_pointers, row_mask, column_mask, inner, pair, group,
+                left, True, PRECISION,
+            )  # fmt: skip
+    if not IN_PARTS:
+        accumulator = _finish(accumulator, scale, bias, first_column, column, columns, BITS, ACTIVATION)
+    tile = out + (part.to(tl.int64) * rows + first_row) * columns + first_column
+    tl.store(
+        tile + row[None, :] * columns + column[:, None],
+        accumulator.to(out.dtype.element_ty),
+        mask=(first_row + row[None, :] < rows) & column_mask,
+    )
+
+
+@triton.jit(do_not_specialize=["rows", "parts"])
+def _sum_parts_kernel(
+    partial, scale, bias, out, rows, columns, parts, BITS: tl.constexpr, ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A tile of out = activation(scale * (sum of the parts, first part first) + bias)."""
+    first_column = tl.program_id(0) * COLUMNS
+    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    mask = (row[None, :] < rows) & (first_column + column[:, None] < columns)
+    offsets = row[None, :] * columns + first_column + column[:, None]
+    total = tl.zeros([COLUMNS, ROWS], tl.float32)
+    for part in range(0, parts):
+        total += tl.load(partial + tl.cast(part, tl.int64) * rows * columns + offsets, mask=mask, other=0.0)
+    total = _finish(total, scale, bias, first_column, column, columns, BITS, ACTIVATION)
+    tl.store(out + offsets, total.to(out.dtype.element_ty), mask=mask)
+
+
+# ------------------------------------------------------------------------------------------------------------ launching
+
+
+def choose_size(x: torch.Tensor, bits: int, rows: int) -> str:
+    """The smallest tile that holds all rows of x, or the largest there is."""
+    tiles = _tiles(gpu_family(x), bits, x.element_size())
+    return next((size for size in reversed(SIZES) if rows <= tiles[size].rows), SIZES[0])
+
+
+@cache
+def _tiles(family: str, bits: int, element_bytes: int) -> dict[str, MatrixTile]:
+    key: dict[str, int | str] = {"bits": bits, "element_bytes": element_bytes}
+    return {size: configuration("quantized_linear", MatrixTile, family, **key, size=size) for size in SIZES}
+
+
+def _bits(values: torch.Tensor) -> int:
+    return 8 if values.dtype == torch.int8 else 4
+
+
+def quantized_linear(
+    x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> torch.Tensor:
+    """x (..., K), a weight (N, K) as values and scale (see above) -> activation(x W^T + b) (..., N)."""
+    if activation not in ("", "gelu_tanh", "gelu"):
+        raise ValueError(f'quantized_linear: activation must be "", "gelu_tanh" or "gelu", not {activation!r}')
+    x, values, scale = x.contiguous(), values.contiguous(), scale.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    columns, inner = values.shape[0], x.shape[-1]
+    rows = x.shape[:-1].numel()
+    out = x.new_empty((*x.shape[:-1], columns))
+    if out.numel() == 0:
+        return out
+    bits = _bits(values)
+
+    def launch(tile: MatrixTile) -> None:
+        programs = ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
+        parts = max(1, min(2 * multiprocessors(x) // programs, inner // SMALLEST_PART, LARGEST_SPLIT))
+        part_steps = ceil_div(ceil_div(inner, parts), tile.inner)
+        target = out if parts == 1 else torch.empty((parts, rows, columns), dtype=torch.float32, device=x.device)
+        with on_device(x):
+            _quantized_linear_kernel[(programs, parts)](
+                x, values, scale, bias, target, rows, columns, inner, part_steps, BITS=bits, GROUP=GROUP_SIZE,
+                ACTIVATION=activation, IN_PARTS=parts > 1, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
+                ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(x), num_warps=tile.warps, num_stages=tile.stages,
+            )  # fmt: skip
+            if parts > 1:
+                _sum_parts_kernel[(ceil_div(columns, SUM_COLUMNS), ceil_div(rows, SUM_ROWS))](
+                    target, scale, bias, out, rows, columns, parts, BITS=bits, ACTIVATION=activation, ROWS=SUM_ROWS,
+                    COLUMNS=SUM_COLUMNS, num_warps=4,
+                )  # fmt: skip
+
+    launch(choose("quantized_linear", MatrixTile, x, CANDIDATES, launch, **_key(x, values, rows)))
+    return out
+
+
+def _key(x: torch.Tensor, values: torch.Tensor, rows: int) -> dict[str, int | str]:
+    bits = _bits(values)
+    return {"bits": bits, "element_bytes": x.element_size(), "size": choose_size(x, bits, rows)}
+
+
+def describe(x: torch.Tensor, values: torch.Tensor, *_: object, **__: object) -> str:
+    """Which configuration `quantized_linear` takes for these tensors."""
+    return describe_tile("quantized_linear", MatrixTile, x, **_key(x, values, x.shape[:-1].numel()))

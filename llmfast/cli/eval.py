@@ -1,0 +1,164 @@
+"""`llmfast eval`: how good a model is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Column, Table
+
+import llmfast
+from llmfast.cli.common import backend_option, common_options
+from llmfast.evaluation.minimal_pairs import Accuracy, grouped, minimal_pair_outcomes, read_pairs
+from llmfast.evaluation.perplexity import documents_perplexity, loses_text, text_perplexity
+from llmfast.tokenizers.bpe import END_OF_TEXT
+
+
+@click.group()
+def eval() -> None:
+    """How good a model is: perplexity and minimal pairs."""
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """MODEL, and how it is to run."""
+    for option in (
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …"),
+        click.option("-p", "--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16, int8, …"),
+        click.option("--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, or OP=NAME,…"),
+        click.argument("model"),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (done, total) that draws a bar on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
+        task = display.add_task(text, total=None)
+        yield lambda done, total: display.update(task, completed=done, total=total)
+
+
+@eval.command()
+@model_options
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--documents", is_flag=True, help=f"Score each document alone: FILE has {END_OF_TEXT} between them.")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N documents, a held-out split.")
+@click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Windows N tokens apart; default: the context.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@common_options
+def perplexity(
+    model: str,
+    file: Path,
+    documents: bool,
+    last: int | None,
+    stride: int | None,
+    as_json: bool,
+    backend: str,
+    precision: str,
+    device: str,
+) -> None:
+    """How well MODEL predicts the text in FILE: nats a token, perplexity, bits a byte.
+
+    Every token is predicted once. By default the text is cut into blocks of the model's context, so that a block's
+    first tokens see little; with --stride each window sees the end of the one before it, at more work.
+    """
+    if last is not None and not documents:
+        raise ValueError("--last counts documents: it needs --documents")
+    text = read_text(file)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    tokenizer = llm.need_tokenizer()
+    if END_OF_TEXT in text and not documents:
+        click.echo(f"note: {file} holds {END_OF_TEXT}, read as text here; --documents scores what is between", err=True)
+    texts = [each for part in text.split(END_OF_TEXT) if (each := part.strip())] if documents else [text]
+    if last is not None and last > len(texts):
+        raise ValueError(f"{file} holds {len(texts)} documents, fewer than --last {last}")
+    texts = texts[-last:] if last is not None else texts
+    with progress_bar(f"{file.name}, {llm.precision}") as progress:
+        if documents:
+            result = documents_perplexity(llm, texts, stride, progress)
+        else:
+            result = text_perplexity(llm, text, stride, progress)
+    stride = llm.config.n_positions if stride is None else stride
+    facts: dict[str, Any] = {"model": model, "file": str(file), "precision": llm.precision}
+    facts |= {"documents": len(texts)} if documents else {}
+    facts |= {
+        "context": llm.config.n_positions,
+        "stride": stride,
+        "first_token": "context only" if llm.start_token is None else "predicted from end-of-text",
+        "tokens": result.tokens,
+        "bytes": result.bytes,
+        "nats_per_token": result.nats_per_token,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "lossless": not any(loses_text(tokenizer, each) for each in texts),
+    }
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        if name != "lossless":
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if isinstance(value, float) else value
+            table.add_row(name.replace("_", " "), shown)
+    Console().print(table)
+    if not facts["lossless"]:
+        click.echo("note: the tokenizer can't give this text back, so bits per byte flatter the model", err=True)
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8, line ends as they are; `ValueError` names one that isn't."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start:,} does not decode") from None
+    if not text:
+        raise ValueError(f"{path} is empty")
+    return text
+
+
+@eval.command()
+@model_options
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--paradigms", is_flag=True, help="A line for every paradigm, not only for every phenomenon.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@common_options
+def blimp(model: str, path: Path, paradigms: bool, as_json: bool, backend: str, precision: str, device: str) -> None:
+    """How often MODEL finds the good sentence of a minimal pair likelier than the bad one.
+
+    PATH is BLiMP's zip archive, a folder, or one .jsonl file: lines with sentence_good and sentence_bad.
+    """
+    pairs = read_pairs(path)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    with progress_bar(f"{len(pairs):,} pairs, {llm.precision}") as progress:
+        outcomes = minimal_pair_outcomes(llm, pairs, progress)
+    by_phenomenon = grouped(outcomes, [pair.phenomenon for pair in pairs])
+    by_paradigm = grouped(outcomes, [f"{pair.phenomenon}/{pair.paradigm}" for pair in pairs])
+    overall = Accuracy(outcomes)
+    if as_json:
+        figures = {
+            name: {key: asdict_of(accuracy) for key, accuracy in group.items()}
+            for name, group in (("phenomena", by_phenomenon), ("paradigms", by_paradigm))
+        }
+        record = {"model": model, "path": str(path), "precision": llm.precision, "overall": asdict_of(overall)}
+        click.echo(json.dumps(record | figures, indent=2))
+        return
+    table = Table("phenomenon", *(Column(name, justify="right") for name in ("pairs", "accuracy", "± standard error")))
+    for name, accuracy in (by_paradigm if paradigms else by_phenomenon).items():
+        table.add_row(name, f"{accuracy.pairs:,}", f"{accuracy.value:.1%}", f"{accuracy.standard_error:.1%}")
+    table.add_section()
+    table.add_row("all", f"{overall.pairs:,}", f"{overall.value:.2%}", f"{overall.standard_error:.2%}")
+    Console().print(table)
+
+
+def asdict_of(accuracy: Accuracy) -> dict[str, float | None]:
+    error = accuracy.standard_error
+    return {"pairs": accuracy.pairs, "accuracy": accuracy.value, "standard_error": None if isnan(error) else error}
