@@ -24,7 +24,6 @@ VERBS = (
     "backends",
     "info",
 )
-)
 
 
 class Verbs(click.Group):
