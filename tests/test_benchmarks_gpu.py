@@ -15,12 +15,12 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import bench, plots, targets, training
-from llmfast import GPTConfig
-from llmfast.benchmarking import records
-from llmfast.benchmarking.comparison import WrongResult
-from llmfast.benchmarking.records import Record, Spread, Versus
+from benchmarks.gpu import __main__ as command  # noqa: E402
+from benchmarks.gpu import bench, plots, targets, training  # noqa: E402
+from llmfast import GPTConfig  # noqa: E402
+from llmfast.benchmarking import records  # noqa: E402
+from llmfast.benchmarking.comparison import WrongResult  # noqa: E402
+from llmfast.benchmarking.records import Record, Spread, Versus  # noqa: E402
 
 
 def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -26,8 +26,7 @@ def draw(records: Sequence[Record], folder: Path, title: str) -> list[Path]:
         written += _lines(folder / f"layer_norm_{way}.png", f"LayerNorm, {way}: {title}", found, "width", "rows",
                           "GB/s", _rate("gigabytes_per_second"))  # fmt: skip
     found = [r for r in good if r.group == "decode"]
-    written += _lines(folder / "decode.png", f"decoding GPT-2 124M: {title}", found, "batch", "prompt", "tokens/s",
-                      _rate("tokens_per_second"), label=lambda r: f"{r.backend}, {r.precision}")  # fmt: skip
+    written += _bars(folder / "decode.png", f"decoding GPT-2 124M: {title}", found, "batch")
     found = [r for r in good if r.group == "memory" and "batch" not in r.sizes]
     for name in dict.fromkeys(r.name for r in found):
         file = folder / f"memory_{name.split()[0]}.png"
@@ -47,8 +46,7 @@ def _megabytes(record: Record) -> float | None:
 
 
 def _lines(
-    file: Path, title: str, records: Sequence[Record], x: str, panel: str, unit: str, value: Value,
-    label: Callable[[Record], str] = lambda r: r.backend,
+    file: Path, title: str, records: Sequence[Record], x: str, panel: str, unit: str, value: Value
 ) -> list[Path]:  # fmt: skip
     """A line for each competitor over the size `x`, a panel for each value of the size `panel`."""
     import matplotlib.pyplot as plt
@@ -57,10 +55,10 @@ def _lines(
         return []
     panels = sorted({r.sizes.get(panel, 0) for r in records})
     figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 4.2), squeeze=False, sharey=True)
-    names = list(dict.fromkeys(label(r) for r in records))
+    names = list(dict.fromkeys(r.backend for r in records))
     for axis, at in zip(axes[0], panels, strict=True):
         for number, name in enumerate(names):
-            mine = [r for r in records if label(r) == name and r.sizes.get(panel, 0) == at]
+            mine = [r for r in records if r.backend == name and r.sizes.get(panel, 0) == at]
             points = sorted((r.sizes[x], y) for r in mine if (y := value(r)) is not None)
             if points:
                 ours = name.startswith("triton")
@@ -70,25 +68,36 @@ def _lines(
         ticks = sorted({r.sizes[x] for r in records})
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.set(xlabel=x, ylabel=unit, title=f"{panel} {at}".replace("_", " ") if len(panels) > 1 else "")
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+    axes[0][0].set_ylim(bottom=0)  # of all panels, which share it
     axes[0][-1].legend(fontsize="small")
     return _saved(figure, file, title)
 
 
-def _bars(file: Path, title: str, records: Sequence[Record]) -> list[Path]:
+def _bars(file: Path, title: str, records: Sequence[Record], panel: str = "") -> list[Path]:
+    """Tokens a second of each competitor, a panel for each value of the size `panel`."""
     import matplotlib.pyplot as plt
 
     if not records:
         return []
-    figure, axis = plt.subplots(figsize=(8, 0.6 * len(records) + 1.5))
-    names = [r.backend for r in records]
-    bars = axis.barh(names, [r.rates["tokens_per_second"] for r in records])
-    axis.bar_label(bars, fmt="{:,.0f}", padding=3)
-    axis.set(xlabel="tokens/s")
-    axis.invert_yaxis()
-    axis.margins(x=0.15)
+    panels = sorted({r.sizes.get(panel, 0) for r in records})
+    names = list(dict.fromkeys(_who(r) for r in records))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(2.5 + 4 * len(panels), 0.35 * len(names) + 1.6), squeeze=False, sharey=True
+    )
+    for axis, at in zip(axes[0], panels, strict=True):
+        mine = {_who(r): r.rates["tokens_per_second"] for r in records if r.sizes.get(panel, 0) == at}
+        colors = ["C1" if name.startswith("triton") else "C0" for name in names]
+        bars = axis.barh(names, [mine.get(name, 0.0) for name in names], color=colors)
+        axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize="small")
+        axis.set(xlabel="tokens/s", title=f"{panel} {at}" if panel else "")
+        axis.margins(x=0.25)
+    axes[0][0].invert_yaxis()
     return _saved(figure, file, title)
+
+
+def _who(record: Record) -> str:
+    return f"{record.backend}, {record.precision}"
 
 
 def _saved(figure: Any, file: Path, title: str) -> list[Path]:
