@@ -35,7 +35,8 @@ class Entry:
 @dataclass(frozen=True)
 class Work:
     """What one call needs, whatever a competitor really does: bytes of memory, and operations (a product and a sum
-    are two) in the format `arithmetic` of the limits. `tokens` or bytes of `text` are what a reader counts in."""
+    are two) in the format `arithmetic` of the limits. `tokens` or bytes of `text` are what a reader counts in. Memory
+    does not bound work whose bytes stay `in_cache` from call to call."""
 
     tokens: int = 0
     text: int = 0
@@ -43,6 +44,7 @@ class Work:
     written: float = 0.0
     operations: float = 0.0
     arithmetic: str = "fp32"
+    in_cache: bool = False
 
     def rates(self, seconds: float) -> dict[str, float]:
         """By the names in `records.RATES`; what there is none of is left out."""
@@ -61,7 +63,7 @@ class Work:
         where nothing is known about the limit, or there is nothing to be limited.
         """
         bandwidth = "copy" if 4 * self.written >= self.read else "read"
-        needs = {bandwidth: self.read + self.written, self.arithmetic: self.operations}
+        needs = {bandwidth: 0.0 if self.in_cache else self.read + self.written, self.arithmetic: self.operations}
         found = {}
         for name, amount in needs.items():
             if amount:
@@ -142,7 +144,7 @@ def run(comparison: Comparison, effort: Effort, measured_limits: Sequence[dict[s
             share_of_limit=round(least[1] / median, 4) if least else None,
             versus=_versus(comparison, entry, seconds),
             checked=ready[entry].checked,
-            note=ready[entry].note,
+            note=ready[entry].note or ("what it reads lies in the cache" if work.in_cache else None),
         )
         found.append(Measured(record, tuple(rounds)))
     return found

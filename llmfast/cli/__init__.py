@@ -15,11 +15,14 @@ import llmfast
 # for: nobody waits for what he does not use.
 VERBS = (
     "generate",
-    "quantize",
-    "info",
-    "backends",
+    "train",
+    "data",
     "eval",
+    "quantize",
+    "bench",
     "verify",
+    "backends",
+    "info",
 )
 
 

@@ -4,36 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 from llmfast.tokenizers.bpe import BPETokenizer
+from llmfast.tokenizers.char import CharTokenizer
 from llmfast.tokenizers.gpt2 import gpt2_tokenizer
+from llmfast.tokenizers.protocol import Tokenizer, read_json
+from llmfast.tokenizers.word import WordTokenizer
+from llmfast.tokenizers.wordpiece import WordPieceTokenizer
 
-__all__ = ["BPETokenizer", "Tokenizer", "gpt2_tokenizer", "load_tokenizer"]
+__all__ = [
+    "TRAINABLE",
+    "BPETokenizer",
+    "CharTokenizer",
+    "Tokenizer",
+    "WordPieceTokenizer",
+    "WordTokenizer",
+    "gpt2_tokenizer",
+    "load_tokenizer",
+    "train_tokenizer",
+]
+
+# The kinds that can be trained, by the names that the command line knows.
+TRAINABLE: dict[str, Any] = {
+    kind.kind: kind for kind in (CharTokenizer, WordTokenizer, BPETokenizer, WordPieceTokenizer)
+}
+DEFAULT_VOCAB_SIZES = {"bpe": 4000, "wordpiece": 4000, "word": 10_000}  # of characters all are kept
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of the package needs of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def end_of_text(self) -> int | None: ...
-
-    def encode(self, text: str, allow_special: bool = False) -> list[int]: ...
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
-
-    def decode(self, ids: Iterable[int]) -> str: ...
-
-    def save(self, directory: str | Path) -> None: ...
+def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = None, **options: Any) -> Tokenizer:
+    """A tokenizer of one of the kinds in `TRAINABLE`, trained on `texts`; `options` as in the kind's own `train`."""
+    if kind not in TRAINABLE:
+        raise ValueError(f"no tokenizer of the kind {kind!r} can be trained; choose {', '.join(TRAINABLE)}")
+    tokenizer: Tokenizer = TRAINABLE[kind].train(texts, vocab_size or DEFAULT_VOCAB_SIZES.get(kind), **options)
+    return tokenizer
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer | None:
-    """The tokenizer saved beside a model, or None where there is none; `ValueError` where its files are damaged."""
+    """The tokenizer saved beside a model, or None where there is none; `ValueError` where its files are damaged.
+
+    `tokenizer_config.json` says of which kind it is; without one it is byte-level BPE, as GPT-2's is, or with a
+    `vocab.txt` WordPiece.
+    """
+    directory = Path(directory)
+    config = directory / "tokenizer_config.json"
+    named = read_json(config).get("tokenizer_class") if config.exists() else None
+    kind: Any = BPETokenizer
+    if named in (CharTokenizer.__name__, WordTokenizer.__name__):
+        kind = CharTokenizer if named == CharTokenizer.__name__ else WordTokenizer
+    elif (directory / "vocab.txt").exists():
+        kind = WordPieceTokenizer
     try:
-        return BPETokenizer.load(directory)
+        tokenizer: Tokenizer = kind.load(directory)
+        return tokenizer
     except FileNotFoundError:
         return None

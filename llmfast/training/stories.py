@@ -26,7 +26,8 @@ from llmfast.config import GPTConfig
 from llmfast.evaluation.perplexity import Perplexity, document_perplexity
 from llmfast.files import write_atomic
 from llmfast.model import GPT
-from llmfast.tokenizers.bpe import END_OF_TEXT, BPETokenizer
+from llmfast.tokenizers import BPETokenizer
+from llmfast.tokenizers.protocol import END_OF_TEXT
 
 VALIDATION_STORIES = 500
 
