@@ -94,8 +94,8 @@ class CudaGraphDecoder(StaticDecoder):
                     run()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # Another thread may go on using the GPU meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # On the stream that warmed up, which is this device's. Another thread may go on using the GPU meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 run()
         return graph
 
