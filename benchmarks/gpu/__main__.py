@@ -24,13 +24,13 @@ from llmfast.files import write_atomic
 
 # Seconds for each, at most; ten minutes in all with what starting the processes takes.
 SECTIONS = {
-    "limits": 20,
-    "correctness": 90,
-    "attention": 100,
-    "layers": 100,
-    "decoding": 90,
-    "training": 90,
-    "memory": 30,
+    "limits": 15,
+    "correctness": 75,
+    "attention": 95,
+    "layers": 115,
+    "decoding": 110,
+    "training": 115,
+    "memory": 15,
 }
 GRACE = 30  # after its time a section finishes the task at hand; then it is stopped
 CONSOLE = Console(stderr=True)

@@ -64,12 +64,13 @@ class Bench:
     def randn(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
         return (torch.randn(*shape, device=self.device) * scale).to(dtype or self.dtype)
 
-    def compare(self, comparison: Comparison, effort: Effort | None = None) -> None:
-        """Runs it, unless the section's time is up, and keeps the records."""
-        if time.monotonic() > self.deadline:
+    def compare(self, comparison: Comparison, effort: Effort | None = None, needs: float = 0.0) -> None:
+        """Runs it, unless the section has not the seconds left that it `needs`, and keeps the records."""
+        if time.monotonic() + needs > self.deadline:
             for entry in comparison.entries:
                 self.problem(comparison, entry, "left out: the section's time was up")
             return
+        torch._dynamo.reset()  # or torch.compile gives up on a function after eight sizes of it
         try:
             found = run(comparison, effort or self.effort, [self.limits] if self.limits else [])
             self.records += [measured.record for measured in found]
@@ -138,7 +139,6 @@ class Bench:
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """By Inductor on a GPU; without one only traced, since compiling would take longer than all the rest."""
-        torch._dynamo.reset()  # no limit on recompilations of one function at many sizes
         return torch.compile(function, dynamic=False, backend="inductor" if self.on_gpu else "eager")
 
 

@@ -23,7 +23,7 @@ from llmfast.quantization import plan, quantize
 from llmfast.quantized import QuantizedGPT
 
 BASELINE = "pytorch eager"
-EFFORT = Effort(seconds=2.0, rounds=(2, 5), turn=0.0)
+EFFORT = Effort(seconds=1.0, rounds=(2, 5), turn=0.0)
 
 
 @dataclass(frozen=True)

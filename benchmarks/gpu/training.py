@@ -23,6 +23,8 @@ from llmfast.benchmarking.timing import Effort
 # Dense bfloat16 peaks that the makers state, in 10^12 operations a second.
 PEAKS = {"H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "RTX 4090": 165, "MI300X": 1307}
 EFFORT = Effort(seconds=3.0, rounds=(5, 30), turn=0.0)
+EAGER, BOTH = "torch eager", "triton and torch.compile"
+COMPILING = 60  # seconds that torch.compile may take for a model
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,7 +38,6 @@ def run(bench: Bench) -> None:
     operations = operations_a_token(config, T) * batch * T
     makers = losses(bench, config)
     peak = peak_of(torch.cuda.get_device_name()) if bench.on_gpu else None
-    name = "training step"
 
     def ready(entry: Entry) -> Contestant:
         model, loss = makers[entry.backend]()
@@ -51,18 +52,23 @@ def run(bench: Bench) -> None:
         seconds = min(turn() for _ in range(5))
         return Contestant(turn, note=f"{operations / seconds / peak / 1e12:.1%} of the GPU's {peak} TFLOP/s (MFU)")
 
-    comparison = Comparison(
-        group="training",
-        name=name,
-        device=bench.device,
-        entries=tuple(Entry(backend, bench.precision) for backend in makers),
-        start=lambda: ready,
-        work=lambda entry: Work(tokens=batch * T, operations=operations, arithmetic=bench.precision),
-        sizes={"batch": batch, "tokens": T},
-        model="gpt2" if bench.on_gpu else None,
-        baselines=(COMPILED, "torch eager"),
-    )
-    bench.compare(comparison, EFFORT if bench.on_gpu else None)
+    def comparison(*backends: str) -> Comparison:
+        return Comparison(
+            group="training",
+            name="training step",
+            device=bench.device,
+            entries=tuple(Entry(backend, bench.precision) for backend in backends),
+            start=lambda: ready,
+            work=lambda entry: Work(tokens=batch * T, operations=operations, arithmetic=bench.precision),
+            sizes={"batch": batch, "tokens": T},
+            model="gpt2" if bench.on_gpu else None,
+            baselines=(COMPILED, EAGER, "triton"),
+        )
+
+    effort = EFFORT if bench.on_gpu else None
+    bench.compare(comparison(EAGER, COMPILED, "triton"), effort)
+    if bench.on_gpu:
+        bench.compare(comparison("triton", BOTH), effort, needs=COMPILING)
 
 
 def losses(bench: Bench, config: GPTConfig) -> dict[str, Callable[[], tuple[nn.Module, Loss]]]:
@@ -84,13 +90,12 @@ def losses(bench: Bench, config: GPTConfig) -> dict[str, Callable[[], tuple[nn.M
 
         return model, loss
 
-    makers = {
-        "torch eager": lambda: plain(False),
+    return {
+        EAGER: lambda: plain(False),
         COMPILED: lambda: plain(True),
         "triton": lambda: ours(False),
-        "triton, compiled around the kernels": lambda: ours(True),
+        BOTH: lambda: ours(True),
     }
-    return makers if bench.on_gpu else {name: makers[name] for name in ("torch eager", COMPILED, "triton")}
 
 
 class Step:
