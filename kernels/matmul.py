@@ -249,8 +249,7 @@ def multiply_matrices(
     if accumulate:  # a search would add to out again and again
         launch(_tiles(gpu_family(a), a.element_size())[size])
     else:
-        key = {"element_bytes": a.element_size(), "size": size}
-        launch(choose("matrix_multiply", MatrixTile, a, CANDIDATES, launch, **key))
+        launch(choose("matrix_multiply", MatrixTile, a, CANDIDATES, launch, element_bytes=a.element_size(), size=size))
 
 
 def sum_parts(partial: torch.Tensor, multiplier: torch.Tensor | None, out: torch.Tensor, accumulate: bool) -> None:
@@ -262,5 +261,5 @@ def sum_parts(partial: torch.Tensor, multiplier: torch.Tensor | None, out: torch
 
 def describe_multiply(a: torch.Tensor, rows: int, columns: int) -> str:
     """The configuration that `multiply_matrices` takes without a split."""
-    key = {"element_bytes": a.element_size(), "size": choose_size(a, rows, columns, False)}
-    return describe("matrix_multiply", MatrixTile, a, **key)
+    size = choose_size(a, rows, columns, False)
+    return describe("matrix_multiply", MatrixTile, a, element_bytes=a.element_size(), size=size)

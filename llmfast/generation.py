@@ -21,11 +21,14 @@ from llmfast.backends import use_backend
 from llmfast.config import GPTConfig
 from llmfast.decoders import (
     Decoder,
+    DecoderPool,
     EagerDecoder,
     NativeDecoder,
     NativeModel,
     SpeculatingDecoder,
+    StaticDecoder,
     UncachedDecoder,
+    cuda_graph,
     native,
 )
 from llmfast.model import GPT
@@ -78,6 +81,7 @@ class LLM:
         self._native = native
         self._lock = threading.Lock()  # around reading and packing
         self._packed_from = _fingerprint(self._model)
+        self._recorded = DecoderPool()
         self.tokenizer = tokenizer
         self.backend = backend
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
@@ -122,12 +126,22 @@ class LLM:
     def decoder(self, batch: int = 1, capacity: int | None = None) -> Decoder:
         """A decoder with a KV cache for `batch` sequences of up to `capacity` tokens (default: the whole context).
 
-        Its `prefill` and `step` give logits; generating natively it is a `NativeDecoder`. Use it under `using_backend`.
+        Its `prefill` and `step` give logits; generating natively it is a `NativeDecoder`, on a GPU a
+        `CudaGraphDecoder`. Use it under `using_backend`.
         """
         packed = self.native()
         if packed is not None:
             return NativeDecoder(packed, batch, capacity)
+        if self.why_not_cuda_graph() is None:
+            return cuda_graph.CudaGraphDecoder(self.model.eval(), batch, capacity)
         return EagerDecoder(self.model, batch, capacity)
+
+    def why_not_cuda_graph(self) -> str | None:
+        """Why generating does not replay CUDA graphs under the current choice of backends, or None where it does."""
+        if self.native() is not None:
+            return "it runs natively, on the CPU"
+        with self.using_backend():
+            return cuda_graph.why_not(self.model)
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self._model is None else self._model.device
@@ -300,36 +314,42 @@ class LLM:
             if speculate:
                 raise ValueError("speculate needs the native decoder and its cache: a CPU, and the C++ backend")
             self.model.eval()  # whoever trained it meanwhile left dropout on
-            return EagerDecoder(self.model, batch, capacity) if use_cache else UncachedDecoder(self.model)
+            if not use_cache:
+                return UncachedDecoder(self.model)
+            if self.why_not_cuda_graph() is None:
+                return self._recorded.take(self.model, batch, capacity)
+            return EagerDecoder(self.model, batch, capacity)
         decoder = NativeDecoder(packed, batch, capacity, vocabulary=vocabulary)
         return SpeculatingDecoder(decoder, speculate) if speculate else decoder
 
     def _tokens(
         self,
         decoder: Decoder,
-        windows: list[list[int]],
+        prompts: list[list[int]],
         max_new_tokens: int,
         settings: SamplingSettings,
         seed: int | None,
         finished: Collection[int],
         vocabulary: int,
     ) -> Iterator[Tensor]:
-        """The decode loop. `windows` are the tokens that the model sees of each row; they grow and are cut here."""
+        """The decode loop: `prompts` are what the model sees at first."""
         if max_new_tokens == 0:
             return
-        context, device = self.config.n_positions, self._device()
-        generators = _generators(seed, len(windows), device) if settings.temperature > 0 else None
+        windows, device = _Windows(prompts, self.config.n_positions, finished), self._device()
+        generators = _generators(seed, len(prompts)) if settings.temperature > 0 else None
         seen = None
         if settings.repetition_penalty != 1:
-            seen = torch.zeros(len(windows), vocabulary, dtype=torch.bool, device=device)
-            for row, window in enumerate(windows):
-                seen[row, window] = True
+            seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
+            for row, prompt in enumerate(prompts):
+                seen[row, prompt] = True
+        if isinstance(decoder, StaticDecoder):
+            yield from self._tokens_on_device(decoder, windows, max_new_tokens, settings, generators, seen, vocabulary)
+            return
         # A native decoder has found the likeliest token on the way, and draws one faster than PyTorch's operators.
         chooser = decoder if isinstance(decoder, (NativeDecoder, SpeculatingDecoder)) and seen is None else None
 
-        warned = False
         with self.using_backend():
-            logits = decoder.prefill(windows)
+            logits = decoder.prefill(windows.rows)
         for step in range(1, max_new_tokens + 1):
             if chooser is not None and settings.temperature == 0:
                 tokens = chooser.best
@@ -343,19 +363,36 @@ class LLM:
                 return
             if seen is not None:
                 seen.scatter_(1, tokens.unsqueeze(1), True)
-            full = {row for row, window in enumerate(windows) if len(window) == context}
-            if not warned and not full.issubset(finished):
-                warnings.warn(
-                    f"the text outgrew the context of {context} tokens; the model goes on seeing only its newer half",
-                    stacklevel=2,
-                )
-                warned = True
-            for row, token in enumerate(tokens.tolist()):
-                if row in full:
-                    windows[row] = windows[row][context // 2 :] if context > 1 and row not in finished else []
-                windows[row].append(token)
+            slid = windows.append(tokens.tolist())
             with self.using_backend():
-                logits = decoder.prefill(windows) if full else decoder.step(tokens)
+                logits = decoder.prefill(windows.rows) if slid else decoder.step(tokens)
+
+    def _tokens_on_device(
+        self,
+        decoder: StaticDecoder,
+        windows: _Windows,
+        max_new_tokens: int,
+        settings: SamplingSettings,
+        generators: list[torch.Generator] | None,
+        seen: Tensor | None,
+        vocabulary: int,
+    ) -> Iterator[Tensor]:
+        """The same with a decoder that chooses tokens itself, up to where the context is full."""
+        left = max_new_tokens
+        try:
+            while left:
+                count = min(left, windows.room + 1)
+                steps = decoder.generate(windows.rows, count, settings, vocabulary, generators, seen)
+                for _ in range(count):
+                    with self.using_backend():
+                        tokens = next(steps)
+                    yield tokens
+                    left -= 1
+                    if left:
+                        windows.append(tokens.tolist())
+                seen = None if seen is None else decoder.seen
+        finally:
+            self._recorded.give_back(decoder)
 
     def using_backend(self) -> contextlib.AbstractContextManager[None]:
         """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
@@ -392,6 +429,38 @@ class LLM:
             wrong = low if low < 0 else high
             raise ValueError(f"token id {wrong} is not in the vocabulary of {self.config.vocab_size}")
         return ids.reshape(-1, ids.shape[-1]).tolist()
+
+
+class _Windows:
+    """The tokens that the model sees of each row: they grow, and lose their older half when the context is full.
+
+    What becomes of the rows in `finished`, to which the caller may add, no longer matters.
+    """
+
+    def __init__(self, rows: list[list[int]], context: int, finished: Collection[int]):
+        self.rows, self.context, self.finished = rows, context, finished
+        self._warned = False
+
+    @property
+    def room(self) -> int:
+        """How many tokens fit before some row is full."""
+        return self.context - max(map(len, self.rows))
+
+    def append(self, tokens: list[int]) -> bool:
+        """Adds a token to every row; whether some of them lost tokens, so that a cache has to start over."""
+        context = self.context
+        full = {row for row, window in enumerate(self.rows) if len(window) == context}
+        if not self._warned and not full.issubset(self.finished):
+            warnings.warn(
+                f"the text outgrew the context of {context} tokens; the model goes on seeing only its newer half",
+                stacklevel=3,
+            )
+            self._warned = True
+        for row, token in enumerate(tokens):
+            if row in full:
+                self.rows[row] = self.rows[row][context // 2 :] if context > 1 and row not in self.finished else []
+            self.rows[row].append(token)
+        return bool(full)
 
 
 class TextStream:
@@ -475,7 +544,8 @@ def _stop_strings(stop: str | list[str] | None) -> list[str]:
     return strings
 
 
-def _generators(seed: int | None, rows: int, device: torch.device) -> list[torch.Generator]:
+def _generators(seed: int | None, rows: int) -> list[torch.Generator]:
+    """On the CPU, wherever the model is: one number a token, and the same ones everywhere."""
     if seed is None:
         seed = int(torch.randint(2**62, (1,)))  # torch.manual_seed makes this repeatable too
-    return [torch.Generator(device).manual_seed((seed + row) % 2**63) for row in range(rows)]
+    return [torch.Generator().manual_seed((seed + row) % 2**63) for row in range(rows)]

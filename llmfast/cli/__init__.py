@@ -15,10 +15,12 @@ import llmfast
 # for: nobody waits for what he does not use.
 VERBS = (
     "generate",
+    "train",
     "data",
     "tokenizer",
     "eval",
     "quantize",
+    "bench",
     "verify",
     "backends",
     "info",

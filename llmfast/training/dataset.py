@@ -67,6 +67,11 @@ class TokenDataset:
     def num_tokens(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens may be no targets."""
+        return self._masks is not None
+
     def __len__(self) -> int:
         return self.num_tokens
 

@@ -1,0 +1,117 @@
+"""Checkpoints of a run: directories that are there as a whole or not at all.
+
+checkpoints/
+  step-000500/
+    model.safetensors, config.json     the float32 weights in Hugging Face's layout: a model that `load` takes
+    vocab.json, …                      its tokenizer
+    optimizer.safetensors              the optimizer's state by the names of the weights
+    state.json                         the step, the configuration, and what else the run has to know
+
+The learning rate, the batches and the random numbers of dropout are functions of the step and the seed (`Trainer`):
+the step restores them all.
+A checkpoint is written under a temporary name, brought to the disk, and renamed. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
+VERSION = 1
+NAME = re.compile(r"step-(\d+)")
+
+
+def directory_of(root: Path, step: int) -> Path:
+    return root / f"step-{step:06d}"
+
+
+def found(root: Path) -> list[Path]:
+    """The whole checkpoints below `root`, oldest first."""
+    names = [path for path in root.glob("step-*") if NAME.fullmatch(path.name)] if root.is_dir() else []
+    return sorted(names, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def write(root: Path, step: int, keep: int, content: Callable[[Path], None]) -> Path:
+    """A checkpoint whose files `content` writes into the directory that it is given; the newest `keep` stay.
+
+    One that is there already is left as it is. `OSError` where the disk has no room: the older ones are as they were.
+    """
+    target = directory_of(root, step)
+    if target.exists():
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=root))
+    try:
+        content(temporary)
+        for path in temporary.iterdir():
+            sync(path)
+        sync(temporary)
+        os.chmod(temporary, os.stat(root).st_mode & 0o777)
+        os.replace(temporary, target)
+        sync(root)
+    except SafetensorError as error:  # its own word for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(str(error)) from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in found(root)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def remove_unfinished(root: Path) -> None:
+    """What a process left that was killed while it wrote."""
+    for path in root.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint; `ValueError` where it is damaged or from another version."""
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state["version"] != VERSION:
+            raise ValueError(f"its version is {state['version']}, and this llmfast reads {VERSION}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the checkpoint {path} is damaged: {error}") from None
+    return state
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the checkpoint {path.parent} is damaged: {path.name}: {error}") from None
+
+
+def sync(path: Path) -> None:
+    """Brings a file's bytes, or a directory's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # not every system syncs directories
+            raise
+    finally:
+        os.close(descriptor)

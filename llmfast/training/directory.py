@@ -1,0 +1,141 @@
+"""The directory of a run: what is in it, and what a run has to know of itself to be resumed.
+
+OUT/
+  model.safetensors, config.json, tokenizer   the model: the best by validation so far, or the latest without validation
+  training.json                               which step that is, and how well it does
+  run.json                                    the configuration and the data
+  data/                                       the prepared tokens, where the files were text
+  checkpoints/                                the newest states (see `checkpoints`)
+  metrics.jsonl, curves.png                   what was measured
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmfast import checkpoint
+from llmfast.files import write_atomic
+from llmfast.tokenizers import TRAINABLE
+from llmfast.training.configuration import SECTIONS, TrainingConfig
+from llmfast.training.manifest import MANIFEST
+from llmfast.training.metrics import METRICS
+from llmfast.training.prepare import prepare
+
+RUN, DATA, CHECKPOINTS = "run.json", "data", "checkpoints"
+OURS = (RUN, CHECKPOINTS, METRICS, checkpoint.TRAINING, "config.json", *checkpoint.WEIGHT_FILES)
+VERSION = 1
+# What a run can't change on the way: with another of these it would be another run.
+FIXED = {"n_layer", "n_head", "n_embd", "n_positions", "tie_word_embeddings", "tokenizer", "vocab_size", "validation"}
+FIXED |= {"batch_size", "seed", "optimizer"}
+
+Progress = Callable[[str, int, int], None]
+
+
+@contextmanager
+def no_progress() -> Iterator[Progress]:
+    yield lambda stage, done, total: None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """`run.json`. `data` is a directory of prepared tokens, and `fingerprint` the SHA-256 of its manifest."""
+
+    config: TrainingConfig
+    data: Path
+    files: tuple[str, ...]
+    fingerprint: str
+
+    def write(self, out: Path) -> None:
+        inside = self.data == out / DATA
+        document = {
+            "version": VERSION,
+            "config": self.config.to_document(),
+            "data": DATA if inside else str(self.data.resolve()),
+            "files": self.files,
+            "fingerprint": self.fingerprint,
+        }
+        write_atomic(out / RUN, (json.dumps(document, indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, out: Path) -> RunRecord:
+        """`FileNotFoundError` where `out` holds no run, `ValueError` where its record is damaged."""
+        path = out / RUN
+        if not path.exists():
+            raise FileNotFoundError(f"{out} holds no run to resume: start one without --resume")
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["version"] != VERSION:
+                raise ValueError(f"its version is {document['version']}, and this llmfast reads {VERSION}")
+            config = TrainingConfig.from_document(document["config"])
+            return cls(config, out / document["data"], tuple(document["files"]), document["fingerprint"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def check_free(out: Path) -> None:
+    """`ValueError` where a new run would write over something; prepared data alone is made anew."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: name a directory for the run")
+    if (out / RUN).exists():
+        raise ValueError(f"{out} holds a run already: go on with it by --resume, or name another directory")
+    taken = [name for name in OURS if (out / name).exists()]
+    if taken:
+        raise ValueError(f"{out} holds {taken[0]} already: name another directory")
+
+
+def start(files: Sequence[str | Path], out: Path, config: TrainingConfig, progress: Progress) -> RunRecord:
+    """Prepares the data of a new run, unless `files` is one directory with prepared data, and records the run."""
+    paths = [Path(file) for file in files]
+    if not paths:
+        raise ValueError("no files to train on: name text files, or a directory of prepared data")
+    out.mkdir(parents=True, exist_ok=True)
+    data = out / DATA
+    if len(paths) == 1 and (paths[0] / MANIFEST).exists():
+        data = paths[0]
+    else:
+        settings = config.data
+        trained = settings.tokenizer in TRAINABLE and settings.tokenizer != "char"
+        vocab_size = settings.vocab_size if trained else None
+        prepare(paths, data, settings.tokenizer, vocab_size, settings.validation, overwrite=True, progress=progress)
+    record = RunRecord(config, data, tuple(str(path) for path in paths), fingerprint(data))
+    record.write(out)
+    return record
+
+
+def resumed(
+    out: Path, config: TrainingConfig | None, changes: Mapping[str, Any], files: Sequence[str | Path]
+) -> RunRecord:
+    """The recorded run with other settings: all of `config`, or the recorded ones where it is None, and `changes`.
+
+    `ValueError` where they would make it another run, or where its data has changed.
+    """
+    record = RunRecord.read(out)
+    if files and tuple(str(Path(file)) for file in files) != record.files:
+        raise ValueError(f"the run in {out} was started with {', '.join(record.files)}: leave the files out to resume")
+    wanted = (config or record.config).replace(changes)
+    if wanted.run.precision == "auto":
+        wanted = wanted.replace({"precision": record.config.run.precision})
+    for name, (before, now) in differences(record.config, wanted).items():
+        if name in FIXED:
+            raise ValueError(f"a resumed run can't change {name} from {before!r} to {now!r}: start a new one")
+    if fingerprint(record.data) != record.fingerprint:
+        raise ValueError(f"the data in {record.data} is not what the run was started with: start a new one")
+    return RunRecord(wanted, record.data, record.files, record.fingerprint)
+
+
+def differences(before: TrainingConfig, now: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, with both values."""
+    documents = before.to_document(), now.to_document()
+    pairs = {name: (old, documents[1][s][name]) for s in SECTIONS for name, old in documents[0][s].items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def fingerprint(data: Path) -> str:
+    """The SHA-256 of the manifest, which holds those of the shards. `OSError` where there is none."""
+    return hashlib.sha256((data / MANIFEST).read_bytes()).hexdigest()

@@ -1,0 +1,114 @@
+"""How much memory a run takes, estimated before it starts and measured while it runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmfast.backends.pytorch import LOGITS_BYTES, LOGITS_BYTES_ELSEWHERE
+from llmfast.config import GPTConfig
+
+STATES = {"adamw": 2, "sgd": 1, "muon": 1}  # float32 numbers that an optimizer keeps for a weight
+# What a block keeps for backward, in multiples of the width, for a token: both LayerNorms' sums (1 + 1) and outputs
+# (1 + 1), query, key and value (3), attention's output (1), and the wide layer before and after GELU (4 + 4).
+KEPT_BY_A_BLOCK = 16
+KEPT_BY_A_CHECKPOINT = 2  # the branch and the residual stream that a block is computed again from
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one process, by what they are for."""
+
+    weights: int  # float32, and the rounded copy
+    gradients: int
+    optimizer: int
+    activations: int  # of one part of a batch
+    logits: int  # the largest chunk of them
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+    def __str__(self) -> str:
+        parts = ("weights", "gradients", "optimizer", "activations", "logits")
+        return f"{megabytes(self.total)} (" + ", ".join(f"{p} {megabytes(getattr(self, p))}" for p in parts) + ")"
+
+
+def estimate(
+    config: GPTConfig,
+    sequences: int,
+    context: int,
+    optimizer: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    activation_checkpointing: bool = False,
+    shards: int = 1,
+) -> MemoryEstimate:
+    """For `sequences` of `context` tokens computed at once. `shards`: among how many processes the weights, gradients
+    and the optimizer's state are divided, one block's weights being whole at a time."""
+    N, itemsize = config.num_parameters, dtype.itemsize
+    copied = itemsize if itemsize < 4 else 0
+    matrices = config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.inner_dim)
+    states = STATES[optimizer] * N + (N - matrices if optimizer == "muon" else 0)
+    tokens = sequences * context
+    inner = config.inner_dim / config.n_embd
+    block = int((KEPT_BY_A_BLOCK - 8 + 2 * inner) * config.n_embd) * itemsize
+    if config.resid_pdrop > 0:
+        block += 4 * config.n_embd  # each dropout's mask and what it was applied to
+    layers = config.n_layer * block
+    if activation_checkpointing:
+        layers = config.n_layer * KEPT_BY_A_CHECKPOINT * config.n_embd * itemsize + block
+    largest = LOGITS_BYTES.get(device.type, LOGITS_BYTES_ELSEWHERE)
+    return MemoryEstimate(
+        weights=(4 + copied) * N // shards,
+        gradients=(4 + copied) * N // shards,
+        optimizer=4 * states // shards,
+        activations=tokens * (layers + 4 * config.n_embd * itemsize),
+        logits=min(largest, 4 * tokens * config.vocab_size),
+    )
+
+
+def available(device: torch.device) -> int | None:
+    """The bytes that are free now, or None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+class Peak:
+    """The most memory in use since it was made, in bytes, without what was in use before."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._before = _resident() if device.type == "cpu" else 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def measured(self) -> int | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if self.device.type != "cpu" or self._before == 0:
+            return None
+        import resource  # not on Windows
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - self._before)
+
+
+def _resident() -> int:
+    """The memory of this process in bytes; 0 where nobody says."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except OSError:
+        return 0
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

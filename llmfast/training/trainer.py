@@ -1,0 +1,224 @@
+"""One optimizer step, and what it takes: model, weights, optimizers, batches.
+
+    batch(step) -> loss, gradients (in `accumulation` parts) -> clip -> optimizer -> weights
+
+Learning rate, batch and dropout are functions of the configuration, the data and the step. A trainer whose weights and
+optimizer are put back therefore goes on with the same bits, at the same number of threads and processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from llmfast import checkpoint
+from llmfast.config import GPTConfig
+from llmfast.decoders.native import fastest_float
+from llmfast.model import FLOATS, GPT
+from llmfast.training import checkpoints
+from llmfast.training.configuration import TrainingConfig
+from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader
+from llmfast.training.optimizers import load_state, make_optimizers, state_by_name
+from llmfast.training.processes import Processes
+from llmfast.training.schedules import learning_rate
+from llmfast.training.weights import MasterWeights
+
+EVALUATION_TOKENS = 16384  # scored at once
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is no longer a number, or the loss has left for good."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A whole validation split: the mean over its targets, and their number."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        return self.nats / self.tokens
+
+
+def model_config(config: TrainingConfig, vocab_size: int, end_of_text: int | None) -> GPTConfig:
+    """The model's configuration, as its `config.json` will have it."""
+    shape = config.model
+    return GPTConfig(
+        vocab_size=vocab_size,
+        n_positions=shape.n_positions,
+        n_embd=shape.n_embd,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        embd_pdrop=shape.dropout,
+        attn_pdrop=shape.dropout,
+        resid_pdrop=shape.dropout,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+    )
+
+
+def best_precision(device: torch.device) -> str:
+    """What "auto" means there: bf16 where it is multiplied faster, else fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return fastest_float() if device.type == "cpu" else "fp32"
+
+
+class Trainer:
+    """A model in training. `steps_done` counts; `step()` does the next one, on the surrounding choice of backend.
+
+    `config.run.precision` must be resolved ("auto" is not a precision), so that a resumed run has the same.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        data: TokenDataset,
+        vocab_size: int,
+        end_of_text: int | None = None,
+        group: Processes | None = None,
+    ):
+        group = group or Processes()
+        run = config.run
+        self.config, self.group, self.device = config, group, group.device
+        shared = group.world_size * config.data.accumulation
+        if config.data.batch_size % shared:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulation × processes, but {config.data.batch_size} is not of "
+                f"{config.data.accumulation} × {group.world_size}"
+            )
+        self.loader = WindowLoader(
+            data, config.model.n_positions, config.data.batch_size, run.seed, group.rank, group.world_size
+        )
+        torch.manual_seed(run.seed)  # the initial weights are made on the CPU: the same on every device
+        model = GPT(model_config(config, vocab_size, end_of_text)).to(self.device)
+        self.model = model.train()
+        self.weights = MasterWeights(model, FLOATS[run.precision])
+        self.optimizers = make_optimizers(self.weights, config.optimization)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
+        if run.activation_checkpointing:
+            for block in model.transformer.h:
+                block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
+        self._loss = torch.compile(model.loss) if run.compile else model.loss
+        self.steps_done = 0
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """The next optimizer step: this process's share of the batch's mean loss, and the gradient's norm.
+
+        The shares of all processes add up to the loss. Both are scalars on the device, not waited for. On a CPU, where
+        looking costs nothing, `Diverged` is raised for a gradient that is not finite before it touches the weights.
+        """
+        ids, targets = self.loader.batch(self.steps_done)
+        counts = [int((part != IGNORED).sum()) for part in targets.chunk(self.config.data.accumulation)]
+        total = self.group.total(sum(counts))
+        if self.config.model.dropout > 0:
+            self._seed_dropout()
+        if self.device.type == "cuda":
+            ids, targets = (t.pin_memory().to(self.device, non_blocking=True) for t in (ids, targets))
+        parts = zip(
+            ids.chunk(len(counts)), targets.chunk(len(counts)), (count / max(1, total) for count in counts), strict=True
+        )
+        loss = torch.zeros((), device=self.device)
+        self.weights.zero_gradients()
+        for part_ids, part_targets, share in parts:
+            if share == 0:  # the mean over nothing is not a number: any target will do, and counts for nothing
+                part_targets = part_targets.clamp(min=0)
+            part_loss = self._loss(part_ids, part_targets)
+            weight = torch.tensor(share, device=self.device)
+            part_loss.backward(self.scaler.scale(weight))
+            self.weights.collect()
+            loss += part_loss.detach() * weight
+        norm = self._update()
+        self.steps_done += 1
+        return loss, norm
+
+    def _update(self) -> Tensor:
+        """Gradients to weights, at this step's learning rate."""
+        self.group.add_up(self.weights.gradients)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer) if self.scaler.is_enabled() else None
+        norm = self.weights.clip(self.config.optimization.clip)
+        if self.device.type == "cpu" and not self.scaler.is_enabled() and not math.isfinite(float(norm)):
+            raise Diverged(f"the gradient of step {self.steps_done + 1} is not finite")
+        lr = self.learning_rate(self.steps_done)
+        for optimizer in self.optimizers:
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = lr
+            self.scaler.step(optimizer)  # skips it where fp16 overflowed
+        self.scaler.update()
+        self.weights.publish()
+        return norm
+
+    def _seed_dropout(self) -> None:
+        """torch's generator, for this step and this process."""
+        words = np.random.SeedSequence([self.config.run.seed, self.steps_done, self.group.rank]).generate_state(2)
+        torch.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(step, self.config.run.steps, self.config.optimization)
+
+    def evaluate(self, data: TokenDataset) -> Validation:
+        """Scores every token but the first of `data` once, in blocks of the context that share nothing."""
+        T = self.config.model.n_positions
+        starts = range(0, data.num_tokens - 1, T)
+        full = [start for start in starts if start + T < data.num_tokens]
+        rows = max(1, EVALUATION_TOKENS // T)
+        batches = [full[i : i + rows] for i in range(0, len(full), rows)] + [[s] for s in starts[len(full) :]]
+        sums = torch.zeros(2, dtype=torch.float64)
+        self.model.eval()
+        with torch.inference_mode():
+            for batch in batches[self.group.rank :: self.group.world_size]:
+                length = min(T, data.num_tokens - 1 - batch[0])
+                ids = torch.from_numpy(np.stack([data.window(start, length) for start in batch]))
+                targets = torch.from_numpy(np.stack([data.targets(start + 1, length) for start in batch]))
+                if count := int((targets != IGNORED).sum()):
+                    mean = float(self.model.loss(ids.to(self.device), targets.to(self.device)))
+                    sums += torch.tensor([mean * count, count], dtype=torch.float64)
+        self.model.train()
+        nats, tokens = self.group.add_up(sums.to(self.device)).tolist()
+        return Validation(nats, int(tokens))
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    sharded = False  # every process has all of the weights
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """The float32 weights by their names in the model's state dict."""
+        return self.weights.state()
+
+    def checkpoint(self, root: Path, keep: int, tokenizer: Path, extra: dict[str, Any]) -> None:
+        """Writes this state below `root` (see `checkpoints`); `extra` goes into its JSON. For all processes to call."""
+
+        def content(directory: Path) -> None:
+            checkpoint.save(directory, self.model.config, self.full_weights(), tokenizer_from=tokenizer)
+            checkpoints.save_tensors(directory / checkpoints.OPTIMIZER, state_by_name(self.optimizers, self.weights))
+            state = {"step": self.steps_done, "scaler": self.scaler.state_dict()} | extra
+            (directory / checkpoints.STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+        if self.group.first:
+            checkpoints.write(root, self.steps_done, keep, content)
+        self.group.wait()
+
+    def load(self, directory: Path, state: dict[str, Any]) -> None:
+        """Puts back what `checkpoint` wrote. `ValueError` where it is damaged, or not of this model."""
+        _, tensors = checkpoint.load(directory)
+        self.weights.load(tensors)
+        try:
+            load_state(self.optimizers, self.weights, checkpoints.load_tensors(directory / checkpoints.OPTIMIZER))
+        except KeyError as error:
+            raise ValueError(f"the checkpoint {directory} lacks {error} of the optimizer") from None
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.steps_done = state["step"]
