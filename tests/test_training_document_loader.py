@@ -119,8 +119,8 @@ def test_a_document_that_was_cut_has_no_end_and_empty_ones_are_left_out():
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):
-    settings = {"context": 8, "batch_tokens": 100, "end_of_text": END}
+    good = {"context": 8, "batch_tokens": 100, "end_of_text": END}
     with pytest.raises(ValueError, match=message):
-        DocumentLoader(corpus([3])[0], **settings | arguments)
+        DocumentLoader(corpus([3])[0], **good | arguments)
     with pytest.raises(ValueError, match="no document"):
         DocumentLoader(TokenDataset.from_tokens([END, END]), 8, 100, end_of_text=END)
