@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -198,8 +197,8 @@ def _device(device: str) -> str:
 
 
 def _report_writer() -> Any:
-    """`report.write`, with what it needs: found missing now rather than after measuring."""
-    try:
-        return importlib.import_module("llmfast.benchmarking.report").write
-    except ImportError as error:
-        raise ValueError(f"--report can't be written: {error}") from None
+    """`report.write`; what it needs is found missing now rather than after measuring."""
+    from llmfast.benchmarking import plots, report
+
+    plots.require_matplotlib()
+    return report.write

@@ -128,18 +128,22 @@ class StaticDecoder:
         on_gpu = self.tokens.is_cuda
         arrived = torch.empty(count, self.batch, dtype=torch.int64, pin_memory=on_gpu)
         events: list[torch.cuda.Event] = []
-        for step in range(count):
-            if step:
-                self._advance()
-            self._run_choose()
-            arrived[step].copy_(self.tokens, non_blocking=True)
-            if on_gpu:
-                events.append(torch.cuda.Event())
-                events[step].record()
-            if step:
-                yield _when_there(arrived, events, step - 1)
-        if count:
-            yield _when_there(arrived, events, count - 1)
+        try:
+            for step in range(count):
+                if step:
+                    self._advance()
+                self._run_choose()
+                arrived[step].copy_(self.tokens, non_blocking=True)
+                if on_gpu:
+                    events.append(torch.cuda.Event())
+                    events[step].record()
+                if step:
+                    yield _when_there(arrived, events, step - 1)
+            if count:
+                yield _when_there(arrived, events, count - 1)
+        finally:
+            if events:
+                events[-1].synchronize()  # whoever uses the buffers next may do so on another stream
 
 
 def _when_there(arrived: Tensor, events: list[torch.cuda.Event], step: int) -> Tensor:
