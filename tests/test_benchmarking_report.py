@@ -129,7 +129,7 @@ def test_the_page_says_where_it_was_measured_and_what_the_limits_are(written):
 def test_losses_stand_on_top_and_everything_unmeasured_is_named(written):
     _, page = written
     top, _, groups = page.partition('<h2 id="ops">')
-    assert "1 of 2 comparisons are faster than the competitor, 1 slower" in top
+    assert "Of 2 comparisons 1 are faster than the competitor, 1 slower, and 0 as fast" in top
     assert "0.80 ×" in top and "pytorch fp32" in top
     assert "wrong, so not timed: &lt;nan&gt;" in top and "wrong, so not timed: &lt;nan&gt;" in groups
     assert '<span class="won">1.60 × pytorch fp32</span>' in groups
