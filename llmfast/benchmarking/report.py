@@ -15,6 +15,7 @@ from typing import Any
 from llmfast.benchmarking import limits, plots
 from llmfast.benchmarking.drawing import DARK, LIGHT, as_svg
 from llmfast.benchmarking.records import GROUPS, Record, Results
+from llmfast.benchmarking.startup_cases import ANY
 from llmfast.benchmarking.tables import figure_of, problems, sizes_of
 from llmfast.files import write_atomic
 
@@ -185,7 +186,7 @@ def _what(record: Record) -> str:
 
 
 def _who(record: Record) -> str:
-    return escape(record.backend if record.precision == "–" else f"{record.backend} {record.precision}")
+    return escape(record.backend if record.precision == ANY else f"{record.backend} {record.precision}")
 
 
 def _pictures(svgs: dict[str, str]) -> str:
