@@ -124,7 +124,8 @@ def _lines(ax: Axes, panel: Panel, series: dict[str, int], theme: dict[str, str]
     ax.xaxis.set_minor_locator(NullLocator())
     if panel.log:
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        bottom, top = ax.get_ylim()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if top < 200 * bottom else (1.0,), numticks=12))
         ax.yaxis.set_minor_locator(NullLocator())
     else:  # a band may leave the panel, a line may not
         ax.set_ylim(0, 1.1 * max(y for line in panel.lines for _, y in [*(p[:2] for p in line.points), *panel.limit]))

@@ -23,7 +23,7 @@ SIZES = {
     "context": "tokens before",
     "batch": "sequences at once",
     "bytes": "bytes of text",
-    "vocabulary": "size of the vocabulary",
+    "vocabulary": "tokens of vocabulary",
 }
 WIDE = 20  # from this ratio between the largest and the smallest on, an axis is logarithmic
 # A peer's name for a precision, and ours of the same width.
@@ -105,6 +105,19 @@ def cache_panels(records: Sequence[Record]) -> list[Panel]:
         if lines:
             panels.append(Panel(precision, "new tokens", AXES["seconds"], tuple(lines), log=True))
     return panels
+
+
+def cache_bars(records: Sequence[Record]) -> list[Bars]:
+    """The same for texts of one length."""
+    found = []
+    for tokens in dict.fromkeys(record.sizes["tokens"] for record in records):
+        bars = [
+            Bar(f"{r.backend} {r.precision}, {r.name.rpartition(' ')[2]}", r.backend, rate, f"{rate:,.0f}")
+            for r in records
+            if r.sizes["tokens"] == tokens and (rate := _value(r, "tokens_per_second"))
+        ]
+        found.append(Bars(f"{tokens} new tokens", AXES["tokens_per_second"], tuple(bars)))
+    return found
 
 
 def bar_panels(records: Sequence[Record], quantity: str) -> list[Bars]:

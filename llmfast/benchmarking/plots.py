@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfast.benchmarking.drawing import DARK, LIGHT, Bars, Panel, bars_figure, dots_figure, lines_figure
-from llmfast.benchmarking.panels import bar_panels, cache_panels, line_panels, overview, roofline_points
+from llmfast.benchmarking.panels import bar_panels, cache_bars, cache_panels, line_panels, overview, roofline_points
 from llmfast.benchmarking.records import Record, Results
 from llmfast.benchmarking.roofline import roofline_figure
 
@@ -51,8 +51,8 @@ def plots(results: Results) -> dict[str, Draw]:
         for model, mine in _by_model(results, group).items():
             add(*_named(group, title, model), line_panels(mine, rate), bar_panels(mine, rate))
     for model, mine in _by_model(results, "generate").items():
-        bars = bar_panels(mine, "tokens_per_second")
-        add(*_named("generate", "A whole text, with the cache and without", model), cache_panels(mine), bars)
+        title = "A whole text, with the cache and without"
+        add(*_named("generate", title, model), cache_panels(mine), cache_bars(mine))
     memory = [record for record in results.of("memory") if record.bytes]
     add("memory", "The most memory at once", line_panels(memory, "bytes"))
     decoding = [record for record in memory if record.name == "decode"]
