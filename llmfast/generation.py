@@ -382,14 +382,15 @@ class LLM:
         try:
             while left:
                 count = min(left, windows.room + 1)
-                steps = decoder.generate(windows.rows, count, settings, vocabulary, generators, seen)
-                for _ in range(count):
-                    with self.using_backend():
-                        tokens = next(steps)
-                    yield tokens
-                    left -= 1
-                    if left:
-                        windows.append(tokens.tolist())
+                run = decoder.generate(windows.rows, count, settings, vocabulary, generators, seen)
+                with contextlib.closing(run) as steps:
+                    for _ in range(count):
+                        with self.using_backend():
+                            tokens = next(steps)
+                        yield tokens
+                        left -= 1
+                        if left:
+                            windows.append(tokens.tolist())
                 seen = None if seen is None else decoder.seen
         finally:
             self._recorded.give_back(decoder)
