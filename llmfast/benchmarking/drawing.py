@@ -69,7 +69,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from 0 to `value`, with `text` at its end and a tick at its `limit`."""
+    """A bar from 0 to `value`, before a pale one that reaches to its `limit`; `text` stands after both."""
 
     name: str
     series: str
@@ -122,11 +122,11 @@ def _lines(ax: Axes, panel: Panel, series: dict[str, int], theme: dict[str, str]
     ax.xaxis.set_minor_locator(_no_ticks())
     if panel.log:
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(lambda y, _: short(y))
-    else:
-        ax.set_ylim(0, 1.08 * ax.get_ylim()[1] / 1.05)
-        ax.yaxis.set_major_formatter(lambda y, _: short(y))
-    ax.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+    else:  # a band may leave the panel, a line may not
+        ax.set_ylim(0, 1.1 * max(y for line in panel.lines for _, y in [*(p[:2] for p in line.points), *panel.limit]))
+    ax.yaxis.set_major_formatter(lambda y, _: short(y))
+    ax.set(xlabel=panel.x, ylabel=panel.y)
+    ax.set_title(panel.title, **title_style(theme))
     ends = [(*line.points[-1][:2], line.name, theme[f"series{series[line.series]}"]) for line in panel.lines]
     if panel.limit:
         ends.append((*panel.limit[-1], "limit", theme["muted"]))
@@ -177,22 +177,18 @@ def bars_figure(title: str, panels: Sequence[Bars], theme: dict[str, str]) -> Fi
     for ax, panel in zip(axes, panels, strict=False):
         widest = max(max(bar.value, bar.limit or 0.0) for bar in panel.bars)
         for at, bar in enumerate(panel.bars):
-            color = theme[f"series{series[bar.series]}"]
-            ax.barh(at, bar.value, height=0.72, color=color)
-            if bar.limit is not None:
-                ax.plot([bar.limit] * 2, [at - 0.36, at + 0.36], color=theme["muted"], linewidth=1.6)
-            # Beyond the tick where the two would meet.
-            end = (
-                bar.limit if bar.limit is not None and bar.value <= bar.limit < bar.value + 0.45 * widest else bar.value
-            )
-            ax.text(end + 0.015 * widest, at, bar.text, va="center", fontsize=8, color=theme["ink"])
+            ax.barh(at, bar.limit or 0.0, height=0.72, color=theme["grid"])
+            ax.barh(at, bar.value, height=0.72, color=theme[f"series{series[bar.series]}"])
+            end = max(bar.value, bar.limit or 0.0) + 0.015 * widest
+            ax.text(end, at, bar.text, va="center", fontsize=8, color=theme["ink"])
         ax.set_yticks(range(len(panel.bars)), [bar.name for bar in panel.bars])
         ax.set_ylim(max(len(panel.bars), tallest) - 0.4, -0.6)
         ax.set_xlim(0, 1.5 * widest)
         ax.tick_params(axis="y", length=0)
         ax.grid(False, axis="y")
         ax.xaxis.set_major_formatter(lambda x, _: short(x))
-        ax.set(title=panel.title, xlabel=panel.x)
+        ax.set(xlabel=panel.x)
+        ax.set_title(panel.title, **title_style(theme))
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     return figure
@@ -221,13 +217,20 @@ def dots_figure(dots: Dots, theme: dict[str, str]) -> Figure:
     ax.set_yticks(range(len(dots.rows)), list(dots.rows))
     ax.set_ylim(len(dots.rows) - 0.4, -0.6)
     ax.set(xlabel=dots.x)
-    handles = [
-        ax.plot([], [], marker=MARKERS[number], color=theme[f"series{number}"], linestyle="", label=name)[0]
-        for name, number in series.items()
-    ]
-    if len(series) > 1:
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, labelcolor=theme["ink"])
+    if len(set(series.values())) > 1:
+        legend(ax, series, theme, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def legend(of: Axes | Figure, series: dict[str, int], theme: dict[str, str], **place: Any) -> None:
+    """Marks and names, where they can't stand beside each other; names that share a colour share a mark."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker=MARKERS[number], color=theme[f"series{number}"], linestyle="", label=", ".join(names))
+        for number, names in {n: [name for name in series if series[name] == n] for n in series.values()}.items()
+    ]
+    of.legend(handles=handles, frameon=False, fontsize=9, labelcolor=theme["ink"], **place)
 
 
 def subplots(rows: int, columns: int, size: tuple[float, float], title: str, theme: dict[str, str]) -> Any:
@@ -251,8 +254,11 @@ def subplots(rows: int, columns: int, size: tuple[float, float], title: str, the
             spine.set_color(theme["grid"])
         for text in (ax.xaxis.label, ax.yaxis.label):
             text.set(color=theme["muted"], fontsize=8.5)
-        ax.title.set(color=theme["ink"], fontsize=9.5)
     return figure, axes
+
+
+def title_style(theme: dict[str, str]) -> dict[str, Any]:
+    return {"loc": "left", "fontsize": 9.5, "color": theme["ink"]}
 
 
 def _no_ticks() -> Any:

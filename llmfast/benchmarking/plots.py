@@ -25,6 +25,8 @@ from llmfast.benchmarking.roofline import roofline_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DPI = 160
+
 Draw = Callable[[dict[str, str]], "Figure"]  # in a theme
 
 # What a rate is called on an axis, and what changes along the other one.
@@ -99,7 +101,7 @@ def draw(results: Results, name: str, path: str | Path, dark: bool = False) -> N
     there = plots(results)
     if name not in there:
         raise ValueError(f"these results give no picture {name!r}; they give {', '.join(there) or 'none'}")
-    there[name](DARK if dark else LIGHT).savefig(path, dpi=160)
+    there[name](DARK if dark else LIGHT).savefig(path, dpi=DPI)
 
 
 def require_matplotlib() -> None:
@@ -115,14 +117,12 @@ def overview(records: Iterable[Record]) -> Dots:
     rows: dict[str, list[tuple[str, float]]] = {}
     for record in records:
         if record.versus:
-            versus = record.versus[0]
-            against = f" : {versus.competitor.rpartition(' ')[0]}" if record.group in ("peers", "tokenizer") else ""
-            rows.setdefault(f"{record.name.replace('_', ' ')}{against}", []).append(
-                (record.backend, versus.ratio.median)
-            )
-    return Dots(
-        "Faster or slower", "times as fast as PyTorch, or the library named", {k: tuple(v) for k, v in rows.items()}
-    )
+            name, versus = record.name.replace("_", " "), record.versus[0]
+            if record.group in ("peers", "tokenizer"):
+                name += f" against {versus.competitor.rpartition(' ')[0]}"
+            rows.setdefault(name, []).append((record.backend, versus.ratio.median))
+    title, x = "Faster or slower", "times as fast as PyTorch, or as the library named"
+    return Dots(title, x, {name: tuple(values) for name, values in rows.items()})
 
 
 def _add(found: dict[str, Draw], name: str, title: str, panels: Sequence[Panel]) -> None:

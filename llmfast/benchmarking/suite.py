@@ -42,6 +42,7 @@ class Scale:
     memory_lengths: tuple[int, ...]
     small_model: str = "stories"  # of texts, latency and training
     trained: tuple[str, ...] = ("fp32", "bf16")
+    started: tuple[str, ...] = ("fp32", "int8")  # precisions in which fresh processes start
 
 
 SCALES = {
@@ -62,6 +63,7 @@ SCALES = {
         learn_from=20_000,
         memory_lengths=(256,),
         trained=("fp32",),
+        started=("fp32",),
     ),
     "usual": Scale(
         effort=USUAL,
@@ -73,12 +75,12 @@ SCALES = {
         prompts=(32, 128, 512),
         contexts=(32, 480, 928),
         batches=(4, 16),
-        generated=(32, 128, 384),
+        generated=(32, 128),
         training=(64, 256),
         texts=(20_000, 400_000),
         vocabularies=(500, 4000),
         learn_from=400_000,
-        memory_lengths=(64, 256, 1024),
+        memory_lengths=(256, 1024, 4096),
     ),
     "full": Scale(
         effort=FULL,
@@ -134,7 +136,7 @@ def plan(scale: Scale, selection: Selection = Selection()) -> list[Item]:  # noq
             yield from model_cases.generate(small, s.generated, generated, device, chosen)
         elif group == "latency":
             yield from model_cases.first_token(small, s.prompts, precisions, device, chosen)
-            yield from startup_cases.startup(small, precisions, chosen)
+            yield from startup_cases.startup(small, s.started, chosen)
         elif group == "training":
             yield from training_cases.training(small, s.training, trained, device, chosen, compiled)
         elif group == "tokenizer":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def bench(
     console, output = Console(stderr=True, highlight=False), Console()
     if not output.is_terminal:
         output = Console(width=tables.WIDTH)
-    results = _measure(groups, "all" in what, places, precisions, model, device, scale or "usual", console)
+    results, interrupted = _measure(groups, "all" in what, places, precisions, model, device, scale or "usual", console)
     for table in tables.tables(results):
         output.print(table)
     for line in tables.problems(results.records):
@@ -79,10 +79,12 @@ def bench(
         output.print(tables.limits_table(results.limits))
     if file is not None:
         records.save(results, file)
-        console.print(f"wrote {file}", markup=False)
+        console.print(f"wrote {file}", markup=False, soft_wrap=True)
     if write is not None and folder is not None:
         write(results, folder)
-        console.print(f"wrote the report into {folder}", markup=False)
+        console.print(f"wrote the report into {folder}", markup=False, soft_wrap=True)
+    if interrupted:
+        sys.exit(130)
 
 
 def _measure(
@@ -94,8 +96,8 @@ def _measure(
     device: str,
     scale_name: str,
     console: Console,
-) -> Any:
-    """The results of all groups; those so far, if somebody interrupts."""
+) -> tuple[Any, bool]:
+    """The results of all groups; if somebody interrupts, those so far, and True."""
     from llmfast.benchmarking import limits, suite
     from llmfast.benchmarking.facts import facts
     from llmfast.benchmarking.records import Record, Results
@@ -103,6 +105,7 @@ def _measure(
     scale = suite.SCALES[scale_name]
     measured: list[dict[str, Any]] = []
     found: list[Record] = []
+    interrupted = False
     chosen = tuple(name for name in groups if name in MEASURED)
     items = suite.plan(scale, suite.Selection(chosen, tuple(places), precisions, model, device))
     if chosen and not items:
@@ -124,7 +127,13 @@ def _measure(
                 suite.measure_limits(measured)
     except KeyboardInterrupt:
         console.print("interrupted: these are the results so far")
-    return Results(facts(packages=("tokenizers", "tiktoken")), suite.best_limits(measured), tuple(found))
+        interrupted = True
+    known = facts(packages=("tokenizers", "tiktoken"))
+    if any(record.group == "peers" for record in found):
+        from llmfast.benchmarking.peers import client
+
+        known["versions"] |= client.versions()
+    return Results(known, suite.best_limits(measured), tuple(found)), interrupted
 
 
 def _peers(scale_name: str, everything: bool, say: Callable[[str], None]) -> list[Any]:
@@ -161,7 +170,7 @@ class _progress:
     def say(self, what: str) -> None:
         self.display.update(self.task, description=what, completed=self.total)
         if not self.console.is_terminal:
-            self.console.print(what, markup=False)
+            self.console.print(what, markup=False, soft_wrap=True)
 
     def step(self, number: int, group: str, title: str) -> None:
         self.display.update(self.task, description=title, completed=number)
@@ -188,8 +197,8 @@ def _device(device: str) -> str:
 
 
 def _report_writer() -> Any:
-    """`report.write`, with what it needs: found missing now rather than after measuring."""
-    try:
-        return importlib.import_module("llmfast.benchmarking.report").write
-    except ImportError as error:
-        raise ValueError(f"--report can't be written: {error}") from None
+    """`report.write`; what it needs is found missing now rather than after measuring."""
+    from llmfast.benchmarking import plots, report
+
+    plots.require_matplotlib()
+    return report.write

@@ -91,7 +91,7 @@ def fit(
         raise ValueError("every run needs a loss above 0")
     scale = _Scale(runs)
     targets = torch.tensor([run.loss for run in runs], dtype=torch.float64).log()
-    starts = [scale.start(*choice) for choice in itertools.product((0.1, 0.5, 0.9), (0.2, 0.5, 0.9), (0.2, 0.5, 0.9))]
+    starts = [scale.start(*choice) for choice in itertools.product((0.1, 0.5, 0.9), (0.25, 0.75), (0.25, 0.75))]
     total = len(starts) + resamples
     found = []
     for index, start in enumerate(starts):
@@ -144,21 +144,18 @@ class _Scale:
 
 
 def _minimum(scale: _Scale, targets: Tensor, start: Tensor) -> tuple[float, Tensor]:
-    """The objective and the θ that L-BFGS finds from `start`: over squares first, which have no kinks to stop at."""
-    theta = start.clone()
-    objective = math.inf
-    for delta in (0.1, DELTA):
-        theta = theta.detach().requires_grad_()
-        search = torch.optim.LBFGS(
-            [theta], max_iter=150, tolerance_grad=1e-9, tolerance_change=1e-9, line_search_fn="strong_wolfe"
-        )
+    """The objective and the θ that L-BFGS finds from `start`."""
+    theta = start.clone().requires_grad_()
+    search = torch.optim.LBFGS(
+        [theta], max_iter=150, tolerance_grad=1e-9, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+    )
 
-        def closure(theta: Tensor = theta, delta: float = delta, search: torch.optim.LBFGS = search) -> float:
-            search.zero_grad()
-            loss = torch.nn.functional.huber_loss(scale.log_loss(theta), targets, reduction="sum", delta=delta)
-            (loss / delta**2).backward()
-            return float(loss.detach()) / delta**2
+    def closure() -> float:
+        search.zero_grad()
+        loss = torch.nn.functional.huber_loss(scale.log_loss(theta), targets, reduction="sum", delta=DELTA)
+        (loss / DELTA**2).backward()  # in numbers around 1, as the tolerances expect
+        return float(loss.detach()) / DELTA**2
 
-        search.step(closure)
-        objective = closure()
+    search.step(closure)
+    objective = closure()
     return (objective if math.isfinite(objective) else math.inf), theta.detach()

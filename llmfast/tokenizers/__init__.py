@@ -43,8 +43,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
 def load_tokenizer(directory: str | Path) -> Tokenizer | None:
     """The tokenizer saved beside a model, or None where there is none; `ValueError` where its files are damaged.
 
-    `tokenizer_config.json` says of which kind it is; without one it is byte-level BPE, as GPT-2's is, or with a
-    `vocab.txt` WordPiece.
+    `tokenizer_config.json` says of which kind it is; without one it is WordPiece where there is a `vocab.txt`, and else
+    byte-level BPE.
     """
     directory = Path(directory)
     config = directory / "tokenizer_config.json"
@@ -52,7 +52,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer | None:
     kind: Any = BPETokenizer
     if named in (CharTokenizer.__name__, WordTokenizer.__name__):
         kind = CharTokenizer if named == CharTokenizer.__name__ else WordTokenizer
-    elif (directory / "vocab.txt").exists():
+    elif "Bert" in (named or "Bert") and (directory / "vocab.txt").exists():
         kind = WordPieceTokenizer
     try:
         tokenizer: Tokenizer = kind.load(directory)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llmfast.checkpoint import TOKENIZER_FILES
 from llmfast.files import write_atomic
 from llmfast.tokenizers import TRAINABLE, Tokenizer, gpt2_tokenizer, load_tokenizer, train_tokenizer
+from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.training.division import Division, scan
 from llmfast.training.documents import Source, find_sources
 from llmfast.training.encoding import Encoder, encode_all

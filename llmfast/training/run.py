@@ -126,7 +126,7 @@ class Run:
         self._expected = 0  # bytes
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._seconds, self._tokens = 0.0, 0
-        self._mark, self._drawn = time.perf_counter(), 0.0
+        self._mark, self._drawn = time.perf_counter(), time.monotonic()
 
     def restore(self, before: TrainingConfig) -> None:
         """Goes on from the newest checkpoint, or from the start where there is none yet."""
@@ -136,16 +136,28 @@ class Run:
         if self.group.first:
             self.record.write(self.out)
             checkpoints.remove_unfinished(self.out / directory.CHECKPOINTS)
-        newest = directory.newest_checkpoint(self.out, say)
-        if newest is None:
+        state = self._load_newest()
+        if state is None:
             say(f"{self.out} has no checkpoint yet: starting at the first step")
             return
-        path, state = newest
-        self.trainer.load(path, state)
         self.best = state["best"]
         if (threads := torch.get_num_threads()) != state["threads"] and self.group.device.type == "cpu":
             say(f"note: with {threads} threads instead of {state['threads']} the last bits will differ")
         say(f"resuming after step {self.trainer.steps_done:,}")
+
+    def _load_newest(self) -> dict[str, Any] | None:
+        """The JSON of the newest checkpoint, which is loaded; damaged ones are put aside. None where there is none."""
+        for path in reversed(checkpoints.found(self.out / directory.CHECKPOINTS)):
+            try:
+                state = checkpoints.read_state(path)
+                self.trainer.load(path, state)
+                return state
+            except (ValueError, FileNotFoundError) as error:
+                aside = path.with_name(f"damaged-{path.name}")
+                self.display.say(f"note: {error}; it is now {aside.name}, and the one before is taken")
+                if self.group.first:
+                    path.rename(aside)
+        return None
 
     def finish(self) -> Outcome:
         """Trains up to the last step, or a signal."""
