@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import facts
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -27,6 +26,7 @@ from torch import Tensor
 
 import llmfast
 from llmfast import checkpoint, quantization
+from llmfast.benchmarking.facts import facts
 from llmfast.files import write_atomic
 from llmfast.scoring import Window, batch_logits, batches, windows
 from llmfast.training.stories import read_stories
@@ -125,7 +125,7 @@ def main() -> None:
     results = {name: compare(reference, others, documents) for name, documents in texts.items()}
     show(results)
     if arguments.out:
-        record: dict[str, Any] = {"model": arguments.model, "limit": limit, "results": results, **facts()}
+        record: dict[str, Any] = {"model": arguments.model, "limit": limit, "results": results, "facts": facts()}
         write_atomic(arguments.out, (json.dumps(record, indent=2) + "\n").encode())
     if recorded is not None:
         checkpoint.record_quality(arguments.record, {text: rows[recorded] for text, rows in results.items()})

@@ -1,6 +1,6 @@
 """Training characters of Shakespeare: how fast, beside plain PyTorch in the same run, and to which loss.
 
-    python benchmarks/training.py tinyshakespeare.txt --out results/training.json    # --threads 2, --speed-only
+    python benchmarks/training.py tinyshakespeare.txt --out benchmarks/results/training.json    # --speed-only
 
 The speed is that of the preset `shakespeare-char-cpu` (4 layers, 4 heads, 128 wide, context 64, batch 12), whole steps
 with their batches. The peer is the same shape as one writes it in plain PyTorch, eager, float32, with AdamW. Everybody
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import facts
 from torch import Tensor, nn
 
+from llmfast.benchmarking.facts import facts
 from llmfast.files import write_atomic
 from llmfast.training.configuration import TrainingConfig, configure
 from llmfast.training.dataset import TokenDataset
@@ -167,7 +167,7 @@ def main() -> None:
                 results[name] = measure_loss(data, config, arguments.seeds)
                 print(name, results[name]["losses"], flush=True)
     if arguments.out:
-        write_atomic(arguments.out, (json.dumps({**results, **facts()}, indent=2) + "\n").encode())
+        write_atomic(arguments.out, (json.dumps(results | {"facts": facts()}, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from .attention_forward import attend
 from .attention_tiles import (
     LN_2,
     LOG2_E,
-    common_unit,
+    UNIT,
     head_dim_block,
     in_units,
     precision,
@@ -61,7 +61,7 @@ CANDIDATES = [
 ])  # fmt: skip
 def _decoding_kernel(
     q, k, v, part_out, part_lse, lengths, scale, query_count, key_count, kv_head_count, group, split, rows, q_batch,
-    q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
+    q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, HEAD_DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr, ROW_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, NEGATIVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -171,14 +171,13 @@ def decode(
     split = max(1, min(wanted, key_count // SMALLEST_PART, LARGEST_SPLIT))
     part_out = torch.empty((batch, kv_heads, split, rows, head_dim), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((batch, kv_heads, split, rows), dtype=torch.float32, device=q.device)
-    unit = common_unit(q, k, v)
     dim_block = head_dim_block(q)
 
     def launch(tile: DecodingTile) -> None:
         with on_device(q):
             _decoding_kernel[(batch * kv_heads * split,)](
                 q, k, v, part_out, part_lse, kv_lengths, abs(scale) * LOG2_E.value, query_count, key_count, kv_heads,
-                group, split, rows, *in_units(unit, q, k, v), UNIT=unit, HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
+                group, split, rows, *in_units(q, k, v), HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
                 ROW_BLOCK=DECODING_ROWS, KEY_BLOCK=tile.key_block, NEGATIVE=scale < 0, PRECISION=precision(q),
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip

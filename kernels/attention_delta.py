@@ -14,9 +14,9 @@ import triton.language as tl
 
 from .attention_tiles import (
     LOG2_E,
+    UNIT,
     AttentionTile,
     candidates,
-    common_unit,
     dropout_arguments,
     head_and_tile,
     head_dim_block,
@@ -41,7 +41,7 @@ BLOCK = 8192
 ])  # fmt: skip
 def _delta_kernel(
     grad_out, out, delta, query_count, heads, head_count, grad_batch, grad_head, grad_row, out_batch, out_head, out_row,
-    UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """delta = rowsum(dO * out), which equals rowsum(P * dP), also under dropout."""
     head_index = tl.program_id(0) % heads
@@ -96,7 +96,7 @@ def _sums_over_keys(
 def _delta_from_keys_kernel(
     q, k, v, grad_out, lse, delta, correction, dropout_seed, lengths, scale, keep_scale, drop_below, query_count,
     key_count, heads, head_count, group, heads_together, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch,
-    v_head, v_row, grad_batch, grad_head, grad_row, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
+    v_head, v_row, grad_batch, grad_head, grad_row, HEAD_DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """delta and correction of one tile of queries of one head."""
@@ -150,10 +150,9 @@ def delta_of_rows(grad_out: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     batch, heads, query_count, head_dim = out.shape
     delta = torch.empty((batch, heads, query_count), dtype=torch.float32, device=out.device)
     block = max(16, BLOCK // head_dim_block(out))
-    unit = common_unit(grad_out, out)
     with on_device(out):
         _delta_kernel[(ceil_div(query_count, block) * batch * heads,)](
-            grad_out, out, delta, query_count, batch * heads, heads, *in_units(unit, grad_out, out), UNIT=unit,
+            grad_out, out, delta, query_count, batch * heads, heads, *in_units(grad_out, out),
             HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(out), QUERY_BLOCK=block, num_warps=4,
         )  # fmt: skip
     return delta
@@ -177,14 +176,13 @@ def delta_from_keys(
     delta, correction = torch.empty_like(lse), torch.empty_like(lse)
     seed, keep_scale, drop_below = dropout_arguments(dropout_p, dropout_seed)
     together = heads_in_cache(batch * heads, ceil_div(key_count, group), q)
-    unit = common_unit(q, k, v, grad_out)
 
     def launch(tile: AttentionTile) -> None:
         with on_device(q):
             _delta_from_keys_kernel[(ceil_div(query_count, tile.query_block) * batch * heads,)](
                 q, k, v, grad_out, lse, delta, correction, seed, kv_lengths, scale * LOG2_E.value, keep_scale,
                 drop_below, query_count, key_count, batch * heads, heads, group, together,
-                *in_units(unit, q, k, v, grad_out), UNIT=unit, HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
+                *in_units(q, k, v, grad_out), HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
                 QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, PRECISION=precision(q), num_warps=tile.warps,
                 num_stages=tile.stages,
             )  # fmt: skip

@@ -29,8 +29,8 @@ import triton.language as tl
 from .attention_tiles import (
     LN_2,
     LOG2_E,
+    UNIT,
     candidates,
-    common_unit,
     dropout_arguments,
     head_and_tile,
     head_dim_block,
@@ -109,7 +109,7 @@ def attend(
 def _forward_kernel(
     q, k, v, out, lse, dropout_seed, lengths, scale, keep_scale, drop_below, query_count, key_count, heads,
     head_count, group, heads_together, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    out_batch, out_head, out_row, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
+    out_batch, out_head, out_row, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
     QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
@@ -195,7 +195,6 @@ def forward(
     group = heads // k.shape[1]
     seed, keep_scale, drop_below = dropout_arguments(dropout_p, dropout_seed)
     together = heads_in_cache(batch * heads, ceil_div(key_count, group), q)
-    unit = common_unit(q, k, v, out)
 
     def launch(tile: ForwardTile) -> None:
         descriptors = tile.descriptors and _descriptors_can_read(k, v)
@@ -204,7 +203,7 @@ def forward(
         with on_device(q):
             _forward_kernel[(ceil_div(query_count, tile.query_block) * batch * heads,)](
                 q, k, v, out, lse, seed, kv_lengths, abs(scale) * LOG2_E.value, keep_scale, drop_below, query_count,
-                key_count, batch * heads, heads, group, together, *in_units(unit, q, k, v, out), UNIT=unit,
+                key_count, batch * heads, heads, group, together, *in_units(q, k, v, out),
                 HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q), QUERY_BLOCK=tile.query_block,
                 KEY_BLOCK=tile.key_block, NEGATIVE=scale < 0, PRECISION=precision(q), DESCRIPTORS=descriptors,
                 num_warps=tile.warps, num_stages=tile.stages,

@@ -15,9 +15,9 @@ import triton.language as tl
 
 from .attention_tiles import (
     LOG2_E,
+    UNIT,
     AttentionTile,
     candidates,
-    common_unit,
     dropout_arguments,
     head_and_tile,
     head_dim_block,
@@ -85,7 +85,7 @@ def _key_gradient_kernel(
     q, k, v, grad_out, lse, delta, correction, dk, dv, dropout_seed, lengths, scale, plain_scale, keep_scale,
     drop_below, query_count, key_count, kv_heads, kv_head_count, heads_together, q_batch, q_head, q_row, k_batch,
     k_head, k_row, v_batch, v_head, v_row, grad_batch, grad_head, grad_row, dk_batch, dk_head, dk_row,
-    UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr,
     KEY_BLOCK: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys of one key/value head: dK and dV (which share their strides), summed over the query heads of
@@ -171,14 +171,13 @@ def key_gradient(
     group = heads // kv_heads
     seed, keep_scale, drop_below = dropout_arguments(dropout_p, dropout_seed)
     together = heads_in_cache(batch * kv_heads, query_count * group, q)
-    unit = common_unit(q, k, v, grad_out, dk)
 
     def launch(tile: AttentionTile) -> None:
         with on_device(q):
             _key_gradient_kernel[(ceil_div(key_count, tile.key_block) * batch * kv_heads,)](
                 q, k, v, grad_out, lse, delta, correction, dk, dv, seed, kv_lengths, scale * LOG2_E.value, scale,
                 keep_scale, drop_below, query_count, key_count, batch * kv_heads, kv_heads, together,
-                *in_units(unit, q, k, v, grad_out, dk), UNIT=unit, HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
+                *in_units(q, k, v, grad_out, dk), HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
                 QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, GROUP=group, PRECISION=precision(q),
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip

@@ -13,9 +13,9 @@ import triton.language as tl
 
 from .attention_tiles import (
     LOG2_E,
+    UNIT,
     AttentionTile,
     candidates,
-    common_unit,
     dropout_arguments,
     head_and_tile,
     head_dim_block,
@@ -71,7 +71,7 @@ def _query_gradients(
 def _query_gradient_kernel(
     q, k, v, grad_out, lse, delta, correction, dq, dropout_seed, lengths, scale, plain_scale, keep_scale, drop_below,
     query_count, key_count, heads, head_count, group, heads_together, q_batch, q_head, q_row, k_batch, k_head, k_row,
-    v_batch, v_head, v_row, grad_batch, grad_head, grad_row, dq_batch, dq_head, dq_row, UNIT: tl.constexpr,
+    v_batch, v_head, v_row, grad_batch, grad_head, grad_row, dq_batch, dq_head, dq_row,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -143,14 +143,13 @@ def query_gradient(
     group = heads // k.shape[1]
     seed, keep_scale, drop_below = dropout_arguments(dropout_p, dropout_seed)
     together = heads_in_cache(batch * heads, ceil_div(key_count, group), q)
-    unit = common_unit(q, k, v, grad_out, dq)
 
     def launch(tile: AttentionTile) -> None:
         with on_device(q):
             _query_gradient_kernel[(ceil_div(query_count, tile.query_block) * batch * heads,)](
                 q, k, v, grad_out, lse, delta, correction, dq, seed, kv_lengths, scale * LOG2_E.value, scale,
                 keep_scale, drop_below, query_count, key_count, batch * heads, heads, group, together,
-                *in_units(unit, q, k, v, grad_out, dq), UNIT=unit, HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
+                *in_units(q, k, v, grad_out, dq), HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
                 QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, PRECISION=precision(q), num_warps=tile.warps,
                 num_stages=tile.stages,
             )  # fmt: skip

@@ -10,11 +10,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import next_power_of_2, stride_unit
+from .launch import next_power_of_2
 
 # Exponentials are powers of two, with log2(e) folded into the scale.
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+# Kernels get strides in this unit and multiply it back as a constant. That tells the compiler that rows are aligned and
+# loads can be vectors, and the strides themselves, which vary with the sequence length, specialise nothing.
+UNIT = tl.constexpr(16)
+# Offsets inside one tile are 32-bit, to save registers; offsets of the tile itself are 64-bit. A tile has at most 256
+# rows.
+LARGEST_STRIDE = 2**31 // 256 - 1
 # Heads whose keys and values fit in this part of the L2 cache run side by side.
 CACHE_BYTES = 16 * 2**20
 
@@ -102,13 +108,19 @@ def empty_heads_last(like: torch.Tensor) -> torch.Tensor:
     return like.new_empty((batch, rows, heads, dim)).transpose(1, 2)
 
 
-def in_units(unit: int, *tensors: torch.Tensor) -> list[int]:
+def in_units(*tensors: torch.Tensor) -> list[int]:
     """The batch, head and row strides of each tensor, in the unit."""
-    return [stride // unit for tensor in tensors for stride in tensor.stride()[:3]]
+    return [stride // UNIT.value for tensor in tensors for stride in tensor.stride()[:3]]
 
 
-def common_unit(*tensors: torch.Tensor) -> int:
-    return stride_unit(*(stride for tensor in tensors for stride in tensor.stride()[:3]))
+def walkable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where the kernels can walk it (the ordinary case), else a copy that they can.
+
+    Rows must be contiguous, every stride a multiple of the unit, and a tile's offsets fit 32 bits.
+    """
+    strides = tensor.stride()
+    aligned = all(stride % UNIT.value == 0 for stride in strides[:3])
+    return tensor if strides[3] == 1 and aligned and strides[2] <= LARGEST_STRIDE else tensor.contiguous()
 
 
 def dropout_arguments(dropout_p: float, dropout_seed: torch.Tensor | None) -> tuple[torch.Tensor | None, float, int]:

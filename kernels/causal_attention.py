@@ -13,9 +13,13 @@
 Which keys a query sees: with T queries against the first `length` of S keys, query t sees keys 0 .. length - T + t
 (the last query sees all). A query may see no key at all (length < T): its output is 0, its lse is -inf, its gradients
 are 0.
+
+Head dims that are no multiple of 16 are padded with zeros, which change no product: rows that start anywhere would have
+to be read an element at a time.
 """
 
 import torch
+from torch.nn.functional import pad
 
 from .attention_decoding import DecodingTile, decode, is_few
 from .attention_delta import delta_from_keys, delta_of_rows
@@ -23,8 +27,7 @@ from .attention_forward import ForwardTile, forward
 from .attention_forward import key as forward_key
 from .attention_key_gradient import key_gradient
 from .attention_query_gradient import query_gradient
-from .attention_tiles import empty_heads_last, tile_key
-from .launch import last_dim_contiguous
+from .attention_tiles import UNIT, empty_heads_last, tile_key, walkable
 from .tuning import describe as describe_tile
 
 
@@ -42,7 +45,11 @@ def causal_attention(
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if lse.numel() == 0:
         return out, lse
-    q, k, v = last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v)
+    if padding := -q.shape[3] % UNIT.value:
+        q, k, v = (pad(tensor, (0, padding)) for tensor in (q, k, v))
+        wide, lse = causal_attention(q, k, v, scale, dropout_p, dropout_seed, kv_lengths)
+        return out.copy_(wide[..., :-padding]), lse
+    q, k, v = walkable(q), walkable(k), walkable(v)
     if dropout_p <= 0.0 and is_few(q, k):
         decode(q, k, v, out, lse, scale, kv_lengths)
     else:
@@ -66,9 +73,15 @@ def causal_attention_backward(
     dq, dk, dv = empty_heads_last(q), empty_heads_last(k), empty_heads_last(v)
     if lse.numel() == 0 or q.shape[3] == 0:
         return dq, dk.zero_(), dv.zero_()
-    q, k, v = last_dim_contiguous(q), last_dim_contiguous(k), last_dim_contiguous(v)
-    grad_out, out, lse = last_dim_contiguous(grad_out), last_dim_contiguous(out), lse.contiguous()
     inputs = (scale, dropout_p, dropout_seed, kv_lengths)
+    if padding := -q.shape[3] % UNIT.value:
+        grad_out, q, k, v, out = (pad(tensor, (0, padding)) for tensor in (grad_out, q, k, v, out))
+        wide = causal_attention_backward(grad_out, q, k, v, out, lse, *inputs)
+        for gradient, padded in zip((dq, dk, dv), wide, strict=True):
+            gradient.copy_(padded[..., :-padding])
+        return dq, dk, dv
+    grad_out, out, lse = walkable(grad_out), walkable(out), lse.contiguous()
+    q, k, v = walkable(q), walkable(k), walkable(v)
     if q.dtype == torch.float32:
         delta, correction = delta_from_keys(grad_out, q, k, v, lse, *inputs)
     else:

@@ -31,7 +31,7 @@ def configuration(kernel: str, kind: type[Tile], family: str, **key: int | str |
     """The line of `family`'s file for this kernel and key, as a `kind`. `ValueError` where there is none."""
     if _forced and kernel in _forced:
         return _forced[kernel]
-    return _find(kernel, kind, family, tuple(key.items()))
+    return _find(kernel, kind, family, tuple(key.items()))  # type: ignore[arg-type]
 
 
 @contextmanager

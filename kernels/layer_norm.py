@@ -200,7 +200,7 @@ def _backward(
     rows = mean.numel()
     if N > LARGEST_BLOCK:
         with on_device(x):
-            _reduce(*backward_wide(grad_out, grad_sum, x, weight, mean, rstd, dx), dweight, dbias)
+            _reduce(backward_wide(grad_out, grad_sum, x, weight, mean, rstd, dx), dweight, dbias)
         return dx, dweight, dbias
 
     def launch(tile: PersistentRowsTile) -> None:
@@ -211,18 +211,16 @@ def _backward(
                 grad_out, grad_sum, x, weight, mean, rstd, dx, *partial, rows, 1.0 / N,
                 N=N, ROWS=tile.rows, BLOCK=max(16, next_power_of_2(N)), num_warps=tile.warps,
             )  # fmt: skip
-            _reduce(*partial, dweight, dbias)
+            _reduce(partial, dweight, dbias)
 
     launch(choose("layer_norm_backward", PersistentRowsTile, x, BACKWARD_CANDIDATES, launch, **_key(N)))
     return dx, dweight, dbias
 
 
-def _reduce(
-    partial_dweight: torch.Tensor, partial_dbias: torch.Tensor, dweight: torch.Tensor, dbias: torch.Tensor
-) -> None:
-    parts, N = partial_dweight.shape
+def _reduce(partial: list[torch.Tensor], dweight: torch.Tensor, dbias: torch.Tensor) -> None:
+    parts, N = partial[0].shape
     _reduce_kernel[(ceil_div(N, REDUCTION_COLUMNS),)](
-        partial_dweight, partial_dbias, dweight, dbias, parts,
+        *partial, dweight, dbias, parts,
         N=N, ROWS=REDUCTION_ROWS, COLUMNS=REDUCTION_COLUMNS, num_warps=4,
     )  # fmt: skip
 

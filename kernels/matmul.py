@@ -8,8 +8,8 @@ multiplication tutorial). Where the output has few tiles and the inner dimension
 inner dimension is split between programs: float32 parts, then one reduction in a fixed order, so the same bits every
 time.
 
-Only the last step along the inner dimension is masked: the others load whole vectors, whatever the size. float32
-multiplies in IEEE float32, not TF32.
+Only the last step along the inner dimension is masked: the others load whole vectors, whatever the size. Operands
+whose rows start anywhere are copied to where rows are aligned first. float32 multiplies in IEEE float32, not TF32.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
+from torch.nn.functional import pad
 
 from .configurations import configuration
 from .gelu import gelu_of
@@ -183,6 +184,11 @@ def precision(tensor: torch.Tensor) -> str:
     return "ieee" if tensor.dtype == torch.float32 else "tf32"  # says nothing for half precision
 
 
+def aligned_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix itself where its rows are whole vectors apart (the ordinary case), else one whose rows are longer."""
+    return pad(matrix, (0, -matrix.shape[1] % 16)) if matrix.stride(0) % 16 else matrix
+
+
 def choose_size(a: torch.Tensor, rows: int, columns: int, split: bool) -> str:
     """The largest tile that is filled at least halfway down and, unless the inner dimension can be split, occupies
     the whole GPU. The number of rows chooses among these three and nothing else, so that it compiles nothing further.
@@ -225,6 +231,7 @@ def multiply_matrices(
     """
     if rows == 0 or columns == 0:
         return
+    a, b = aligned_rows(a), aligned_rows(b)
     size = choose_size(a, rows, columns, split)
 
     def launch(tile: MatrixTile) -> None:
@@ -249,8 +256,7 @@ def multiply_matrices(
     if accumulate:  # a search would add to out again and again
         launch(_tiles(gpu_family(a), a.element_size())[size])
     else:
-        key = {"element_bytes": a.element_size(), "size": size}
-        launch(choose("matrix_multiply", MatrixTile, a, CANDIDATES, launch, **key))
+        launch(choose("matrix_multiply", MatrixTile, a, CANDIDATES, launch, element_bytes=a.element_size(), size=size))
 
 
 def sum_parts(partial: torch.Tensor, multiplier: torch.Tensor | None, out: torch.Tensor, accumulate: bool) -> None:
@@ -262,5 +268,5 @@ def sum_parts(partial: torch.Tensor, multiplier: torch.Tensor | None, out: torch
 
 def describe_multiply(a: torch.Tensor, rows: int, columns: int) -> str:
     """The configuration that `multiply_matrices` takes without a split."""
-    key = {"element_bytes": a.element_size(), "size": choose_size(a, rows, columns, False)}
-    return describe("matrix_multiply", MatrixTile, a, **key)
+    size = choose_size(a, rows, columns, False)
+    return describe("matrix_multiply", MatrixTile, a, element_bytes=a.element_size(), size=size)

@@ -17,38 +17,22 @@ Where the output has few tiles and K is long, K is split between programs: float
 order, so the same bits every time. With many rows of x (a prompt) larger tiles make this an ordinary matrix product.
 """
 
-from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
+from .configurations import configuration
 from .gelu import gelu_of
-from .launch import ceil_div, multiprocessors, on_device
-from .matmul import grouped_tile, precision
+from .launch import ceil_div, gpu_family, multiprocessors, on_device
+from .matmul import CANDIDATES, MatrixTile, grouped_tile, precision
+from .tuning import choose
+from .tuning import describe as describe_tile
 
 GROUP_SIZE = 32  # elements of an int4 row that share a scale
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows of x and of the weight, the step along K, and how Triton schedules it."""
-
-    rows: int
-    columns: int
-    inner: int
-    warps: int
-    stages: int
-
-
-# Keyed by bits a weight and bytes an element of x; from few rows of x to many. The first that holds all of them is
-# taken, or the last.
-TILES = {
-    (8, 2): (Tile(16, 32, 128, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 128, 64, 8, 3)),
-    (4, 2): (Tile(16, 32, 128, 4, 4), Tile(64, 64, 128, 4, 4), Tile(128, 128, 64, 8, 3)),
-    (8, 4): (Tile(16, 32, 64, 4, 3), Tile(64, 64, 32, 8, 2)),
-    (4, 4): (Tile(16, 32, 64, 4, 3), Tile(64, 32, 32, 8, 2)),
-}
+# From many rows of x to few.
+SIZES = ("large", "medium", "small")
 ROWS_TOGETHER = 8
 # A part of a split K is at least this long, and there are at most so many.
 SMALLEST_PART = 512
@@ -201,10 +185,20 @@ def _sum_parts_kernel(
 # ------------------------------------------------------------------------------------------------------------ launching
 
 
-def choose_tile(bits: int, element_size: int, rows: int) -> Tile:
-    """The smallest tile that holds all rows, or the largest there is."""
-    tiles = TILES[bits, element_size]
-    return next((tile for tile in tiles if rows <= tile.rows), tiles[-1])
+def choose_size(x: torch.Tensor, bits: int, rows: int) -> str:
+    """The smallest tile that holds all rows of x, or the largest there is."""
+    tiles = _tiles(gpu_family(x), bits, x.element_size())
+    return next((size for size in reversed(SIZES) if rows <= tiles[size].rows), SIZES[0])
+
+
+@cache
+def _tiles(family: str, bits: int, element_bytes: int) -> dict[str, MatrixTile]:
+    key: dict[str, int | str] = {"bits": bits, "element_bytes": element_bytes}
+    return {size: configuration("quantized_linear", MatrixTile, family, **key, size=size) for size in SIZES}
+
+
+def _bits(values: torch.Tensor) -> int:
+    return 8 if values.dtype == torch.int8 else 4
 
 
 def quantized_linear(
@@ -220,21 +214,34 @@ def quantized_linear(
     out = x.new_empty((*x.shape[:-1], columns))
     if out.numel() == 0:
         return out
-    bits = 8 if values.dtype == torch.int8 else 4
-    tile = choose_tile(bits, x.element_size(), rows)
-    programs = ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
-    parts = max(1, min(2 * multiprocessors(x) // programs, inner // SMALLEST_PART, LARGEST_SPLIT))
-    part_steps = ceil_div(ceil_div(inner, parts), tile.inner)
-    target = out if parts == 1 else torch.empty((parts, rows, columns), dtype=torch.float32, device=x.device)
-    with on_device(x):
-        _quantized_linear_kernel[(programs, parts)](
-            x, values, scale, bias, target, rows, columns, inner, part_steps, BITS=bits, GROUP=GROUP_SIZE,
-            ACTIVATION=activation, IN_PARTS=parts > 1, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
-            ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(x), num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
-        if parts > 1:
-            _sum_parts_kernel[(ceil_div(columns, SUM_COLUMNS), ceil_div(rows, SUM_ROWS))](
-                target, scale, bias, out, rows, columns, parts, BITS=bits, ACTIVATION=activation, ROWS=SUM_ROWS,
-                COLUMNS=SUM_COLUMNS, num_warps=4,
+    bits = _bits(values)
+
+    def launch(tile: MatrixTile) -> None:
+        programs = ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
+        parts = max(1, min(2 * multiprocessors(x) // programs, inner // SMALLEST_PART, LARGEST_SPLIT))
+        part_steps = ceil_div(ceil_div(inner, parts), tile.inner)
+        target = out if parts == 1 else torch.empty((parts, rows, columns), dtype=torch.float32, device=x.device)
+        with on_device(x):
+            _quantized_linear_kernel[(programs, parts)](
+                x, values, scale, bias, target, rows, columns, inner, part_steps, BITS=bits, GROUP=GROUP_SIZE,
+                ACTIVATION=activation, IN_PARTS=parts > 1, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
+                ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(x), num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
+            if parts > 1:
+                _sum_parts_kernel[(ceil_div(columns, SUM_COLUMNS), ceil_div(rows, SUM_ROWS))](
+                    target, scale, bias, out, rows, columns, parts, BITS=bits, ACTIVATION=activation, ROWS=SUM_ROWS,
+                    COLUMNS=SUM_COLUMNS, num_warps=4,
+                )  # fmt: skip
+
+    launch(choose("quantized_linear", MatrixTile, x, CANDIDATES, launch, **_key(x, values, rows)))
     return out
+
+
+def _key(x: torch.Tensor, values: torch.Tensor, rows: int) -> dict[str, int | str]:
+    bits = _bits(values)
+    return {"bits": bits, "element_bytes": x.element_size(), "size": choose_size(x, bits, rows)}
+
+
+def describe(x: torch.Tensor, values: torch.Tensor, *_: object, **__: object) -> str:
+    """Which configuration `quantized_linear` takes for these tensors."""
+    return describe_tile("quantized_linear", MatrixTile, x, **_key(x, values, x.shape[:-1].numel()))

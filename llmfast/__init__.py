@@ -6,7 +6,7 @@
 >>> with llmfast.use_backend("pytorch"): ...          # or "cpp", "triton", or one for each op
 """
 
-from llmfast.backends import BackendUnavailable, backends, explain, register_backend, use_backend
+from llmfast.backends import BackendUnavailable, backends, explain, load_backend, register_backend, use_backend
 from llmfast.config import GPTConfig
 from llmfast.generation import LLM
 from llmfast.loading import generate, load
@@ -24,6 +24,7 @@ __all__ = [
     "explain",
     "generate",
     "load",
+    "load_backend",
     "register_backend",
     "use_backend",
 ]

@@ -94,3 +94,47 @@ class KVCache:
                 index = source.view(source.shape[0], 1, -1, 1).expand_as(new)
                 store[:, :, : self._new_tokens] = new.gather(2, index)
         return self.keys[layer, :, :, : self.longest], self.values[layer, :, :, : self.longest]
+
+
+class StaticKVCache(KVCache):
+    """A cache whose steps always have the same shape, for a decode step that is recorded once and replayed.
+
+    It is filled as any other; a step then appends one token to every sequence at a place that only the device knows,
+    and attention reads the whole memory up to `lengths`. The host adds each step to `longest` itself: in a replay none
+    of this code runs.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch: int = 1,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(config, batch, capacity, device, dtype)
+        self._stepping = False
+
+    @property
+    def kv_lengths(self) -> Tensor | None:
+        return self.lengths if self._stepping else super().kv_lengths
+
+    def extend(self, tokens: int, lengths: list[int] | None = None) -> Tensor:
+        """As in `KVCache` with `lengths`, which starts over; without them one token more, whatever the lengths are."""
+        self._stepping = lengths is None
+        if not self._stepping:
+            return super().extend(tokens, lengths)
+        if tokens != 1:
+            raise ValueError(f"a static cache takes one token a step, got {tokens}")
+        # The limits hold for steps that nobody needs: those that warm up, and one that runs ahead of a text's end.
+        self._positions = self.lengths.clamp(max=self.capacity - 1).unsqueeze(1)
+        self.lengths.add_(1).clamp_(max=self.capacity)
+        return self._positions
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._stepping:
+            return super().append(layer, k, v)
+        index = self._positions.view(-1, 1, 1, 1).expand_as(k)
+        for store, new in ((self.keys[layer], k), (self.values[layer], v)):
+            store.scatter_(2, index, new.to(store.dtype))
+        return self.keys[layer], self.values[layer]

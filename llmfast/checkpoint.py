@@ -27,15 +27,8 @@ from llmfast import quantization
 from llmfast.config import GPTConfig
 from llmfast.files import write_atomic
 from llmfast.quantization import PRECISIONS, Quantization, QuantizedWeight, layout, plan
+from llmfast.tokenizers.protocol import TOKENIZER_FILES
 
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 CARD, TRAINING = "README.md", "training.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or several of a kind, with an index
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +20,20 @@ from llmfast.backends import use_backend
 from llmfast.config import GPTConfig
 from llmfast.decoders import (
     Decoder,
+    DecoderPool,
     EagerDecoder,
     NativeDecoder,
     NativeModel,
     SpeculatingDecoder,
+    StaticDecoder,
     UncachedDecoder,
+    cuda_graph,
     native,
 )
+from llmfast.decoding import DecodeLoop, Windows
 from llmfast.model import GPT
-from llmfast.sampling import SamplingSettings, next_token
+from llmfast.sampling import SamplingSettings
 from llmfast.scoring import half_overlapping, predictions, windows
-from llmfast.threads import fork_safe_torch
 from llmfast.tokenizers import Tokenizer, gpt2_tokenizer
 
 GPT2_VOCAB_SIZE = 50257
@@ -78,6 +80,7 @@ class LLM:
         self._native = native
         self._lock = threading.Lock()  # around reading and packing
         self._packed_from = _fingerprint(self._model)
+        self._recorded = DecoderPool()
         self.tokenizer = tokenizer
         self.backend = backend
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
@@ -122,12 +125,22 @@ class LLM:
     def decoder(self, batch: int = 1, capacity: int | None = None) -> Decoder:
         """A decoder with a KV cache for `batch` sequences of up to `capacity` tokens (default: the whole context).
 
-        Its `prefill` and `step` give logits; generating natively it is a `NativeDecoder`. Use it under `using_backend`.
+        Its `prefill` and `step` give logits; generating natively it is a `NativeDecoder`, on a GPU a
+        `CudaGraphDecoder`. Use it under `using_backend`.
         """
         packed = self.native()
         if packed is not None:
             return NativeDecoder(packed, batch, capacity)
+        if self.why_not_cuda_graph() is None:
+            return cuda_graph.CudaGraphDecoder(self.model.eval(), batch, capacity)
         return EagerDecoder(self.model, batch, capacity)
+
+    def why_not_cuda_graph(self) -> str | None:
+        """Why generating does not replay CUDA graphs under the current choice of backends, or None where it does."""
+        if self.native() is not None:
+            return "it runs natively, on the CPU"
+        with self.using_backend():
+            return cuda_graph.why_not(self.model)
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self._model is None else self._model.device
@@ -288,11 +301,19 @@ class LLM:
             )
         if seed is not None and not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), got {seed}")
-        windows = [prompt[-context:] for prompt in prompts]
+        rows = [prompt[-context:] for prompt in prompts]
         vocabulary = self.config.vocab_size if vocabulary is None else vocabulary
         capacity = min(context, longest + max_new_tokens)
-        decoder = self._new_decoder(len(windows), capacity, use_cache, speculate, vocabulary)
-        return self._tokens(decoder, windows, max_new_tokens, settings, seed, finished, vocabulary)
+        decoder = self._new_decoder(len(rows), capacity, use_cache, speculate, vocabulary)
+        loop = DecodeLoop(decoder, settings, vocabulary, seed, self._device(), self.using_backend)
+        return self._tokens(loop, Windows(rows, context, finished), max_new_tokens)
+
+    def _tokens(self, loop: DecodeLoop, windows: Windows, count: int) -> Iterator[Tensor]:
+        try:
+            yield from loop.tokens(windows, count)
+        finally:
+            if isinstance(loop.decoder, StaticDecoder):
+                self._recorded.give_back(loop.decoder)
 
     def _new_decoder(self, batch: int, capacity: int, use_cache: bool, speculate: int, vocabulary: int) -> Decoder:
         packed = self.native() if use_cache else None
@@ -300,62 +321,13 @@ class LLM:
             if speculate:
                 raise ValueError("speculate needs the native decoder and its cache: a CPU, and the C++ backend")
             self.model.eval()  # whoever trained it meanwhile left dropout on
-            return EagerDecoder(self.model, batch, capacity) if use_cache else UncachedDecoder(self.model)
+            if not use_cache:
+                return UncachedDecoder(self.model)
+            if self.why_not_cuda_graph() is None:
+                return self._recorded.take(self.model, batch, capacity)
+            return EagerDecoder(self.model, batch, capacity)
         decoder = NativeDecoder(packed, batch, capacity, vocabulary=vocabulary)
         return SpeculatingDecoder(decoder, speculate) if speculate else decoder
-
-    def _tokens(
-        self,
-        decoder: Decoder,
-        windows: list[list[int]],
-        max_new_tokens: int,
-        settings: SamplingSettings,
-        seed: int | None,
-        finished: Collection[int],
-        vocabulary: int,
-    ) -> Iterator[Tensor]:
-        """The decode loop. `windows` are the tokens that the model sees of each row; they grow and are cut here."""
-        if max_new_tokens == 0:
-            return
-        context, device = self.config.n_positions, self._device()
-        generators = _generators(seed, len(windows), device) if settings.temperature > 0 else None
-        seen = None
-        if settings.repetition_penalty != 1:
-            seen = torch.zeros(len(windows), vocabulary, dtype=torch.bool, device=device)
-            for row, window in enumerate(windows):
-                seen[row, window] = True
-        # A native decoder has found the likeliest token on the way, and draws one faster than PyTorch's operators.
-        chooser = decoder if isinstance(decoder, (NativeDecoder, SpeculatingDecoder)) and seen is None else None
-
-        warned = False
-        with self.using_backend():
-            logits = decoder.prefill(windows)
-        for step in range(1, max_new_tokens + 1):
-            if chooser is not None and settings.temperature == 0:
-                tokens = chooser.best
-            elif chooser is not None:
-                tokens = native.next_token(logits, settings, generators, vocabulary)
-            else:
-                with fork_safe_torch():
-                    tokens = next_token(logits[:, :vocabulary], settings, generators, seen)
-            yield tokens
-            if step == max_new_tokens:
-                return
-            if seen is not None:
-                seen.scatter_(1, tokens.unsqueeze(1), True)
-            full = {row for row, window in enumerate(windows) if len(window) == context}
-            if not warned and not full.issubset(finished):
-                warnings.warn(
-                    f"the text outgrew the context of {context} tokens; the model goes on seeing only its newer half",
-                    stacklevel=2,
-                )
-                warned = True
-            for row, token in enumerate(tokens.tolist()):
-                if row in full:
-                    windows[row] = windows[row][context // 2 :] if context > 1 and row not in finished else []
-                windows[row].append(token)
-            with self.using_backend():
-                logits = decoder.prefill(windows) if full else decoder.step(tokens)
 
     def using_backend(self) -> contextlib.AbstractContextManager[None]:
         """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
@@ -473,9 +445,3 @@ def _stop_strings(stop: str | list[str] | None) -> list[str]:
     if any(not isinstance(s, str) or not s for s in strings):
         raise ValueError(f"stop must be non-empty strings, got {stop!r}")
     return strings
-
-
-def _generators(seed: int | None, rows: int, device: torch.device) -> list[torch.Generator]:
-    if seed is None:
-        seed = int(torch.randint(2**62, (1,)))  # torch.manual_seed makes this repeatable too
-    return [torch.Generator(device).manual_seed((seed + row) % 2**63) for row in range(rows)]

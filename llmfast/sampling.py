@@ -75,7 +75,24 @@ def next_token(
 
     Every row draws from a generator of its own, so that a row's text does not depend on its neighbours, and one number
     a token, so that the same seed gives the same text to whoever computes the same logits. `seen` (B, V) marks the
-    tokens that the repetition penalty applies to.
+    tokens that the repetition penalty applies to. `ValueError` where logits are not finite.
+    """
+    uniform = None if settings.temperature == 0 else uniform_numbers(len(logits), generators, logits.device)
+    tokens = choose(logits, settings, uniform, seen)
+    check(tokens)
+    return tokens
+
+
+def check(tokens: Tensor) -> None:
+    """`ValueError` where `choose` could not choose. Waits for the device."""
+    if tokens.numel() and int(tokens.min()) < 0:
+        raise ValueError("the logits are not finite: no token can be chosen")
+
+
+def choose(logits: Tensor, settings: SamplingSettings, uniform: Tensor | None, seen: Tensor | None = None) -> Tensor:
+    """`next_token` from numbers that are already drawn, (B,) in [0, 1), or None to be greedy.
+
+    It never waits for the device, so that a CUDA graph can record it; a row of logits that are not finite gives -1.
     """
     logits = logits.float()
     if settings.repetition_penalty != 1 and seen is not None:
@@ -92,24 +109,27 @@ def next_token(
         logits = keep_top_p(logits, settings.top_p)
     if settings.min_p is not None:
         logits = keep_min_p(logits, settings.min_p)
-    return draw(torch.softmax(logits, dim=-1), uniform_numbers(len(logits), generators, logits.device))
+    assert uniform is not None
+    return draw(torch.softmax(logits, dim=-1), uniform)
 
 
 def uniform_numbers(rows: int, generators: list[torch.Generator] | None, device: torch.device) -> Tensor:
-    """One number in [0, 1) for each row, from its own generator or from torch's: (rows,) float64."""
+    """One number in [0, 1) for each row, from its own generator or from torch's: (rows,) float64 on `device`."""
     if generators is None:
         return torch.rand(rows, dtype=torch.float64, device=device)
     if len(generators) != rows:
         raise ValueError(f"{rows} rows need as many generators, got {len(generators)}")
-    return torch.cat([torch.rand(1, generator=g, dtype=torch.float64, device=device) for g in generators])
+    return torch.cat([torch.rand(1, generator=g, dtype=torch.float64, device=g.device) for g in generators]).to(device)
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The first token at which the cumulative probability exceeds `uniform` (B,): (B, V) -> (B,) int64."""
-    if not bool(torch.isfinite(probabilities).all()):
-        raise ValueError("the logits are not finite: no token can be chosen")
+    """The first token at which the cumulative probability exceeds `uniform` (B,): (B, V) -> (B,) int64.
+
+    -1 where probabilities are not finite.
+    """
     sums = probabilities.double().cumsum(-1)
     total = sums[:, -1:]
     tokens = torch.searchsorted(sums, uniform.unsqueeze(1) * total, right=True)
     last = (sums < total).sum(-1, keepdim=True)  # the last that can be: rounding may carry the product to the total
-    return torch.minimum(tokens, last).squeeze(1)
+    tokens = torch.minimum(tokens, last).squeeze(1)
+    return torch.where(torch.isfinite(probabilities).all(-1), tokens, -1)

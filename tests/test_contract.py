@@ -39,13 +39,13 @@ ACTIVATIONS = st.sampled_from([None, "gelu", "gelu_tanh"])
 
 
 @st.composite
-def any_case(draw: st.DrawFn) -> Case:
+def any_case(draw: st.DrawFn, longest: int = 70, widest: int = 150, heads: int = 3) -> Case:
     """An op at a shape that nobody thought of."""
-    rows, width, out = draw(st.integers(1, 70)), draw(st.integers(1, 150)), draw(st.integers(1, 150))
-    batch, kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    S = draw(st.integers(rows, rows + 80))
+    rows, width, out = draw(st.integers(1, longest)), draw(st.integers(1, widest)), draw(st.integers(1, widest))
+    batch, kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, heads)), draw(st.integers(1, heads))
+    S = draw(st.integers(rows, rows + longest))
     lengths = draw(st.none() | st.lists(st.integers(0, S), min_size=batch, max_size=batch))
-    heads, D = kv_heads * group, draw(st.integers(1, 130))
+    heads, D = kv_heads * group, draw(st.integers(1, widest))
     return draw(
         st.sampled_from(
             [

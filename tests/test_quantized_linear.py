@@ -1,4 +1,4 @@
-"""Quantised weights: every backend against float64 on what they stand for, and a model that keeps them."""
+"""Quantised weights: linear layers on them at any shape, and a model that keeps them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import llmfast
 from llmfast import checkpoint, ops
-from llmfast.backends import pytorch, reference
-from llmfast.quantization import plan, quantize
+from llmfast.contract import check
+from llmfast.contract.cases import quantized_linear
+from llmfast.quantization import FORMATS, PRECISIONS, plan, quantize
 from llmfast.quantized import QuantizedGPT, QuantizedLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,58 +25,21 @@ PLACES = [
     for r in AVAILABLE
     if (r.backend, r.device, r.dtype) != ("pytorch", "cpu", "float16")
 ]
-# rows of x, N, K: what fills no tile, what fills some just so, K that splits, rows for every tile.
-SHAPES = [(1, 1, 1), (1, 5, 33), (3, 41, 64), (5, 33, 129), (16, 40, 1100), (17, 70, 96), (70, 20, 130), (131, 150, 64)]
-
-
-def check(
-    backend: str,
-    device: str,
-    dtype: torch.dtype,
-    shape: tuple[int, int, int],
-    precision: str,
-    bias: bool = True,
-    activation: str | None = None,
-) -> None:
-    rows, N, K = shape
-    torch.manual_seed(0)
-    x = torch.randn(rows, K, dtype=torch.float64).to(dtype).to(device)
-    weight = quantize(torch.randn(N, K, device=device) / K**0.5, precision)
-    b = torch.randn(N, dtype=torch.float64).to(dtype).to(device) if bias else None
-    call = (x, weight.values, weight.scale, b, activation)
-    with llmfast.use_backend(backend):
-        got, again = ops.quantized_linear(*call), ops.quantized_linear(*call)
-    expected, torch_own = reference.quantized_linear(*call), pytorch.quantized_linear(*call)
-    assert got.shape == (rows, N) and got.dtype == dtype and torch.equal(got, again)
-    allowed = 2 * (torch_own.double() - expected).abs().max() + torch.finfo(dtype).eps * expected.abs().clamp(1).max()
-    assert (got.double() - expected).abs().max() <= allowed
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("backend, device, dtype", PLACES)
-def test_it_agrees_with_the_dequantised_weights(backend, device, dtype, shape, precision):
-    check(backend, device, dtype, shape, precision)
-
-
-@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu"])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(2, 33, 70), (1, 20, 1100)], ids=str)
-@pytest.mark.parametrize("backend, device, dtype", PLACES)
-def test_bias_and_activation_come_after_the_sum(backend, device, dtype, shape, bias, activation):
-    for precision in ("int8", "int4"):
-        check(backend, device, dtype, shape, precision, bias, activation)
 
 
 @settings(max_examples=25)
 @given(
     st.sampled_from(PLACES),
-    st.tuples(st.integers(1, 90), st.integers(1, 100), st.integers(1, 300)),
-    st.sampled_from(["int8", "int4"]),
+    st.tuples(st.integers(1, 90), st.integers(1, 300)),
+    st.integers(1, 100),
+    st.sampled_from(FORMATS),
     st.booleans(),
+    st.sampled_from([None, "gelu", "gelu_tanh"]),
 )
-def test_it_agrees_at_any_shape(place, shape, precision, bias):
-    check(*place.values, shape, precision, bias)
+def test_it_agrees_with_the_dequantised_weights_at_any_shape(place, shape, N, precision, bias, activation):
+    case = quantized_linear("any", shape, N, precision, bias, activation)
+    # Wrong elements are looked for here, not roundings: at some shapes torch's own error is small by luck.
+    assert not check(case, *place.values, slack=4.0).problems
 
 
 @pytest.mark.parametrize("backend, device, dtype", PLACES)
@@ -124,13 +88,18 @@ def test_the_operator_keeps_pytorchs_rules(precision):
 # --- the model ------------------------------------------------------------------------------------------------------
 
 
-def quantized_places() -> list:
+def places_and_precisions() -> list:
+    """In the interpreter one model is enough: int4 has both formats."""
     places = dict.fromkeys((r.backend, r.device) for r in AVAILABLE if r.backend != "cpp")
-    return [pytest.param(*place, id="-".join(place)) for place in places]
+    pairs = [(place, precision) for place in places for precision in PRECISIONS]
+    return [
+        pytest.param(*place, precision, id="-".join((*place, precision)))
+        for place, precision in pairs
+        if place != ("triton", "cpu") or precision == "int4"
+    ]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "int4-all"])
-@pytest.mark.parametrize("backend, device", quantized_places())
+@pytest.mark.parametrize("backend, device, precision", places_and_precisions())
 def test_a_quantised_model_gives_the_text_of_its_dequantised_weights(storyteller_directory, backend, device, precision):
     llm = llmfast.load(storyteller_directory, backend=backend, device=device, precision=precision)
     assert llm.precision == precision and isinstance(llm.model, QuantizedGPT)
@@ -140,8 +109,8 @@ def test_a_quantised_model_gives_the_text_of_its_dequantised_weights(storyteller
             weight = floats.model.get_parameter(name)
             weight.copy_(quantize(weight, form).dequantize())
     ids = torch.tensor(floats.tokenizer.encode("The dog"))
-    expected = floats.generate(ids, max_new_tokens=8, temperature=0)
-    got = llm.generate(ids, max_new_tokens=8, temperature=0)
+    expected = floats.generate(ids, max_new_tokens=4, temperature=0)
+    got = llm.generate(ids, max_new_tokens=4, temperature=0)
     if llm.model.dtype == torch.float32:
         assert_same_greedy(expected.tolist(), got.tolist(), floats.model, len(ids), f"{backend} {precision}")
         loss = llm.model.loss(ids[None, :-1].to(device), ids[None, 1:].to(device))

@@ -153,6 +153,14 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0
     raise BackendUnavailable(f"no backend runs {op} on {device.type} {_short(dtype)}{passed}")
 
 
+def capturable(name: str) -> bool:
+    """Whether a backend's functions can be recorded in a CUDA graph, which its module says with `CAPTURABLE = True`.
+
+    They then never wait for the GPU, and launch the same kernels whatever the values of their tensors are.
+    """
+    return bool(getattr(_module(name), "CAPTURABLE", False))
+
+
 def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> str | None:
     module = _module(name)
     if not hasattr(module, op):

@@ -17,6 +17,7 @@ from llmfast.quantization import dequantize
 # pages for large temporaries cost more than the arithmetic on them); on a GPU, enough rows for an efficient product.
 LOGITS_BYTES = {"cpu": 8 << 20}
 LOGITS_BYTES_ELSEWHERE = 128 << 20
+CAPTURABLE = True  # in a CUDA graph, forward
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -22,11 +22,17 @@ QUANTIZED_LINEAR = "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str ac
 # Which file of `kernels/` holds an operator; most files bear the name of their op.
 KERNEL_FILE = {"add_layer_norm": "layer_norm"}
 
-# Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
 MAX_HEAD_DIM = 256
+CAPTURABLE = True  # in a CUDA graph
+# Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # Asked once, outside of anything that torch.compile traces.
 BFLOAT16_GPU = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _kernels(op: str) -> Any:
+    """The file of `kernels/` that holds an op."""
+    return importlib.import_module(f"llmfast.kernels.{KERNEL_FILE.get(op, op)}")
 
 
 def _define_operators() -> str | None:
@@ -35,8 +41,7 @@ def _define_operators() -> str | None:
         return "triton is not installed: pip install 'llmfast-kernels[triton]'"
     try:
         for op, schema in (*SCHEMAS.items(), ("quantized_linear", QUANTIZED_LINEAR)):
-            forward = op.removesuffix("_backward")
-            module = importlib.import_module(f"llmfast.kernels.{KERNEL_FILE.get(forward, forward)}")
+            module = _kernels(op.removesuffix("_backward"))
             torch.library.define(f"llmfast_triton::{op}", schema)
             # One implementation for every device: CUDA and ROCm tensors run for real, CPU tensors in the interpreter.
             torch.library.impl(f"llmfast_triton::{op}", "CompositeExplicitAutograd")(getattr(module, op))
@@ -71,8 +76,9 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def describe(op: str, *args: Any, **kwargs: Any) -> str:
-    """The configuration a call would get, for `llmfast.explain`."""
-    return "interpreted" if INTERPRETED else ""
+    """The kernel and the configuration that a call would get, for `llmfast.explain`."""
+    configuration = _kernels(op).describe(*args, **kwargs)
+    return f"{configuration}, interpreted" if INTERPRETED else configuration
 
 
 _ops = RegisteredOps("llmfast_triton")

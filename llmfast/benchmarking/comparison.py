@@ -14,7 +14,7 @@ from typing import Any
 from llmfast.backends import BackendUnavailable
 from llmfast.benchmarking import limits
 from llmfast.benchmarking.records import Record, Spread, Versus
-from llmfast.benchmarking.timing import Effort, Turn, take_turns
+from llmfast.benchmarking.timing import Effort, Turn, take_turns, warm_up
 
 
 class WrongResult(ValueError):
@@ -35,7 +35,8 @@ class Entry:
 @dataclass(frozen=True)
 class Work:
     """What one call needs, whatever a competitor really does: bytes of memory, and operations (a product and a sum
-    are two) in the format `arithmetic` of the limits. `tokens` or bytes of `text` are what a reader counts in."""
+    are two) in the format `arithmetic` of the limits. `tokens` or bytes of `text` are what a reader counts in. Memory
+    does not bound work whose bytes stay `in_cache` from call to call."""
 
     tokens: int = 0
     text: int = 0
@@ -43,6 +44,7 @@ class Work:
     written: float = 0.0
     operations: float = 0.0
     arithmetic: str = "fp32"
+    in_cache: bool = False
 
     def rates(self, seconds: float) -> dict[str, float]:
         """By the names in `records.RATES`; what there is none of is left out."""
@@ -61,7 +63,7 @@ class Work:
         where nothing is known about the limit, or there is nothing to be limited.
         """
         bandwidth = "copy" if 4 * self.written >= self.read else "read"
-        needs = {bandwidth: self.read + self.written, self.arithmetic: self.operations}
+        needs = {bandwidth: 0.0 if self.in_cache else self.read + self.written, self.arithmetic: self.operations}
         found = {}
         for name, amount in needs.items():
             if amount:
@@ -117,14 +119,16 @@ class Measured:
 def run(comparison: Comparison, effort: Effort, measured_limits: Sequence[dict[str, Any]] = ()) -> list[Measured]:
     """Checks and times a comparison: one result for each of its entries, in their order."""
     ready: dict[Entry, Contestant] = {}
+    calls: dict[Entry, int] = {}
     problems: dict[Entry, str] = {}
     make_ready = comparison.start()
     for entry in comparison.entries:
         try:
-            ready[entry] = make_ready(entry)
+            contestant = make_ready(entry)
+            calls[entry], ready[entry] = warm_up(contestant.turn, effort), contestant
         except Exception as error:  # anybody's kernel may fail in any way; the others are still to be measured
             problems[entry] = explained(error)
-    seconds = take_turns({entry: contestant.turn for entry, contestant in ready.items()}, effort)
+    seconds = take_turns({entry: contestant.turn for entry, contestant in ready.items()}, calls, effort)
     found = []
     for entry in comparison.entries:
         if entry in problems:
@@ -142,7 +146,7 @@ def run(comparison: Comparison, effort: Effort, measured_limits: Sequence[dict[s
             share_of_limit=round(least[1] / median, 4) if least else None,
             versus=_versus(comparison, entry, seconds),
             checked=ready[entry].checked,
-            note=ready[entry].note,
+            note=ready[entry].note or ("what it reads lies in the cache" if work.in_cache else None),
         )
         found.append(Measured(record, tuple(rounds)))
     return found

@@ -8,6 +8,7 @@ weights pass by once a token.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Turn = Callable[[], float]  # does the work once, and gives the seconds that it 
 Name = TypeVar("Name", bound=Hashable)
 
 MOST_CALLS = 10_000  # in a turn
+SLOW = 0.2  # seconds from which one call is enough to warm up
 MOST_SETS = 2048  # of a rotation's inputs
 CACHE_ELSEWHERE = 32 << 20  # where the system does not say how large its caches are
 
@@ -37,23 +39,27 @@ class Effort:
 
 
 QUICK = Effort(seconds=0.1, rounds=(2, 5), turn=0.001)
-USUAL = Effort(seconds=0.8, rounds=(3, 15), turn=0.003)
+USUAL = Effort(seconds=0.5, rounds=(3, 15), turn=0.003)
 FULL = Effort(seconds=5.0, rounds=(5, 50), turn=0.01)
 
 
+def warm_up(turn: Turn, effort: Effort) -> int:
+    """Calls somebody before it counts, twice if that is soon done: how many of the last call make a turn."""
+    seconds = turn()
+    if seconds < SLOW:
+        seconds = turn()
+    return min(MOST_CALLS, max(1, round(effort.turn / max(seconds, 1e-9))))
+
+
 def take_turns(
-    turns: Mapping[Name, Turn], effort: Effort, clock: Clock = time.perf_counter
+    turns: Mapping[Name, Turn], calls: Mapping[Name, int], effort: Effort, clock: Clock = time.perf_counter
 ) -> dict[Name, list[float]]:
     """Seconds of one call, by competitor and round; the lists are equally long.
 
-    Everybody is called twice before it counts: the first call allocates and compiles, the second says how many calls
-    make a turn. A turn's figure is the mean of its calls.
+    A turn is as many `calls`, and its figure their median: what interrupts one of them is not its own.
     """
-    calls = {}
-    for name, turn in turns.items():
-        turn()
-        calls[name] = min(MOST_CALLS, max(1, round(effort.turn / max(turn(), 1e-9))))
-    names, found = list(turns), {name: [] for name in turns}  # type: tuple[list[Name], dict[Name, list[float]]]
+    names = list(turns)
+    found: dict[Name, list[float]] = {name: [] for name in names}
     least, most = effort.rounds
     start = clock()
     for number in range(most if names else 0):
@@ -61,7 +67,7 @@ def take_turns(
             break
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            found[name].append(sum(turns[name]() for _ in range(calls[name])) / calls[name])
+            found[name].append(statistics.median(turns[name]() for _ in range(calls[name])))
     return found
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 import llmfast
 from llmfast.cli.common import backend_option, common_options
+from llmfast.evaluation.minimal_pairs import Accuracy, grouped, minimal_pair_outcomes, read_pairs
 from llmfast.evaluation.perplexity import documents_perplexity, loses_text, text_perplexity
 from llmfast.tokenizers.bpe import END_OF_TEXT
 
@@ -121,3 +123,71 @@ def read_text(path: Path) -> str:
     if not text:
         raise ValueError(f"{path} is empty")
     return text
+
+
+@eval.command()
+@model_options
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--paradigms", is_flag=True, help="A line for every paradigm, not only for every phenomenon.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@common_options
+def blimp(model: str, path: Path, paradigms: bool, as_json: bool, backend: str, precision: str, device: str) -> None:
+    """How often MODEL finds the good sentence of a minimal pair likelier than the bad one.
+
+    PATH is BLiMP's zip archive, a folder, or one .jsonl file: lines with sentence_good and sentence_bad.
+    """
+    pairs = read_pairs(path)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    with progress_bar(f"{len(pairs):,} pairs, {llm.precision}") as progress:
+        outcomes = minimal_pair_outcomes(llm, pairs, progress)
+    by_phenomenon = grouped(outcomes, [pair.phenomenon for pair in pairs])
+    by_paradigm = grouped(outcomes, [f"{pair.phenomenon}/{pair.paradigm}" for pair in pairs])
+    overall = Accuracy(outcomes)
+    if as_json:
+        figures = {
+            name: {key: asdict_of(accuracy) for key, accuracy in group.items()}
+            for name, group in (("phenomena", by_phenomenon), ("paradigms", by_paradigm))
+        }
+        record = {"model": model, "path": str(path), "precision": llm.precision, "overall": asdict_of(overall)}
+        click.echo(json.dumps(record | figures, indent=2))
+        return
+    table = Table("phenomenon", *(Column(name, justify="right") for name in ("pairs", "accuracy", "± standard error")))
+    for name, accuracy in (by_paradigm if paradigms else by_phenomenon).items():
+        table.add_row(name, f"{accuracy.pairs:,}", f"{accuracy.value:.1%}", f"{accuracy.standard_error:.1%}")
+    table.add_section()
+    table.add_row("all", f"{overall.pairs:,}", f"{overall.value:.2%}", f"{overall.standard_error:.2%}")
+    Console().print(table)
+
+
+def asdict_of(accuracy: Accuracy) -> dict[str, float | None]:
+    error = accuracy.standard_error
+    return {"pairs": accuracy.pairs, "accuracy": accuracy.value, "standard_error": None if isnan(error) else error}
+
+
+@eval.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
+@click.option("--quick", is_flag=True, help="A ladder of two to three minutes on two cores, on characters.")
+@click.option("--shapes", metavar="LxW,…", help="Layers × width of the models, such as 2x32,2x64,4x96.")
+@click.option("--tokens", metavar="N,…", help="Numbers of training tokens, such as 100k,400k,1.6M.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of `llmfast train` for all runs."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@common_options
+def scaling(
+    files: tuple[Path, ...],
+    out: Path,
+    quick: bool,
+    shapes: str | None,
+    tokens: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train a ladder of small models on FILES, and fit how their loss falls with parameters, tokens and compute.
+
+    Writes scaling.json and scaling.png into --out. Stopped, the same command goes on.
+    """
+    from llmfast.cli.scaling import run_scaling
+
+    run_scaling(files, out, quick, shapes, tokens, settings, as_json)

@@ -11,8 +11,9 @@ import click
 import torch
 
 import llmfast
-from llmfast.backends import cpp
+from llmfast.backends import cpp, resolve
 from llmfast.cli.common import backend_option, common_options
+from llmfast.quantized import QuantizedGPT
 from llmfast.threads import thread_count
 
 
@@ -85,16 +86,19 @@ def generate(
         f", {(stream.tokens - 1) / (end - first):,.0f} tokens/s" if first and stream.tokens > 1 and end > first else ""
     )
     waited = f", the first after {1000 * (first - start):.0f} ms" if first else ""
-    click.echo(f"[{stream.tokens} tokens{waited}{rate}; {_how(llm)}]", err=True)
+    click.echo(f"[{stream.tokens} tokens{waited}{rate}; {_how(llm, cache)}]", err=True)
     if interrupted:
         sys.exit(130)
 
 
-def _how(llm: Any) -> str:
+def _how(llm: Any, cache: bool) -> str:
     """Who generates, in which precision and with how many threads, in a few words."""
     if llm.native() is not None:
         return f"native ({cpp.isa()}), {llm.precision}, {thread_count()} threads"
+    model = llm.model
+    op = "quantized_linear" if isinstance(model, QuantizedGPT) else "linear"
     with llm.using_backend():
-        backend = llmfast.explain("linear", llm.model.lm_head.weight, llm.model.lm_head.weight).backend
-    where = f"{torch.get_num_threads()} threads" if llm.model.device.type == "cpu" else str(llm.model.device)
-    return f"{backend}, {llm.precision}, {where}"
+        backend, _ = resolve(op, model.device, model.dtype)
+    where = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else str(model.device)
+    graph = ", CUDA graph" if cache and llm.why_not_cuda_graph() is None else ""
+    return f"{backend}, {llm.precision}, {where}{graph}"

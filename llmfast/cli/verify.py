@@ -78,8 +78,9 @@ def _plan(names: tuple[str, ...], ops: tuple[str, ...], dtypes: tuple[str, ...],
     todo = plan(chosen or None, ops or OPS, dtypes or None, None if device == "auto" else device)
     for name in chosen:
         if not any(task.backend == name for task in todo.tasks):
-            reasons = dict.fromkeys(row.reason for row in todo.not_offered if row.backend == name)
-            raise BackendUnavailable(f"backend {name!r} offers nothing to verify here: {'; '.join(map(str, reasons))}")
+            reasons = dict.fromkeys(str(row.reason) for row in todo.not_offered if row.backend == name)
+            telling = [reason for reason in reasons if "does not define" not in reason] or list(reasons)
+            raise BackendUnavailable(f"backend {name!r} offers nothing to verify here: {'; '.join(telling)}")
     return todo
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llmfast import ops
+from llmfast.quantization import FORMATS, quantize
 
 Tensors = dict[str, "Tensor | None"]
 
@@ -37,7 +38,8 @@ class Case:
     """One call of an op.
 
     `build` gives its tensors by argument name, `settings` its other arguments. `elements` is about how many elements
-    it computes with, so that slow places can take the small cases only.
+    it computes with, so that slow places can take the small cases only. Without `differentiable` it is for inference,
+    and has no gradients.
     """
 
     op: str
@@ -45,6 +47,7 @@ class Case:
     build: Callable[[Random], Tensors]
     settings: dict[str, Any] = field(default_factory=dict)
     elements: int = 0
+    differentiable: bool = True
 
     def make(self, dtype: torch.dtype, device: str, seed: int = 0) -> Tensors:
         return self.build(Random(dtype, device, seed))
@@ -150,6 +153,26 @@ def linear_cross_entropy(name: str, shape: tuple[int, ...], K: int, V: int, igno
     return Case("linear_cross_entropy", name, build, {}, torch.Size(shape).numel() * K * V)
 
 
+def quantized_linear(
+    name: str, shape: tuple[int, ...], N: int, precision: str, bias: bool = True, activation: str | None = None
+) -> Case:
+    """x (..., K) of `shape`, a weight (N, K) in the format `precision`."""
+
+    def build(random: Random) -> Tensors:
+        K = shape[-1]
+        weight = torch.randn(N, K, generator=random.generator) * K**-0.5
+        stored = quantize(weight, precision)
+        return {
+            "x": random.normal(*shape),
+            "values": stored.values.to(random.device),
+            "scale": stored.scale.to(random.device),
+            "bias": random.normal(N) if bias else None,
+        }
+
+    settings = {"activation": activation}
+    return Case("quantized_linear", name, build, settings, torch.Size(shape).numel() * N, differentiable=False)
+
+
 CASES = [
     causal_attention("square", 2, 3, 3, 32, 32, 16),
     causal_attention("odd-lengths", 1, 2, 2, 37, 37, 24),
@@ -218,4 +241,12 @@ CASES = [
     linear_cross_entropy("some-ignored", (40,), 17, 77, ignored=True),
     linear_cross_entropy("many-classes", (37,), 32, 5003),
     linear_cross_entropy("many-rows", (1030,), 8, 300),
+    *(quantized_linear(f"{form}-one-element", (1, 1), 1, form) for form in FORMATS),
+    *(quantized_linear(f"{form}-one-row", (1, 129), 257, form) for form in FORMATS),
+    *(quantized_linear(f"{form}-one-vector", (64,), 33, form, bias=False) for form in FORMATS),
+    *(quantized_linear(f"{form}-odd", (3, 13, 37), 41, form) for form in FORMATS),
+    *(quantized_linear(f"{form}-deep", (2, 1100), 40, form, activation="gelu_tanh") for form in FORMATS),
+    *(quantized_linear(f"{form}-some-rows", (17, 70), 96, form, activation="gelu") for form in FORMATS),
+    *(quantized_linear(f"{form}-many-rows", (131, 64), 150, form) for form in FORMATS),
+    *(quantized_linear(f"{form}-empty-rows", (0, 40), 5, form) for form in FORMATS),
 ]

@@ -54,7 +54,7 @@ def check(case: Case, backend: str, device: str, dtype: torch.dtype, slack: floa
         problems = _wrong_kind(run.results, torch_own.results)
         if problems:  # nothing to compare
             return Outcome((), tuple(problems))
-        if not run.differentiable:
+        if case.differentiable and not run.differentiable:
             problems.append("the result has no gradient: the op has to be differentiable")
         again = _Run(case, ops, tensors, dtype)
         got, got_again = run.values(), run.values() | again.outputs()
@@ -91,7 +91,9 @@ class _Run:
     def __init__(self, case: Case, functions: Any, tensors: Tensors, dtype: torch.dtype):
         # Leaves that keep the strides of the case and share its memory, so that a changed input shows.
         self.leaves = {
-            name: t.detach().requires_grad_() for name, t in tensors.items() if t is not None and t.is_floating_point()
+            name: t.detach().requires_grad_(case.differentiable)
+            for name, t in tensors.items()
+            if t is not None and t.is_floating_point()
         }
         self.dtype = dtype
         self.results = case.call(functions, {**tensors, **self.leaves})

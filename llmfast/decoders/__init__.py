@@ -7,9 +7,10 @@ A decoder holds a batch of sequences and turns new tokens into the logits of the
 
 `prefill` starts over. Neither may take a sequence past the model's context.
 
-`EagerDecoder` runs the model itself, on any device and backend, `NativeDecoder` makes one C++ call a step, on a CPU;
-both have a KV cache that is allocated once. `SpeculatingDecoder` guesses ahead on top of the native one, and
-`UncachedDecoder` computes everything again for every token.
+`EagerDecoder` runs the model itself, on any device and backend, `NativeDecoder` makes one C++ call a step, on a CPU,
+and `CudaGraphDecoder` replays a recorded step, on a GPU; all have a KV cache that is allocated once.
+`SpeculatingDecoder` guesses ahead on top of the native one, and `UncachedDecoder` computes everything again for every
+token.
 """
 
 from __future__ import annotations
@@ -18,11 +19,23 @@ from typing import Protocol
 
 from torch import Tensor
 
+from llmfast.decoders.cuda_graph import CudaGraphDecoder, DecoderPool
 from llmfast.decoders.eager import EagerDecoder, UncachedDecoder
 from llmfast.decoders.native import NativeDecoder, NativeModel
 from llmfast.decoders.speculating import SpeculatingDecoder
+from llmfast.decoders.static import StaticDecoder
 
-__all__ = ["Decoder", "EagerDecoder", "NativeDecoder", "NativeModel", "SpeculatingDecoder", "UncachedDecoder"]
+__all__ = [
+    "CudaGraphDecoder",
+    "Decoder",
+    "DecoderPool",
+    "EagerDecoder",
+    "NativeDecoder",
+    "NativeModel",
+    "SpeculatingDecoder",
+    "StaticDecoder",
+    "UncachedDecoder",
+]
 
 
 class Decoder(Protocol):

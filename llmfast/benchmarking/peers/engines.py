@@ -1,0 +1,197 @@
+"""Each library behind the same functions: read a prompt, take one more token, give the logits of the last position.
+
+A library is imported when its engine is made, so that the process of one never holds another's threads or memory.
+Everybody gets the same token ids, one sequence, a cache of `CAPACITY` positions and the same number of threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .plan import CAPACITY, CT2, HF, HF_COMPILED, LLAMA, OURS
+
+
+class Engine:
+    """`base` is what the process imports before its memory counts as the engine's."""
+
+    base = "torch"
+
+    def __init__(self, models: Path, precision: str, threads: int):
+        raise NotImplementedError
+
+    def prefill(self, ids: list[int]) -> None:
+        """Starts over with a prompt, up to the logits of its last position."""
+        raise NotImplementedError
+
+    def step(self, token: int) -> None:
+        """One token more, up to the logits after it."""
+        raise NotImplementedError
+
+    def logits(self) -> np.ndarray:
+        """(vocabulary,) float32, of the last call."""
+        raise NotImplementedError
+
+    def time_prefill(self, ids: list[int]) -> float:
+        """Seconds."""
+        start = time.perf_counter()
+        self.prefill(ids)
+        return time.perf_counter() - start
+
+    def time_decode(self, prompt: list[int], new: list[int]) -> float:
+        """Seconds that the new tokens take after the prompt."""
+        self.prefill(prompt)
+        start = time.perf_counter()
+        for token in new:
+            self.step(token)
+        return time.perf_counter() - start
+
+
+class Llmfast(Engine):
+    def __init__(self, models: Path, precision: str, threads: int):
+        import torch
+
+        import llmfast
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        llm = llmfast.load(models / "hf", precision=precision, device="cpu")
+        self.decoder = llm.decoder(batch=1, capacity=min(CAPACITY, llm.config.n_positions))
+        self.last: Any = None
+
+    def prefill(self, ids: list[int]) -> None:
+        self.last = self.decoder.prefill([ids])
+
+    def step(self, token: int) -> None:
+        self.last = self.decoder.step(self.torch.tensor([token]))
+
+    def logits(self) -> np.ndarray:
+        return self.last[0].float().numpy()
+
+
+class LlamaCpp(Engine):
+    base = "llama_cpp"
+
+    def __init__(self, models: Path, precision: str, threads: int):
+        import llama_cpp
+
+        self.llama_cpp = llama_cpp
+        self.model = llama_cpp.Llama(
+            model_path=str(models / f"gpt2-{precision}.gguf"),
+            n_ctx=CAPACITY,
+            n_batch=512,
+            n_ubatch=512,
+            n_threads=threads,
+            n_threads_batch=threads,
+            flash_attn=True,
+            verbose=False,
+        )
+
+    def prefill(self, ids: list[int]) -> None:
+        self.model.reset()
+        self.model.eval(ids)
+
+    def step(self, token: int) -> None:
+        self.model.eval([token])
+
+    def logits(self) -> np.ndarray:
+        pointer = self.llama_cpp.llama_get_logits(self.model.ctx)
+        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab(),)).copy()
+
+
+class Transformers(Engine):
+    def __init__(self, models: Path, precision: str, threads: int):
+        import torch
+        from transformers import GPT2LMHeadModel
+
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        self.torch = torch
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.model = GPT2LMHeadModel.from_pretrained(models / "hf", dtype=dtype, attn_implementation="sdpa").eval()
+        self.last: Any = None
+
+    def prefill(self, ids: list[int]) -> None:
+        self.last = self.model(self.torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+
+    def step(self, token: int) -> None:
+        cache = self.last.past_key_values
+        self.last = self.model(self.torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+
+    def logits(self) -> np.ndarray:
+        return self.last.logits[0, -1].float().numpy()
+
+
+class TransformersCompiled(Transformers):
+    """With its cache of fixed size, as compiling asks for. Prompts, whose lengths differ, are read uncompiled."""
+
+    def __init__(self, models: Path, precision: str, threads: int):
+        from transformers import StaticCache
+
+        super().__init__(models, precision, threads)
+        self.cache = StaticCache(config=self.model.config, max_cache_len=CAPACITY)
+        self.compiled = self.torch.compile(self.model.forward)
+        self.length = 0
+
+    def prefill(self, ids: list[int]) -> None:
+        self.cache.reset()
+        self.length = len(ids)
+        self.last = self.model(self.torch.tensor([ids]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def step(self, token: int) -> None:
+        position = self.torch.tensor([[self.length]])
+        self.last = self.compiled(
+            self.torch.tensor([[token]]), past_key_values=self.cache, use_cache=True, position_ids=position
+        )
+        self.length += 1
+
+
+class CTranslate2(Engine):
+    """It has no call for one step: decoding is timed from a generation's first token to its last, as they arrive."""
+
+    base = "ctranslate2"
+
+    def __init__(self, models: Path, precision: str, threads: int):
+        import ctranslate2
+
+        self.model = ctranslate2.Generator(
+            str(models / "ct2"), device="cpu", compute_type=precision, inter_threads=1, intra_threads=threads
+        )
+        self.ids: list[int] = []
+
+    def prefill(self, ids: list[int]) -> None:
+        self.ids = ids
+        self._generate(ids, 1)
+
+    def logits(self) -> np.ndarray:
+        tokens = [f"t{i}" for i in self.ids]
+        return np.array(self.model.forward_batch([tokens], return_log_probs=False))[0, -1].astype(np.float32)
+
+    def time_decode(self, prompt: list[int], new: list[int]) -> float:
+        arrivals: list[float] = []
+        self._generate(prompt, 1 + len(new), lambda _: arrivals.append(time.perf_counter()))
+        return arrivals[-1] - arrivals[0]
+
+    def _generate(self, ids: list[int], count: int, on_token: Callable[[Any], None] | None = None) -> None:
+        self.model.generate_batch(
+            [[f"t{i}" for i in ids]],
+            min_length=count,
+            max_length=count,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+            end_token=[],
+            callback=on_token,
+        )
+
+
+ENGINES: dict[str, type[Engine]] = {
+    OURS: Llmfast,
+    LLAMA: LlamaCpp,
+    CT2: CTranslate2,
+    HF: Transformers,
+    HF_COMPILED: TransformersCompiled,
+}

@@ -1,0 +1,137 @@
+"""Minimal pairs: does a model find the grammatical sentence likelier than its ungrammatical twin?
+
+    The girls were happy.    log p = -25.1, likelier: right   (the embedded model)
+    The girls was happy.     log p = -28.4
+
+The format, and the measure (the log-probability of whole sentences), are those of BLiMP (Warstadt et al., 2020,
+arXiv:1912.00582): 67 paradigms of 1,000 pairs each. A model that knows nothing is right half the time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from statistics import fmean
+
+from llmfast.generation import LLM
+from llmfast.scoring import Window, half_overlapping, predictions, windows
+
+
+@dataclass(frozen=True)
+class MinimalPair:
+    good: str
+    bad: str
+    paradigm: str = "pairs"  # BLiMP's UID, such as "wh_island"
+    phenomenon: str = "pairs"  # what paradigms have in common: BLiMP's linguistics_term, such as "island_effects"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The share of pairs whose good sentence is likelier; of a pair that is equally likely, half."""
+
+    outcomes: Sequence[float]  # of each pair: 1, 0 or ½
+
+    @property
+    def pairs(self) -> int:
+        return len(self.outcomes)
+
+    @property
+    def value(self) -> float:
+        return fmean(self.outcomes)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the value, for pairs drawn at random; nan for a single pair."""
+        if self.pairs < 2:
+            return math.nan
+        variance = sum((outcome - self.value) ** 2 for outcome in self.outcomes) / (self.pairs - 1)
+        return math.sqrt(variance / self.pairs)
+
+
+def read_pairs(path: str | Path) -> list[MinimalPair]:
+    """The pairs of a `.jsonl` file, of all such files in a folder, or of those in a zip archive.
+
+    A line is a JSON object with `sentence_good` and `sentence_bad`, and in BLiMP `UID` and `linguistics_term`.
+    `OSError` or `ValueError` names the file and the line that can't be read.
+    """
+    path = Path(path)
+    pairs = [pair for name, lines in _files(path) for pair in _pairs_of(name, lines)]
+    if not pairs:
+        raise ValueError(f"{path} holds no minimal pairs: expected .jsonl files")
+    return pairs
+
+
+def minimal_pair_outcomes(
+    llm: LLM, pairs: Sequence[MinimalPair], progress: Callable[[int, int], object] | None = None
+) -> list[float]:
+    """For every pair 1 where the model finds the good sentence likelier, 0 where the bad one, ½ where neither.
+
+    A sentence's log-probability is the sum over its tokens, the first one given end-of-text, where the model has that
+    (else it is context only). A sentence longer than the context is scored as `LLM.score` does.
+    """
+    start, context, tokenizer = llm.start_token, llm.config.n_positions, llm.need_tokenizer()
+    prefix = () if start is None else (start,)
+    encoded = [tuple((*prefix, *tokenizer.encode(text)) for text in (pair.good, pair.bad)) for pair in pairs]
+    # Sentences of the same tokens are scored once, so that they are exactly as likely.
+    totals = dict.fromkeys((sentence for pair in encoded for sentence in pair), 0.0)
+    pieces: list[Window] = []
+    owners = []
+    for sentence in totals:
+        made = windows(sentence, context, half_overlapping(context))
+        pieces += made
+        owners += [sentence] * len(made)
+    with llm.using_backend():
+        for index, prediction in predictions(llm.native() or llm.model, pieces, progress=progress):
+            totals[owners[index]] += float(prediction.log_probabilities.double().sum())
+    return [0.5 + 0.5 * _sign(totals[good] - totals[bad]) for good, bad in encoded]
+
+
+def grouped(outcomes: Iterable[float], keys: Iterable[str]) -> dict[str, Accuracy]:
+    """The accuracy of every key's pairs, keys in alphabetical order."""
+    groups: dict[str, list[float]] = {}
+    for outcome, key in zip(outcomes, keys, strict=True):
+        groups.setdefault(key, []).append(outcome)
+    return {key: Accuracy(groups[key]) for key in sorted(groups)}
+
+
+def _sign(x: float) -> float:
+    return float(x > 0) - float(x < 0)
+
+
+def _files(path: Path) -> Iterator[tuple[PurePath, bytes]]:
+    """Name and content of every `.jsonl` file, without those that macOS leaves in its archives (`._name`)."""
+    if path.is_dir():
+        for each in sorted(path.rglob("*.jsonl")):
+            if not each.name.startswith("."):
+                yield each, each.read_bytes()
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                inner = PurePath(name)
+                if inner.suffix == ".jsonl" and not inner.name.startswith("."):
+                    try:
+                        yield path / inner, archive.read(name)
+                    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+                        raise ValueError(f"{path} can't be unpacked: {error}") from None
+    else:
+        yield path, path.read_bytes()
+
+
+def _pairs_of(name: PurePath, content: bytes) -> Iterator[MinimalPair]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            good, bad = record["sentence_good"], record["sentence_bad"]
+            if not (isinstance(good, str) and isinstance(bad, str) and good and bad):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            wanted = "a JSON object with the texts sentence_good and sentence_bad"
+            raise ValueError(f"{name}, line {number}: expected {wanted}") from None
+        paradigm = str(record.get("UID", name.stem))
+        yield MinimalPair(good, bad, paradigm, str(record.get("linguistics_term", paradigm)))

@@ -1,0 +1,118 @@
+"""The Triton kernels, proven for GPUs that are not here: what they compile to, and for how many lengths."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from llmfast.kernels.aot import report
+from llmfast.kernels.aot.chips import CHIPS, KIB
+from llmfast.kernels.aot.compiler import Resources
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Without TRITON_INTERPRET, which is fixed from Triton's first import on, and so in another process."""
+    return subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
+
+
+# --- what they compile to --------------------------------------------------------------------------------------------
+
+
+def test_the_kernels_are_those_of_the_table_and_the_nearest_to_spilling_do_not_spill():
+    result = run("-m", "llmfast.kernels.aot", "--check", "--sample")
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
+    assert ", 0 problems" in result.stdout
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_to_what_the_table_says():
+    result = run("-m", "llmfast.kernels.aot", "--check", "--all")
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
+
+
+def test_every_chip_dtype_and_kernel_family_is_in_the_table():
+    rows = report.read().rows
+    families = {"attention_forward", "attention_decoding", "attention_delta", "attention_query_gradient",
+                "attention_key_gradient", "layer_norm", "layer_norm_wide", "gelu", "matmul", "linear",
+                "linear_cross_entropy", "quantized_linear"}  # fmt: skip
+    for chip in CHIPS:
+        here = [row for row in rows if row.chip == chip]
+        assert families <= {row.kernel.split(".")[0] for row in here}
+        assert {"float32", "bfloat16", "float16"} == {row.dtype for row in here}
+        for head_dim in (16, 32, 64, 128, 256):
+            assert any(row.case.startswith(f"head dim {head_dim}") and "dropout" in row.case for row in here)
+
+
+GOOD = Resources(
+    "sm_90", "attention_forward.forward", "bfloat16", "head dim 64", "0" * 16, 8, 3, 168, 0, 64 * KIB, 0.25, "wgmma"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({}, None),
+        ({"spilled": 8}, "spills 8 bytes"),
+        ({"shared": 228 * KIB}, "bytes of shared memory of"),
+        ({"instruction": "mma.sync"}, "multiplies with mma.sync, not wgmma"),
+        ({"instruction": ""}, "multiplies with no matrix instruction"),
+        ({"instruction": "", "dtype": "float32"}, None),
+        ({"chip": "gfx942", "shared": 65 * KIB, "instruction": "v_mfma"}, "bytes of shared memory of 65536"),
+    ],
+)
+def test_what_counts_as_a_problem(change, words):
+    found = report.problems([replace(GOOD, **change)])
+    assert (found == []) if words is None else (len(found) == 1 and words in found[0])
+
+
+def test_the_file_survives_a_round_trip_and_another_layout_counts_as_empty(tmp_path):
+    results = report.Results("3.9.0", (GOOD, replace(GOOD, kernel="gelu.gelu", instruction="")))
+    path = tmp_path / "kernels.csv"
+    path.write_text(report.as_csv(results))
+    assert report.read(path) == results
+    path.write_text(report.as_csv(results).replace("registers", "regs"))
+    assert report.read(path).rows == ()
+
+
+def test_occupancy_is_the_tightest_of_registers_shared_memory_and_warps():
+    a100, mi300 = CHIPS["sm_80"], CHIPS["gfx942"]
+    assert a100.occupancy(registers=32, shared=0, warps=4) == 1.0
+    assert a100.occupancy(registers=255, shared=0, warps=8) == 8 / 64  # 65536 / (8 * 32 * 256) = 1 program
+    assert a100.occupancy(registers=32, shared=163 * KIB, warps=8) == 8 / 64  # one program fills the memory
+    assert mi300.occupancy(registers=128, shared=0, warps=4) == 16 / 32  # four of eight wavefronts on each SIMD
+    assert mi300.occupancy(registers=64, shared=64 * KIB, warps=4) == 4 / 32
+
+
+# --- how many lengths ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lengths() -> dict:
+    result = run(str(Path(__file__).with_name("record_lengths.py")))
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout)
+
+
+def test_fifty_lengths_and_three_batch_sizes_compile_no_more_than_the_first(lengths):
+    assert len(lengths) == 8
+    for op, kernels in lengths.items():
+        assert kernels["first"] > 0
+        if op not in ("linear_layer", "head_and_loss"):
+            assert kernels["further"] == [], op
+
+
+def test_the_number_of_rows_chooses_between_few_matrix_multiplications(lengths):
+    # Each product in one of three sizes of tile, and whole or as parts that are summed: nothing else ever.
+    for op in ("linear_layer", "head_and_loss"):
+        assert set(lengths[op]["further"] + lengths[op]["for_short_ones"]) <= {"matmul.multiply", "matmul.sum_parts"}
+        assert len(lengths[op]["further"]) <= 2 and len(lengths[op]["for_short_ones"]) <= 6
