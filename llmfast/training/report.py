@@ -47,8 +47,8 @@ class Report:
         config, head = self.trainer.model.config, self.trainer.model.lm_head.weight
         tokens = self.settings.steps * self.data.batch_size * config.n_positions
         self.say(
-            f"{config.num_parameters:,} parameters, {dataset.num_tokens:,} training tokens; {self.settings.steps:,} steps"
-            f" of {self.data.batch_size} × {config.n_positions} tokens are {tokens / dataset.num_tokens:.1f} epochs"
+            f"{config.num_parameters:,} parameters, {dataset.num_tokens:,} training tokens; {self.settings.steps:,} "
+            f"steps of {self.data.batch_size} × {config.n_positions} tokens: {tokens / dataset.num_tokens:.1f} epochs"
         )
         threads = f", {torch.get_num_threads()} threads" if head.device.type == "cpu" else ""
         backend = explain("linear", *(torch.empty(1, 1, dtype=self.dtype, device=head.device) for _ in range(2)))
