@@ -63,7 +63,7 @@ def _climb(files: Sequence[Path], out: Path, ladder: Ladder) -> list[Trained]:
     console = Console(stderr=True)
     rungs = ladder.rungs()
     done: list[Trained] = []
-    climbing = climb(files, out, ladder, _progress)
+    climbing = climb(files, out, ladder, progress_bars)
     try:
         done.append(next(climbing))  # with the preparation of the data, which has a display of its own
         _say(console, done[0], 1, len(rungs))
