@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from llmfast.cli.common import fail
+from llmfast.cli.progress import progress_bars
 from llmfast.evaluation.ladder import FULL, QUICK, Interrupted, Ladder, Trained, climb, cost
 from llmfast.evaluation.scaling import Fit, ScalingLaw, fit
 from llmfast.evaluation.scaling_figure import draw
