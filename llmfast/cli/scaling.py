@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from llmfast.cli.common import fail
+from llmfast.cli.progress import progress_bars
 from llmfast.evaluation.ladder import FULL, QUICK, Interrupted, Ladder, Trained, climb, cost
 from llmfast.evaluation.scaling import Fit, ScalingLaw, fit
 from llmfast.evaluation.scaling_figure import draw
@@ -63,7 +64,7 @@ def _climb(files: Sequence[Path], out: Path, ladder: Ladder) -> list[Trained]:
     console = Console(stderr=True)
     rungs = ladder.rungs()
     done: list[Trained] = []
-    climbing = climb(files, out, ladder, _progress)
+    climbing = climb(files, out, ladder, progress_bars)
     try:
         done.append(next(climbing))  # with the preparation of the data, which has a display of its own
         _say(console, done[0], 1, len(rungs))
