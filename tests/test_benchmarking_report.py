@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmfast.benchmarking import drawing, plots, report
+from llmfast.benchmarking import drawing, panels, plots, report
 from llmfast.benchmarking.records import Record, Results, Spread, Versus
 
 pytest.importorskip("matplotlib")
@@ -129,7 +129,7 @@ def test_the_page_says_where_it_was_measured_and_what_the_limits_are(written):
 def test_losses_stand_on_top_and_everything_unmeasured_is_named(written):
     _, page = written
     top, _, groups = page.partition('<h2 id="ops">')
-    assert "1 of 2 comparisons are faster than the competitor, 1 slower" in top
+    assert "Of 2 comparisons 1 are faster than the competitor, 1 slower, and 0 as fast" in top
     assert "0.80 ×" in top and "pytorch fp32" in top
     assert "wrong, so not timed: &lt;nan&gt;" in top and "wrong, so not timed: &lt;nan&gt;" in groups
     assert '<span class="won">1.60 × pytorch fp32</span>' in groups
@@ -164,21 +164,29 @@ def test_one_picture_to_a_file(tmp_path):
 
 def test_a_panel_varies_one_size_and_leaves_the_others_at_their_least():
     decode = [r for r in RESULTS.of("decode") if r.precision == "fp32"]
-    varied = {size: [r.sizes for r in found] for size, found in plots._varying(decode)}
-    assert varied == {
-        "context": [{"batch": 1, "context": 32}, {"batch": 1, "context": 256}],
-        "batch": [{"batch": 1, "context": 32}, {"batch": 4, "context": 32}],
-    }
+    assert [r.sizes["context"] for r in panels.varying(decode, "context")] == [32, 256]
+    assert [r.sizes["batch"] for r in panels.varying(decode, "context")] == [1, 1]
+    assert [r.sizes for r in panels.varying(decode, "batch")] == [{"batch": b, "context": 32} for b in (1, 4)]
+    assert panels.varying(decode, "tokens") == []
 
 
 def test_throughput_stands_beside_what_the_limit_allows():
     ops = [r for r in RESULTS.of("ops") if r.seconds]
-    (panel,) = plots._by_precision(ops, "layer_norm forward")
+    (panel,) = panels.line_panels(ops)
     assert panel.y == "GB/s"
     assert [line.name for line in panel.lines] == ["pytorch", "cpp"]
     x, y, low, high = panel.lines[1].points[0]
     assert (x, y) == (64, pytest.approx(1.28)) and low < y < high
     assert panel.limit == ((64, pytest.approx(3.2)), (128, pytest.approx(6.4)))
+
+
+def test_bars_stand_where_no_size_changes():
+    (bars,) = panels.bar_panels(RESULTS.of("peers"), "tokens_per_second")
+    assert bars.title == "decode, 32 tokens before"
+    assert [(bar.name, bar.value, bar.limit) for bar in bars.bars] == [
+        ("llmfast int8", 100.0, 200.0),
+        ("llama.cpp q8_0", 100.0, 200.0),
+    ]
 
 
 def test_results_without_limits_or_with_nothing(tmp_path):

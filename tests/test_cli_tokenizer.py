@@ -77,6 +77,11 @@ def test_inspect_shows_how_a_text_splits_and_what_can_not_be_printed():
     assert "20 bytes" in lines[-1] and "bpe, 4,000 tokens" in lines[-1]
 
 
+def test_inspect_shows_which_pieces_continue_a_word(corpus, tmp_path):
+    run("train", corpus, "-o", tmp_path / "made", "--kind", "wordpiece", "--vocab-size", 30)
+    assert "##" in run("inspect", "lowest wider", "-t", tmp_path / "made").stdout.splitlines()[0]
+
+
 def test_inspect_of_nothing_is_no_tokens():
     assert "0 tokens, 0 bytes" in run("inspect", "").stdout
 

@@ -107,6 +107,8 @@ def lines_figure(title: str, panels: Sequence[Panel], theme: dict[str, str]) -> 
 
 
 def _lines(ax: Axes, panel: Panel, series: dict[str, int], theme: dict[str, str]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     for line in panel.lines:
         color, marker = theme[f"series{series[line.series]}"], MARKERS[series[line.series]]
         x, y, low, high = (list(values) for values in zip(*line.points, strict=True))
@@ -119,9 +121,12 @@ def _lines(ax: Axes, panel: Panel, series: dict[str, int], theme: dict[str, str]
     ticks = sorted({point[0] for line in panel.lines for point in line.points})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [short(x) for x in ticks])
-    ax.xaxis.set_minor_locator(_no_ticks())
+    ax.xaxis.set_minor_locator(NullLocator())
     if panel.log:
         ax.set_yscale("log")
+        bottom, top = ax.get_ylim()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if top < 200 * bottom else (1.0,), numticks=12))
+        ax.yaxis.set_minor_locator(NullLocator())
     else:  # a band may leave the panel, a line may not
         ax.set_ylim(0, 1.1 * max(y for line in panel.lines for _, y in [*(p[:2] for p in line.points), *panel.limit]))
     ax.yaxis.set_major_formatter(lambda y, _: short(y))
@@ -168,7 +173,7 @@ def apart(heights: Sequence[float], least: float) -> list[float]:
 
 
 def bars_figure(title: str, panels: Sequence[Bars], theme: dict[str, str]) -> Figure:
-    columns = min(len(panels), 2)
+    columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = -(-len(panels) // columns)
     tallest = max(len(panel.bars) for panel in panels)
     size = (5.2 * columns, rows * (0.7 + 0.24 * tallest) + 0.4)
@@ -195,6 +200,8 @@ def bars_figure(title: str, panels: Sequence[Bars], theme: dict[str, str]) -> Fi
 
 
 def dots_figure(dots: Dots, theme: dict[str, str]) -> Figure:
+    from matplotlib.ticker import NullLocator
+
     figure, (ax,) = subplots(1, 1, (8.0, 1.2 + 0.27 * len(dots.rows)), dots.title, theme)
     series = series_of(name for values in dots.rows.values() for name, _ in values)
     ax.set_xscale("log")
@@ -213,7 +220,7 @@ def dots_figure(dots: Dots, theme: dict[str, str]) -> Figure:
         if ax.get_xlim()[0] < t < ax.get_xlim()[1]
     ]
     ax.set_xticks(ticks, [f"{t:g}×" for t in ticks])
-    ax.xaxis.set_minor_locator(_no_ticks())
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_yticks(range(len(dots.rows)), list(dots.rows))
     ax.set_ylim(len(dots.rows) - 0.4, -0.6)
     ax.set(xlabel=dots.x)
@@ -259,12 +266,6 @@ def subplots(rows: int, columns: int, size: tuple[float, float], title: str, the
 
 def title_style(theme: dict[str, str]) -> dict[str, Any]:
     return {"loc": "left", "fontsize": 9.5, "color": theme["ink"]}
-
-
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
 
 
 def short(value: float) -> str:

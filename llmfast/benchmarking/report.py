@@ -15,11 +15,13 @@ from typing import Any
 from llmfast.benchmarking import limits, plots
 from llmfast.benchmarking.drawing import DARK, LIGHT, as_svg
 from llmfast.benchmarking.records import GROUPS, Record, Results
+from llmfast.benchmarking.startup_cases import ANY
 from llmfast.benchmarking.tables import figure_of, problems, sizes_of
 from llmfast.files import write_atomic
 
 STYLE = Path(__file__).with_name("report.css")
 PAGE = "index.html"
+EVEN = 0.005  # so much faster or slower is neither
 MANY = 12  # rows from which a table is folded
 
 
@@ -51,9 +53,7 @@ def html(results: Results, svgs: dict[str, str]) -> str:
     parts.append(_pictures({name: svg for name, svg in svgs.items() if name not in shown}))
     for group, description in GROUPS.items():
         if found := results.of(group):
-            parts.append(
-                f'<h2 id="{group}">{escape(group.capitalize())}</h2><p>{escape(description.capitalize())}.</p>'
-            )
+            parts.append(f'<h2 id="{group}">{group.capitalize()}</h2><p>{_sentence(description)}</p>')
             parts.append(_pictures({name: svg for name, svg in svgs.items() if shown.get(name) == group}))
             parts += _tables(found)
     title = f"llmfast on {_machine(results.facts)}"
@@ -116,19 +116,19 @@ def _losses(records: Sequence[Record]) -> str:
     compared = [(record, versus) for record in records for versus in record.versus]
     if not compared:
         return ""
-    lost = sorted((pair for pair in compared if pair[1].ratio.median < 1), key=lambda pair: pair[1].ratio.median)
-    within = sum(versus.ratio.high >= 1 for _, versus in lost)
+    won = [pair for pair in compared if pair[1].ratio.median > 1 + EVEN]
+    lost = sorted((p for p in compared if p[1].ratio.median < 1 - EVEN), key=lambda pair: pair[1].ratio.median)
+    said = (
+        f"Of {len(compared)} comparisons {len(won)} are faster than the competitor, {len(lost)} slower, and "
+        f"{len(compared) - len(won) - len(lost)} as fast."
+    )
     rows = [
         f"<tr><td>{_what(r)}</td><td>{escape(r.backend)} {escape(r.precision)}</td><td>{escape(v.competitor)}</td>"
         f'<td class="lost">{v.ratio.median:.2f} ×</td><td>{v.ratio.low:.2f} to {v.ratio.high:.2f}</td></tr>'
         for r, v in lost
     ]
     head = "<tr><th>what</th><th>who</th><th>slower than</th><th>speed</th><th>in single rounds</th></tr>"
-    return (
-        f"<h2>Won and lost</h2><p>{len(compared) - len(lost)} of {len(compared)} comparisons are faster than the "
-        f"competitor, {len(lost)} slower; {within} of those were ahead in some round.</p>"
-        + _folded(head, rows, "What is slower", opened=True)
-    )
+    return f"<h2>Won and lost</h2><p>{said}</p>" + _folded(head, rows, "What is slower", opened=True)
 
 
 def _unmeasured(records: Sequence[Record]) -> str:
@@ -186,7 +186,7 @@ def _what(record: Record) -> str:
 
 
 def _who(record: Record) -> str:
-    return escape(record.backend if record.precision == "–" else f"{record.backend} {record.precision}")
+    return escape(record.backend if record.precision == ANY else f"{record.backend} {record.precision}")
 
 
 def _pictures(svgs: dict[str, str]) -> str:

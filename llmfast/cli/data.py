@@ -30,7 +30,7 @@ def data() -> None:
     "--tokenizer",
     default="bpe",
     show_default=True,
-    help=f"{', '.join(TRAINABLE)}: trained on FILES; gpt2; or a directory that holds one.",
+    help=f"{', '.join(TRAINABLE)}: trained on FILES; gpt2, stories, or a directory with one.",
 )
 @click.option(
     "--vocab-size",

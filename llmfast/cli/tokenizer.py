@@ -20,6 +20,7 @@ from llmfast.tokenizers import (
     TRAINABLE,
     BPETokenizer,
     Tokenizer,
+    WordPieceTokenizer,
     gpt2_tokenizer,
     load_tokenizer,
     train_tokenizer,
@@ -145,7 +146,7 @@ def inspect(text: str, name: str, token: bool, special: bool, as_json: bool) -> 
         return
     text = _argument(text)
     ids = made.encode(text, allow_special=special)
-    pieces = [_shown(made.decode_bytes([i])) for i in ids]
+    pieces = [made.tokens[i] if isinstance(made, WordPieceTokenizer) else _shown(made.decode_bytes([i])) for i in ids]
     if as_json:
         rows = [{"id": i, "text": piece} for i, piece in zip(ids, pieces, strict=True)]
         click.echo(json.dumps(rows, ensure_ascii=False))

@@ -8,7 +8,7 @@ never moves, and never look at a value, so a CUDA graph can record them: `CudaGr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ class StaticDecoder:
         vocabulary: int,
         generators: list[torch.Generator] | None = None,
         seen: Tensor | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> Generator[Tensor, None, None]:
         """Prefills, and yields `count` times the next token of every sequence, (B,) int64 on the host.
 
         Tokens are fed back on the device; the host reads them a step behind, while the next step runs. `generators`

@@ -36,7 +36,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
     """A tokenizer of one of the kinds in `TRAINABLE`, trained on `texts`; `options` as in the kind's own `train`."""
     if kind not in TRAINABLE:
         raise ValueError(f"no tokenizer of the kind {kind!r} can be trained; choose {', '.join(TRAINABLE)}")
-    tokenizer: Tokenizer = TRAINABLE[kind].train(texts, vocab_size or DEFAULT_VOCAB_SIZES.get(kind), **options)
+    size = DEFAULT_VOCAB_SIZES.get(kind) if vocab_size is None else vocab_size
+    tokenizer: Tokenizer = TRAINABLE[kind].train(texts, size, **options)
     return tokenizer
 
 

@@ -64,7 +64,8 @@ def train(
 
     `config` defaults to `TrainingConfig()`, or to what the run had when it is resumed; `changes` are single settings
     on top of it. Progress goes to stderr unless `quiet`; `preparing` gives the display of the data's preparation.
-    `parallel` is "none", or "ddp" for the processes of `torchrun`. `ValueError`, `OSError` or `Diverged` in one line.
+    `parallel` is "none", or for the processes of `torchrun` "ddp" (each has all weights) or "fsdp" (each has a part).
+    `ValueError`, `OSError` or `Diverged` in one line.
     """
     out = Path(out)
     command = resume_command or f"llmfast train --out {out} --resume"
@@ -200,8 +201,16 @@ class Run:
         )
         sequences = data.batch_size // data.accumulation // self.group.world_size
         dtype, optimizer = FLOATS[settings.precision], self.config.optimization.optimizer
-        recomputing = settings.activation_checkpointing
-        expected = memory.estimate(config, sequences, config.n_positions, optimizer, dtype, head.device, recomputing)
+        expected = memory.estimate(
+            config,
+            sequences,
+            config.n_positions,
+            optimizer,
+            dtype,
+            head.device,
+            settings.activation_checkpointing,
+            shards=self.group.world_size if self.group.sharded else 1,
+        )
         say(f"memory: about {expected}")
         free = memory.available(head.device)
         if free is not None and expected.total > free:
@@ -331,7 +340,7 @@ class Run:
         return f"the last good checkpoint is {found[-1]}; go on from it with: {self.command} --set lr={lr:g}"
 
     def _sample(self) -> None:
-        if self.tokenizer is None or not self.group.first or self.trainer.sharded:
+        if self.tokenizer is None or not self.group.first or self.group.sharded:
             return
         prompt = self.config.run.sample_prompt
         tokens = min(SAMPLE_TOKENS, self.trainer.model.config.n_positions)
