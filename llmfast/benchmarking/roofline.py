@@ -55,7 +55,9 @@ def _roofs(
         ridge = level / bandwidth if bandwidth else low
         ax.plot([max(low, ridge), high], [level, level], **style)
         said = f"{name} {level:,.0f} GFLOP/s"
-        ax.annotate(said, (ridge, level), (4, 3), textcoords="offset points", **text)
+        # Below its line where another one is above.
+        offset, side = ((4, 3), "bottom") if level == max(filter(None, levels.values())) else ((4, -3), "top")
+        ax.annotate(said, (ridge, level), offset, textcoords="offset points", va=side, **text)
     if bandwidth:
         ridge = (levels.get(precision) or ax.get_ylim()[1]) / bandwidth
         ax.plot([low, ridge], [low * bandwidth, ridge * bandwidth], **style)
