@@ -3,6 +3,7 @@
 llmfast bench ops generate --json benchmarks/results/cpu.json
 llmfast bench peers --json benchmarks/results/peers.json
 python benchmarks/quality.py … --out benchmarks/results/quality.json
+python benchmarks/training.py tinyshakespeare.txt --out benchmarks/results/training.json
 python benchmarks/readme.py            # --check only compares, and fails where the README says something else
 
 A table whose results are not there stays as it is.
@@ -30,6 +31,7 @@ OPS = {
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 TEXTS = {"generate, cached": "with the KV cache", "generate, uncached": "without it"}
 LENGTH, NEW_TOKENS = 1024, 128
+PLAIN, RUNS = "plain PyTorch, fp32", ("shakespeare-char-cpu", "smaller")  # in training.json
 
 
 def speeds(results: Results) -> str:
@@ -108,11 +110,35 @@ def quality(content: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"The model is `{model}`; what stands below fp32 is the difference from it."])
 
 
+def training(content: dict[str, Any]) -> str:
+    """Characters of Shakespeare: tokens a second beside plain PyTorch, and the losses of whole runs."""
+    lines = ["| | tokens/s | |", "|---|---|---|"]
+    for name, found in content["speed"].items():
+        ratio = "" if name == PLAIN else f"{found['times_plain']:.1f} ×"
+        lines.append(f"| {name} | {found['tokens_per_second']:,} | {ratio} |")
+    lines += ["", "| run | seconds | validation loss of each seed, nats a character |", "|---|---|---|"]
+    for name in RUNS:
+        if name in content:
+            model, data = content[name]["config"]["model"], content[name]["config"]["data"]
+            shape = f"{model['n_layer']} layers, {model['n_embd']} wide, context {model['n_positions']}"
+            steps = f"{content[name]['config']['run']['steps']} steps of {data['batch_size']}"
+            losses = ", ".join(f"{loss:.3f}" for loss in content[name]["losses"])
+            lines.append(f"| {shape}, {steps} | {content[name]['seconds']:.0f} | {losses} |")
+    facts = content["facts"]
+    lines += [
+        "",
+        f"The first shape's steps in turns with the same model in plain, eager PyTorch, on {facts['threads']} threads "
+        f"of an {facts['machine']['cpu']}; the loss is that of the whole last tenth of tiny Shakespeare.",
+    ]
+    return "\n".join(lines)
+
+
 # The name in the README's markers -> where the figures are, and what makes a table of the file.
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "table": ("cpu.json", lambda path: speeds(records.load(path))),
     "peers": ("peers.json", lambda path: peers(records.load(path))),
     "quality": ("quality.json", lambda path: quality(json.loads(path.read_text(encoding="utf-8")))),
+    "training": ("training.json", lambda path: training(json.loads(path.read_text(encoding="utf-8")))),
 }
 
 

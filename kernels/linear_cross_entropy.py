@@ -18,7 +18,16 @@ import triton
 import triton.language as tl
 
 from .launch import ceil_div, multiprocessors, on_device
-from .matmul import CANDIDATES, ROWS_TOGETHER, MatrixTile, grouped_tile, multiply, multiply_matrices, precision
+from .matmul import (
+    CANDIDATES,
+    ROWS_TOGETHER,
+    MatrixTile,
+    aligned_rows,
+    grouped_tile,
+    multiply,
+    multiply_matrices,
+    precision,
+)
 from .tuning import choose
 from .tuning import describe as describe_tile
 
@@ -163,6 +172,7 @@ def linear_cross_entropy(
     if rows == 0:
         return loss.fill_(float("nan")), lse
     losses = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+    hidden, weight = aligned_rows(hidden.view(rows, inner)), aligned_rows(weight)
 
     def launch(tile: MatrixTile) -> None:
         row_tiles, column_tiles = ceil_div(rows, tile.rows), ceil_div(vocabulary, tile.columns)
@@ -173,8 +183,8 @@ def linear_cross_entropy(
         partial = [hidden.new_empty((parts, rows), dtype=torch.float32) for _ in range(3)]
         with on_device(hidden):
             _statistics_kernel[(row_tiles, parts)](
-                hidden, weight, targets, *partial, rows, vocabulary, inner, tiles_a_part, inner, inner,
-                ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, PRECISION=precision(hidden),
+                hidden, weight, targets, *partial, rows, vocabulary, inner, tiles_a_part, hidden.stride(0),
+                weight.stride(0), ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, PRECISION=precision(hidden),
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
             _merge_kernel[(ceil_div(rows, MERGE_ROWS),)](
@@ -207,13 +217,14 @@ def linear_cross_entropy_backward(
     scratch = torch.empty((min(rows_together, rows), stride), dtype=hidden.dtype, device=hidden.device)
     gathered = dweight if dweight.dtype == torch.float32 else torch.empty_like(dweight, dtype=torch.float32)
     multiplier = torch.empty((), dtype=torch.float32, device=hidden.device)
-    hidden_rows, dhidden_rows = hidden.view(rows, inner), dhidden.view(rows, inner)
+    hidden_rows, dhidden_rows = aligned_rows(hidden.view(rows, inner)), dhidden.view(rows, inner)
+    weight = aligned_rows(weight)
     with on_device(hidden):
         _multiplier_kernel[(1,)](grad_loss, targets, multiplier, rows, ignore_index, BLOCK=MEAN_BLOCK, num_warps=4)
         for first in range(0, rows, rows_together):
             here = slice(first, min(first + rows_together, rows))
             count = here.stop - first
-            _logit_gradients(hidden_rows[here], weight, targets[here], lse[here], scratch, ignore_index)
+            _logit_gradients(hidden_rows[here], weight, targets[here], lse[here], scratch, inner, ignore_index)
             multiply_matrices(
                 scratch, weight, dhidden_rows[here], count, inner, vocabulary, multiplier=multiplier, split=True
             )
@@ -230,16 +241,17 @@ def _logit_gradients(
     targets: torch.Tensor,
     lse: torch.Tensor,
     scratch: torch.Tensor,
+    inner: int,
     ignore_index: int,
 ) -> None:
     """Fills the first rows of scratch with exp(z - lse) - onehot(target)."""
-    rows, (vocabulary, inner), stride = hidden.shape[0], weight.shape, scratch.shape[1]
+    rows, vocabulary = hidden.shape[0], weight.shape[0]
 
     def launch(tile: MatrixTile) -> None:
         _logit_gradient_kernel[(ceil_div(rows, tile.rows) * ceil_div(vocabulary, tile.columns),)](
-            hidden, weight, targets, lse, scratch, rows, vocabulary, inner, ignore_index, inner, inner, stride,
-            ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, ROWS_TOGETHER=ROWS_TOGETHER,
-            PRECISION=precision(hidden), num_warps=tile.warps, num_stages=tile.stages,
+            hidden, weight, targets, lse, scratch, rows, vocabulary, inner, ignore_index, hidden.stride(0),
+            weight.stride(0), scratch.stride(0), ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
+            ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(hidden), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
     launch(choose("cross_entropy_backward", MatrixTile, hidden, CANDIDATES, launch, **_key(hidden)))

@@ -8,8 +8,8 @@ multiplication tutorial). Where the output has few tiles and the inner dimension
 inner dimension is split between programs: float32 parts, then one reduction in a fixed order, so the same bits every
 time.
 
-Only the last step along the inner dimension is masked: the others load whole vectors, whatever the size. float32
-multiplies in IEEE float32, not TF32.
+Only the last step along the inner dimension is masked: the others load whole vectors, whatever the size. Operands
+whose rows start anywhere are copied to where rows are aligned first. float32 multiplies in IEEE float32, not TF32.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
+from torch.nn.functional import pad
 
 from .configurations import configuration
 from .gelu import gelu_of
@@ -183,6 +184,11 @@ def precision(tensor: torch.Tensor) -> str:
     return "ieee" if tensor.dtype == torch.float32 else "tf32"  # says nothing for half precision
 
 
+def aligned_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix itself where its rows are whole vectors apart (the ordinary case), else one whose rows are longer."""
+    return pad(matrix, (0, -matrix.shape[1] % 16)) if matrix.stride(0) % 16 else matrix
+
+
 def choose_size(a: torch.Tensor, rows: int, columns: int, split: bool) -> str:
     """The largest tile that is filled at least halfway down and, unless the inner dimension can be split, occupies
     the whole GPU. The number of rows chooses among these three and nothing else, so that it compiles nothing further.
@@ -225,6 +231,7 @@ def multiply_matrices(
     """
     if rows == 0 or columns == 0:
         return
+    a, b = aligned_rows(a), aligned_rows(b)
     size = choose_size(a, rows, columns, split)
 
     def launch(tile: MatrixTile) -> None:

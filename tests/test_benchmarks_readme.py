@@ -25,6 +25,8 @@ old
 middle
 <!-- quality: made -->
 <!-- end of quality -->
+<!-- training: made -->
+<!-- end of training -->
 end
 """
 
@@ -79,6 +81,22 @@ QUALITY = {
         }
     },
 }
+TRAINING = {
+    "speed": {
+        "plain PyTorch, fp32": {"tokens_per_second": 20000, "times_plain": 1.0},
+        "llmfast, bf16": {"tokens_per_second": 45000, "times_plain": 2.25},
+    },
+    "shakespeare-char-cpu": {
+        "losses": [1.87, 1.8749],
+        "seconds": 61.6,
+        "config": {
+            "model": {"n_layer": 4, "n_embd": 128, "n_positions": 64},
+            "data": {"batch_size": 12},
+            "run": {"steps": 2000},
+        },
+    },
+    "facts": FACTS,
+}
 
 
 def test_tables_come_from_the_results(tmp_path):
@@ -86,6 +104,7 @@ def test_tables_come_from_the_results(tmp_path):
     records.save(Results(FACTS, {}, PEERS), tmp_path / "peers.json")
     records.save(Results(FACTS, {}, SPEEDS), tmp_path / "cpu.json")
     (tmp_path / "quality.json").write_text(json.dumps(QUALITY), encoding="utf-8")
+    (tmp_path / "training.json").write_text(json.dumps(TRAINING), encoding="utf-8")
     after = readme.with_tables(BEFORE, tmp_path)
     assert after == readme.with_tables(after, tmp_path)  # writing again changes nothing
     assert "old" not in after and "busy" not in after
@@ -99,6 +118,8 @@ def test_tables_come_from_the_results(tmp_path):
     assert "CPU of paper" in after and "generic kernels, torch 0.1" in after and "ctranslate2 2.0" in after
     assert "| unseen text | fp32 | 3.2500 | | |" in lines
     assert "| unseen text | int8 | +0.0020 | 0.0004 | 98.7% |" in lines
+    assert "| llmfast, bf16 | 45,000 | 2.2 × |" in lines
+    assert "| 4 layers, 128 wide, context 64, 2000 steps of 12 | 62 | 1.870, 1.875 |" in lines
     assert "`stories`" in after and "somewhere" not in after
 
 

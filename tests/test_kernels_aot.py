@@ -44,7 +44,7 @@ def test_every_chip_dtype_and_kernel_family_is_in_the_table():
     rows = report.read().rows
     families = {"attention_forward", "attention_decoding", "attention_delta", "attention_query_gradient",
                 "attention_key_gradient", "layer_norm", "layer_norm_wide", "gelu", "matmul", "linear",
-                "linear_cross_entropy"}  # fmt: skip
+                "linear_cross_entropy", "quantized_linear"}  # fmt: skip
     for chip in CHIPS:
         here = [row for row in rows if row.chip == chip]
         assert families <= {row.kernel.split(".")[0] for row in here}

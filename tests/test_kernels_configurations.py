@@ -30,6 +30,7 @@ KINDS = {
     "layer_norm_backward": PersistentRowsTile,
     "gelu": ElementwiseTile,
     "matrix_multiply": MatrixTile,
+    "quantized_linear": MatrixTile,
     "cross_entropy_forward": MatrixTile,
     "cross_entropy_backward": MatrixTile,
 }

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from .. import attention_forward, causal_attention, gelu, layer_norm, linear, linear_cross_entropy
+from .. import attention_forward, causal_attention, gelu, layer_norm, linear, linear_cross_entropy, quantized_linear
 from ..attention_forward import ForwardTile
 from ..configurations import configuration, configurations, using
 from ..launch import gpu_family
@@ -46,6 +46,7 @@ def calls(family: str) -> Iterator[Call]:
     yield from _linear("float32", family)
     yield from _linear("float16", family)
     for name in DTYPES:
+        yield from _quantized_linear(name, family)
         yield from _gelu(name)
         yield from _cross_entropy(name)
 
@@ -162,6 +163,27 @@ def _linear(name: str, family: str) -> Iterator[Call]:
                         linear.linear_backward(y[:256], few, weight, before[:256], "gelu", True, True, True)
 
             yield name, _words(f"{line['size']} tile", "odd" if odd else ""), call
+
+
+def _quantized_linear(name: str, family: str) -> Iterator[Call]:
+    for key, tile in configurations("quantized_linear", MatrixTile, family).items():
+        line = dict(key)
+        if line["element_bytes"] != DTYPES[name].itemsize or (name == "float16" and line["size"] == "medium"):
+            continue
+
+        def call(bits: int = line["bits"], tile: MatrixTile = tile) -> None:
+            x, bias = torch.empty(1, 768, dtype=DTYPES[name]), torch.empty(3072, dtype=DTYPES[name])
+            if bits == 8:
+                values, scale = torch.empty(3072, 768, dtype=torch.int8), torch.empty(3072)
+            else:
+                values = torch.empty(3072, 384, dtype=torch.uint8)
+                scale = torch.empty(3072, 24, dtype=torch.bfloat16)
+            with using("quantized_linear", tile):
+                quantized_linear.quantized_linear(x, values, scale, bias, "gelu_tanh")
+                if name == "bfloat16":  # so few columns that the inner dimension is in parts
+                    quantized_linear.quantized_linear(x, values[:64], scale[:64], bias[:64], "")
+
+        yield name, f"int{line['bits']}, {line['size']} tile", call
 
 
 def _cross_entropy(name: str) -> Iterator[Call]:

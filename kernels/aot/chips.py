@@ -47,7 +47,8 @@ CHIPS = {
         Chip("sm_90", "H100, H200", "hopper", GPUTarget("cuda", 90, 32), 132, 227 * KIB, 228 * KIB, 64, 32),
         Chip("sm_100", "B200", "blackwell", GPUTarget("cuda", 100, 32), 148, 227 * KIB, 228 * KIB, 64, 32),
         Chip("gfx942", "MI300", "cdna", GPUTarget("hip", "gfx942", 64), 304, 64 * KIB, 64 * KIB, 32, 32),
-        # The default serves every other GPU: held to the 64 KiB of Turing and of AMD's RDNA, compiled for Ada.
-        Chip("sm_89", "all others", "default", GPUTarget("cuda", 89, 32), 128, 64 * KIB, 100 * KIB, 48, 24),
+        # The default serves every other GPU. It is compiled for sm_80, whose instructions consumer GPUs share, and
+        # held to the 64 KiB of Turing and of AMD's RDNA.
+        Chip("default", "all others", "default", GPUTarget("cuda", 80, 32), 84, 64 * KIB, 100 * KIB, 48, 16),
     )
 }

@@ -40,9 +40,9 @@ def main(check: bool, sample: bool, everything: bool, only: str | None, processe
         known = Results("", ())
     if only is not None:
         wanted = [one for one in wanted if re.search(only, f"{one.chip.name} {one.name} {one.dtype} {one.case}")]
-        rows = compiled(wanted, processes)
+        rows, failures = compiled(wanted, processes)
         print(as_csv(Results(triton.__version__, tuple(rows))), end="")
-        found = problems(rows)
+        found = failures + problems(rows)
     elif check:
         found = disagreements(wanted, known)
         if sample or everything:
@@ -66,13 +66,14 @@ def update(wanted: list[Compilation], known: Results, everything: bool, processe
         known = Results(triton.__version__, ())
     have = {(row.chip, row.fingerprint): row for row in known.rows}
     missing = [one for one in wanted if (one.chip.name, one.fingerprint) not in have]
-    for row in compiled(missing, processes):
-        have[row.chip, row.fingerprint] = row
-    rows = [have[one.chip.name, one.fingerprint].renamed(one) for one in wanted]
+    new, failures = compiled(missing, processes)
+    have |= {(row.chip, row.fingerprint): row for row in new}
+    keys = {(one.chip.name, one.fingerprint): one for one in reversed(wanted)}
+    rows = [have[key].renamed(one) for key, one in reversed(keys.items()) if key in have]
     results = Results(triton.__version__, tuple(rows))
     write_atomic(RESULTS, as_csv(results).encode())
     write_atomic(PAGE, with_table(PAGE.read_text(), table(results)).encode())
-    return problems(rows)
+    return failures + problems(rows)
 
 
 def disagreements(wanted: list[Compilation], known: Results) -> list[str]:
@@ -80,8 +81,9 @@ def disagreements(wanted: list[Compilation], known: Results) -> list[str]:
     have = {(row.chip, row.fingerprint) for row in known.rows}
     changed = [one for one in wanted if (one.chip.name, one.fingerprint) not in have]
     found = [f"{one.chip.name}: {one.name}, {one.dtype}, {one.case} is not in docs/kernels.csv" for one in changed[:20]]
-    if len(known.rows) != len(wanted):
-        found.append(f"docs/kernels.csv has {len(known.rows)} kernels, there are {len(wanted)}")
+    gone = have - {(one.chip.name, one.fingerprint) for one in wanted}
+    if gone:
+        found.append(f"docs/kernels.csv has {len(gone)} kernels that are no more")
     if found:
         found.append("run: python -m llmfast.kernels.aot")
     if with_table(PAGE.read_text(), table(known)) != PAGE.read_text():
@@ -94,8 +96,8 @@ def recompiled(wanted: list[Compilation], known: Results, everything: bool, proc
     have = {(row.chip, row.fingerprint): row for row in known.rows}
     sample = known.rows if everything else nearest_to_spilling(known)
     again = [one for one in wanted if have.get((one.chip.name, one.fingerprint)) in sample]
-    rows = compiled(again, processes)
-    found = problems(rows)
+    rows, failures = compiled(again, processes)
+    found = failures + problems(rows)
     if known.triton == triton.__version__:
         for row in rows:
             recorded = have[row.chip, row.fingerprint]
@@ -115,7 +117,7 @@ def nearest_to_spilling(known: Results) -> set[Resources]:
     return set(most.values())
 
 
-def compiled(wanted: list[Compilation], processes: int) -> list[Resources]:
+def compiled(wanted: list[Compilation], processes: int) -> tuple[list[Resources], list[str]]:
     with Progress(transient=True) as progress:
         task = progress.add_task("compiling", total=len(wanted))
         return compile_all(wanted, processes, lambda: progress.advance(task))

@@ -71,29 +71,34 @@ def compile_one(compilation: Compilation) -> Resources:
 
 def compile_all(
     compilations: list[Compilation], processes: int, progress: Callable[[], object] = lambda: None
-) -> list[Resources]:
-    """All of them, in their order. The processes are forks, so that nothing but an index has to be handed over."""
+) -> tuple[list[Resources], list[str]]:
+    """All of them, in their order, and a line for each that does not compile.
+
+    The processes are forks, so that nothing but an index has to be handed over.
+    """
     global _work
     _work = compilations
+    rows, failures = [], []
     with multiprocessing.get_context("fork").Pool(processes) as pool:
-        found = []
-        for resources in pool.imap(_compile_nth, range(len(compilations))):
-            found.append(resources)
+        for result in pool.imap(_compile_nth, range(len(compilations))):
+            if isinstance(result, str):
+                failures.append(result)
+            else:
+                rows.append(result)
             progress()
-    return found
+    return rows, failures
 
 
 _work: list[Compilation] = []
 
 
-def _compile_nth(index: int) -> Resources:
+def _compile_nth(index: int) -> Resources | str:
     compilation = _work[index]
     try:
         return compile_one(compilation)
     except Exception as error:
-        where = f"{compilation.name}, {compilation.dtype}, {compilation.case}, {compilation.chip.name}"
-        # A worker's exception must survive pickling, which Triton's own do not all.
-        raise RuntimeError(f"{where} does not compile: {type(error).__name__}: {error}") from None
+        where = f"{compilation.chip.name}: {compilation.name}, {compilation.dtype}, {compilation.case}"
+        return f"{where} does not compile: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def _from_cubin(cubin: bytes) -> tuple[int, int]:
@@ -106,9 +111,13 @@ def _from_cubin(cubin: bytes) -> tuple[int, int]:
 
 
 def _from_metadata(assembly: str) -> tuple[int, int]:
-    """Vector registers a lane (both kinds), and bytes of spilled ones. Scalars spill into vector registers."""
-    spilled = _number(r"\.vgpr_spill_count:\s*(\d+)", assembly) + _number(r"\.sgpr_spill_count:\s*(\d+)", assembly)
-    return _number(r"\.vgpr_count:\s*(\d+)", assembly), 4 * spilled
+    """Vector registers a lane (both kinds), and bytes of scratch memory a lane, which is where spilled ones go.
+
+    Scalars that find no scalar register are kept in lanes of vector registers: they are no spills, and never in memory.
+    """
+    scratch = _number(r"\.private_segment_fixed_size:\s*(\d+)", assembly)
+    spilled = _number(r"\.vgpr_spill_count:\s*(\d+)", assembly)
+    return _number(r"\.vgpr_count:\s*(\d+)", assembly), max(scratch, 4 * spilled)
 
 
 def _number(pattern: str, text: str) -> int:

@@ -76,10 +76,10 @@ _LARGE_PRODUCTS = (
     "linear_cross_entropy.logit_gradient",
 )
 _PRODUCTS = (*_LARGE_PRODUCTS, "attention_query_gradient.query_gradient", "attention_key_gradient.key_gradient",
-             "attention_decoding.decoding", "matmul.multiply")  # fmt: skip
+             "attention_decoding.decoding", "matmul.multiply", "quantized_linear.quantized_linear")  # fmt: skip
 _BY_CHIP = {
     "sm_80": ("mma.sync",),
-    "sm_89": ("mma.sync",),
+    "default": ("mma.sync",),
     "sm_90": ("wgmma", "mma.sync"),
     "sm_100": ("tcgen05", "mma.sync"),
     "gfx942": ("v_mfma",),

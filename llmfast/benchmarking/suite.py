@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from llmfast.benchmarking import limits, memory, model_cases, op_cases, startup_cases, tokenizer_cases, training_cases
@@ -104,15 +104,13 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run of a scale. Empty choices leave it to the scale; `places` are the modules or files of somebody's own
-    backends by name, for the processes in which memory is measured."""
+    """What to run of a scale; empty choices leave it to the scale."""
 
     groups: tuple[str, ...] = GROUPS
     backends: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     model: str | None = None
     device: str = "cpu"
-    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan(scale: Scale, selection: Selection = Selection()) -> list[Item]:  # noqa: B008  (it is frozen)
@@ -178,26 +176,27 @@ def run(
     before: Callable[[int, Item], None] = lambda number, item: None,
     fresh_limits: bool = True,
 ) -> Iterator[tuple[Item, list[Measured]]]:
-    """Runs them, one after another; `before(number, item)` is told what comes next.
+    """Runs them, one after another; `before(number, item)` is told what comes next. `places` are the modules or files
+    of somebody's own backends by name, for the processes in which memory is measured.
 
-    The machine's limits are measured at the beginning of every group (unless `fresh_limits` is off) and added to
-    `measured_limits`: the best of them is what shares are of.
+    The CPU's limits are measured at the beginning of every group (unless `fresh_limits` is off) and added to
+    `measured_limits`: the best of them is what shares are of. What runs on a GPU gets no shares here.
     """
     group = None
     for number, item in enumerate(items):
         before(number, item)
         if fresh_limits and group_of(item) != group:
             group = group_of(item)
-            measure_limits(measured_limits)
+            measure_limits(measured_limits, item.device)
         if isinstance(item, Comparison):
-            yield item, run_comparison(item, effort, measured_limits)
+            yield item, run_comparison(item, effort, measured_limits if item.device == "cpu" else ())
         else:
             yield item, [memory.run(item, places or {})]
 
 
-def measure_limits(measured: list[dict[str, Any]]) -> None:
+def measure_limits(measured: list[dict[str, Any]], device: str) -> None:
     """Adds the limits of this moment, where they can be measured."""
-    if limits.why_not() is None:
+    if device == "cpu" and limits.why_not() is None:
         measured.append(limits.measure(rounds=3))
 
 

@@ -17,6 +17,7 @@ VERBS = (
     "generate",
     "train",
     "data",
+    "tokenizer",
     "eval",
     "quantize",
     "bench",

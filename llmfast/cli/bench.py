@@ -122,9 +122,9 @@ def _measure(
                 found += [row.record for row in rows]
             if "peers" in groups:
                 found += _peers(scale_name, everything, say)
-            if "limits" in groups or not measured:
-                say("the machine's limits")
-                suite.measure_limits(measured)
+            if "limits" in groups or (not measured and device == "cpu"):
+                say("the CPU's limits")
+                suite.measure_limits(measured, "cpu")
     except KeyboardInterrupt:
         console.print("interrupted: these are the results so far")
         interrupted = True

@@ -162,3 +162,32 @@ def blimp(model: str, path: Path, paradigms: bool, as_json: bool, backend: str, 
 def asdict_of(accuracy: Accuracy) -> dict[str, float | None]:
     error = accuracy.standard_error
     return {"pairs": accuracy.pairs, "accuracy": accuracy.value, "standard_error": None if isnan(error) else error}
+
+
+@eval.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
+@click.option("--quick", is_flag=True, help="A ladder of two to three minutes on two cores, on characters.")
+@click.option("--shapes", metavar="LxW,…", help="Layers × width of the models, such as 2x32,2x64,4x96.")
+@click.option("--tokens", metavar="N,…", help="Numbers of training tokens, such as 100k,400k,1.6M.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of `llmfast train` for all runs."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@common_options
+def scaling(
+    files: tuple[Path, ...],
+    out: Path,
+    quick: bool,
+    shapes: str | None,
+    tokens: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train a ladder of small models on FILES, and fit how their loss falls with parameters, tokens and compute.
+
+    Writes scaling.json and scaling.png into --out. Stopped, the same command goes on.
+    """
+    from llmfast.cli.scaling import run_scaling
+
+    run_scaling(files, out, quick, shapes, tokens, settings, as_json)

@@ -13,7 +13,7 @@ import click
 import torch
 
 from llmfast.cli.common import common_options, fail
-from llmfast.cli.data import _progress
+from llmfast.cli.progress import progress_bars
 from llmfast.training.configuration import PRESETS, configure
 from llmfast.training.directory import no_progress
 from llmfast.training.processes import PARALLEL
@@ -71,7 +71,7 @@ def train(
             resume=resume,
             parallel=parallel,
             quiet=quiet,
-            preparing=no_progress if quiet else _progress,
+            preparing=no_progress if quiet else progress_bars,
             resume_command=_resume_command(out, parallel),
         )
     except Diverged as error:

@@ -22,7 +22,6 @@ from typing import Any
 from llmfast import checkpoint
 from llmfast.files import write_atomic
 from llmfast.tokenizers import TRAINABLE
-from llmfast.training import checkpoints
 from llmfast.training.configuration import SECTIONS, TrainingConfig
 from llmfast.training.manifest import MANIFEST
 from llmfast.training.metrics import METRICS
@@ -140,13 +139,3 @@ def differences(before: TrainingConfig, now: TrainingConfig) -> dict[str, tuple[
 def fingerprint(data: Path) -> str:
     """The SHA-256 of the manifest, which holds those of the shards. `OSError` where there is none."""
     return hashlib.sha256((data / MANIFEST).read_bytes()).hexdigest()
-
-
-def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, and its JSON; None where there is none yet."""
-    for path in reversed(checkpoints.found(out / CHECKPOINTS)):
-        try:
-            return path, checkpoints.read_state(path)
-        except ValueError as error:
-            say(f"note: {error}; going back to the one before")
-    return None

@@ -8,6 +8,7 @@ import torch
 
 from llmfast.backends import cpp
 from llmfast.config import GPTConfig
+from llmfast.model import FLOATS
 
 # Dense bfloat16 / float16 peaks of the makers' data sheets, in FLOP/s; the first name that is part of the device's.
 DATA_SHEETS = {
@@ -66,7 +67,7 @@ def _arithmetic(kind: str) -> float:
 
 def _product(device: torch.device, precision: str) -> float:
     size = 4096 if device.type == "cuda" else 512
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = FLOATS[precision]
     a = torch.ones(size, size, device=device, dtype=dtype)
     repeats, took = 1, 0.0
     while took < SECONDS:

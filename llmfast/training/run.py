@@ -64,7 +64,8 @@ def train(
 
     `config` defaults to `TrainingConfig()`, or to what the run had when it is resumed; `changes` are single settings
     on top of it. Progress goes to stderr unless `quiet`; `preparing` gives the display of the data's preparation.
-    `parallel` is "none", or "ddp" for the processes of `torchrun`. `ValueError`, `OSError` or `Diverged` in one line.
+    `parallel` is "none", or for the processes of `torchrun` "ddp" (each has all weights) or "fsdp" (each has a part).
+    `ValueError`, `OSError` or `Diverged` in one line.
     """
     out = Path(out)
     command = resume_command or f"llmfast train --out {out} --resume"
@@ -126,7 +127,7 @@ class Run:
         self._expected = 0  # bytes
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._seconds, self._tokens = 0.0, 0
-        self._mark, self._drawn = time.perf_counter(), 0.0
+        self._mark, self._drawn = time.perf_counter(), time.monotonic()
 
     def restore(self, before: TrainingConfig) -> None:
         """Goes on from the newest checkpoint, or from the start where there is none yet."""
@@ -136,16 +137,28 @@ class Run:
         if self.group.first:
             self.record.write(self.out)
             checkpoints.remove_unfinished(self.out / directory.CHECKPOINTS)
-        newest = directory.newest_checkpoint(self.out, say)
-        if newest is None:
+        state = self._load_newest()
+        if state is None:
             say(f"{self.out} has no checkpoint yet: starting at the first step")
             return
-        path, state = newest
-        self.trainer.load(path, state)
         self.best = state["best"]
         if (threads := torch.get_num_threads()) != state["threads"] and self.group.device.type == "cpu":
             say(f"note: with {threads} threads instead of {state['threads']} the last bits will differ")
         say(f"resuming after step {self.trainer.steps_done:,}")
+
+    def _load_newest(self) -> dict[str, Any] | None:
+        """The JSON of the newest checkpoint, which is loaded; damaged ones are put aside. None where there is none."""
+        for path in reversed(checkpoints.found(self.out / directory.CHECKPOINTS)):
+            try:
+                state = checkpoints.read_state(path)
+                self.trainer.load(path, state)
+                return state
+            except (ValueError, FileNotFoundError) as error:
+                aside = path.with_name(f"damaged-{path.name}")
+                self.display.say(f"note: {error}; it is now {aside.name}, and the one before is taken")
+                if self.group.first:
+                    path.rename(aside)
+        return None
 
     def finish(self) -> Outcome:
         """Trains up to the last step, or a signal."""
@@ -188,8 +201,16 @@ class Run:
         )
         sequences = data.batch_size // data.accumulation // self.group.world_size
         dtype, optimizer = FLOATS[settings.precision], self.config.optimization.optimizer
-        recomputing = settings.activation_checkpointing
-        expected = memory.estimate(config, sequences, config.n_positions, optimizer, dtype, head.device, recomputing)
+        expected = memory.estimate(
+            config,
+            sequences,
+            config.n_positions,
+            optimizer,
+            dtype,
+            head.device,
+            settings.activation_checkpointing,
+            shards=self.group.world_size if self.group.sharded else 1,
+        )
         say(f"memory: about {expected}")
         free = memory.available(head.device)
         if free is not None and expected.total > free:
@@ -319,7 +340,7 @@ class Run:
         return f"the last good checkpoint is {found[-1]}; go on from it with: {self.command} --set lr={lr:g}"
 
     def _sample(self) -> None:
-        if self.tokenizer is None or not self.group.first or self.trainer.sharded:
+        if self.tokenizer is None or not self.group.first or self.group.sharded:
             return
         prompt = self.config.run.sample_prompt
         tokens = min(SAMPLE_TOKENS, self.trainer.model.config.n_positions)
