@@ -1,6 +1,6 @@
 """A decode step as CUDA graphs: recorded once, and replayed with one launch for the model and one for the choice.
 
-A step of GPT-2 124M is about 90 kernels of a few microseconds each, and launching one from Python takes longer than
+A step of GPT-2 124M is about 130 kernels of a microsecond or two each, and launching one from Python takes many times
 that. A graph (CUDA's "stream capture") launches all of them at once. The two functions of `StaticDecoder` are recorded
 apart: the model's once for a batch size and capacity, the choice again for other sampling settings.
 """
@@ -14,12 +14,12 @@ from collections.abc import Callable
 import torch
 
 from llmfast.backends import BackendUnavailable, capturable, resolve
+from llmfast.decoders.native import MODEL_OPS
 from llmfast.decoders.static import StaticDecoder
 from llmfast.model import GPT
 from llmfast.quantized import QuantizedGPT
 from llmfast.sampling import SamplingSettings
 
-MODEL_OPS = ("causal_attention", "layer_norm", "add_layer_norm", "linear")
 WARM_UPS = 2  # the first run of a kernel may compile, load and allocate, which a recording may not
 SMALLEST_CAPACITY = 256
 KEPT = 4  # decoders that wait for their next use
