@@ -47,6 +47,9 @@ def runs(tmp_path_factory) -> Path:
     add("ddp-4", 4, "ddp")
     add("fsdp-2", 2, "fsdp")
     add("fsdp-4", 4, "fsdp")
+    other = CHANGES | {"optimizer": "sgd", "lr": 0.2, "tie_word_embeddings": False, "activation_checkpointing": True}
+    train(files, root / "one-sgd", configure(changes=other), quiet=True)
+    add("fsdp-2-sgd", 2, "fsdp", changes=other)
     # Half a run each, and the other half on another number of processes. The schedule must not see the difference.
     half = CHANGES | {"steps": 8, "schedule": "constant"}
     train(files, root / "constant", configure(changes=half | {"steps": 16}), quiet=True)
@@ -64,13 +67,16 @@ def runs(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", ["ddp-2", "ddp-4", "fsdp-2", "fsdp-4"])
-def test_several_processes_have_the_losses_of_one(name, runs):
-    expected, actual = losses(runs / "one"), losses(runs / name)
+@pytest.mark.parametrize(
+    ("name", "alone"),
+    [("ddp-2", "one"), ("ddp-4", "one"), ("fsdp-2", "one"), ("fsdp-4", "one"), ("fsdp-2-sgd", "one-sgd")],
+)
+def test_several_processes_have_the_losses_of_one(name, alone, runs):
+    expected, actual = losses(runs / alone), losses(runs / name)
     assert actual == pytest.approx(expected, abs=1e-5) and len(actual) == 16
-    for one, other in zip(validations(runs / "one"), validations(runs / name), strict=True):
+    for one, other in zip(validations(runs / alone), validations(runs / name), strict=True):
         assert other["validation_loss"] == pytest.approx(one["validation_loss"], abs=1e-5)
-    weights = [safetensors.torch.load_file(runs / n / "model.safetensors") for n in ("one", name)]
+    weights = [safetensors.torch.load_file(runs / n / "model.safetensors") for n in (alone, name)]
     for tensor, expected_weight in weights[0].items():
         torch.testing.assert_close(weights[1][tensor], expected_weight, atol=1e-4, rtol=0)
 

@@ -282,6 +282,12 @@ def test_a_directory_that_holds_a_run_is_not_trained_into(text, tmp_path):
     assert "holds config.json already" in invoke(text, "--out", tmp_path / "model", *settings(), code=2).stderr
 
 
+def test_a_mistake_in_the_settings_can_be_corrected(text, tmp_path):
+    mistake = invoke(text, "--out", tmp_path / "out", *settings(), "--set", "batch_size=9", code=2)
+    assert "batch_size must be a multiple" in mistake.stderr
+    invoke(text, "--out", tmp_path / "out", *settings(), "--steps", 2, "-q")
+
+
 def test_data_that_changed_since_is_noticed(text, tmp_path):
     invoke(text, "--out", tmp_path / "out", *settings(), "--steps", 2, "-q")
     manifest = tmp_path / "out" / "data" / "manifest.json"

@@ -34,7 +34,7 @@ def make_optimizers(weights: Weights, settings: OptimizationSettings) -> list[to
     decayed = weights.flat("embedding") if settings.optimizer == "muon" else weights.flat("matrix", "embedding")
     groups = [{"params": decayed, "weight_decay": decay}, {"params": weights.flat("vector"), "weight_decay": 0.0}]
     if settings.optimizer == "sgd":
-        return [torch.optim.SGD(groups, lr=settings.lr, momentum=settings.beta1, fused=True)]
+        return [torch.optim.SGD(groups, lr=settings.lr, momentum=settings.beta1)]
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
     if settings.optimizer == "adamw":
         return [adamw]

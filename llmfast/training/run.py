@@ -73,16 +73,18 @@ def train(
         config = (config or TrainingConfig()).replace(changes)
     with processes(parallel, config.run.device) as group:
         if not resume:
+            if config.run.precision == "auto":
+                config = config.replace({"precision": best_precision(group.device)})
             if group.first:
                 directory.check_free(out)
-                if config.run.precision == "auto":
-                    config = config.replace({"precision": best_precision(group.device)})
                 with preparing() as progress:
-                    directory.start(files, out, config, progress)
+                    directory.prepare_data(files, out, config, progress)
             group.wait()
-            record = directory.RunRecord.read(out)
+            record = directory.new_record(files, out, config)
         with chosen_backend(_backend(config.run.backend)), Interruption() as interruption:
             run = Run(record, out, group, interruption, command, quiet)
+            if group.first:
+                record.write(out)
             if resume:
                 run.restore(before)
             return run.finish()
@@ -124,7 +126,6 @@ class Run:
         for name, (old, new) in directory.differences(before, self.config).items():
             say(f"note: {name} is now {new!r}, was {old!r}")
         if self.group.first:
-            self.record.write(self.out)
             checkpoints.remove_unfinished(self.out / directory.CHECKPOINTS)
         state = self._load_newest()
         if state is None:
@@ -207,8 +208,11 @@ class Run:
         factor, slack = FAR_OFF
         mean = sum(losses) / len(losses)
         bad = not math.isfinite(mean) or mean > factor * self.report.first_loss() + slack
+        if not self.trainer.scaler.is_enabled():  # which leaves such gradients out
+            bad = bad or not all(map(math.isfinite, norms))
         if self.group.agree(bad):
-            raise Diverged(f"the loss is {mean:.4g} at step {self.trainer.steps_done:,}; {self._newest()}")
+            words = f"the loss is {mean:.4g}, the gradient's norm {norms[-1]:.4g} at step {self.trainer.steps_done:,}"
+            raise Diverged(f"{words}; {self._newest()}")
         if self.trainer.scaler.is_enabled() and self.trainer.scaler.get_scale() < SMALLEST_SCALE:
             raise Diverged(f"fp16 overflows at step {self.trainer.steps_done:,} however it is scaled; {self._newest()}")
 
