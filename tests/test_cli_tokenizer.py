@@ -55,6 +55,20 @@ def test_the_trace_names_every_merge_in_order(corpus, tmp_path):
         assert f"{left.decode()} + {right.decode()} → {(left + right).decode()}  (" in line.replace("Ġ", " ")
 
 
+def test_the_trace_spells_signs_that_look_like_continuations(tmp_path):
+    (tmp_path / "signs.txt").write_text("a#### b####")
+    shown = run("train", tmp_path / "signs.txt", "-o", tmp_path / "made", "--vocab-size", 259, "--trace").stdout
+    assert "# + # → ##  (" in shown and "## + ## → ####  (" in shown
+
+
+def test_a_tokenizer_is_replaced_only_when_asked(corpus, tmp_path):
+    run("train", corpus, "-o", tmp_path / "made", "--kind", "char")
+    again = run("train", corpus, "-o", tmp_path / "made", "--kind", "word")
+    assert again.exit_code == 2 and "holds vocab.json already" in again.stderr and "--overwrite" in again.stderr
+    assert run("train", corpus, "-o", tmp_path / "made", "--kind", "word", "--overwrite").exit_code == 0
+    assert load_tokenizer(tmp_path / "made").kind == "word"
+
+
 def test_the_trace_of_wordpiece_gives_scores(corpus, tmp_path):
     shown = run("train", corpus, "-o", tmp_path / "made", "--kind", "wordpiece", "--trace", "--min-count", 1).stdout
     assert "w + ##id → wid  (score 0.2)" in shown
@@ -111,6 +125,7 @@ def test_a_token_shows_the_merges_that_made_it():
         (["train", "CORPUS", "-o", "OUT", "--kind", "char", "--trace"], "the kind char has none"),
         (["train", "CORPUS", "-o", "OUT", "--kind", "word", "--lowercase"], "--lowercase is not an option of the kind"),
         (["train", "CORPUS", "-o", "OUT", "--vocab-size", "9"], "vocab_size must be at least 257"),
+        (["train", "CORPUS", "-o", "OUT", "--trace", "--json"], "choose one of them"),
         (["train", "nowhere.txt", "-o", "OUT"], "no file or folder nowhere.txt"),
         (["encode", "text", "-t", "OUT"], "OUT"),
         (["decode", "4000"], "token id 4000 is not in the vocabulary of 4000"),

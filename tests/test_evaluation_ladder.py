@@ -126,13 +126,14 @@ def run(*arguments: object):
 def test_the_command_trains_fits_and_draws(text, tmp_path):
     pytest.importorskip("matplotlib")
     settings = [each for key, value in SETTINGS.items() for each in ("--set", f"{key}={value}")]
-    arguments = (text, "--out", tmp_path / "out", "--shapes", "1x4,1x8,2x16", "--tokens", "64,0.128k,320", *settings)
+    arguments = [text, "--out", tmp_path / "out", *settings, "--resamples", 2]
+    arguments += ["--shapes", "1x4,1x8,2x16", "--tokens", "64,0.128k,320"]
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert "9/9" in result.stderr and "1 × 4" in result.stdout and "alpha" in result.stdout
     assert (tmp_path / "out" / "scaling.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "out" / "scaling.json").read_text())
-    assert record["samples"] == 100 and len(record["runs"]) == 9
+    assert record["samples"] == 2 and len(record["runs"]) == 9
     for each in record["runs"]:
         assert each["compute"] == 6 * each["parameters"] * each["tokens"]
     again = run(*arguments, "--json")

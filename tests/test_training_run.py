@@ -186,6 +186,14 @@ def test_a_gradient_that_is_not_finite_stops_with_the_last_good_weights(text, tm
     assert all(map(math.isfinite, losses(out)))
 
 
+def test_a_gradient_that_is_not_finite_at_the_first_step_leaves_no_checkpoint(text, tmp_path, monkeypatch):
+    loss = llmfast.GPT.loss
+    monkeypatch.setattr(llmfast.GPT, "loss", lambda *arguments: loss(*arguments) * float("inf"))
+    with pytest.raises(Diverged, match="gradient of step 1 is not finite; there is no checkpoint yet: start again"):
+        train([text], tmp_path / "out", small(), quiet=True)
+    assert not checkpoints.found(tmp_path / "out" / "checkpoints")
+
+
 def test_a_loss_that_has_left_stops_the_run(text, tmp_path):
     changes = {"optimizer": "sgd", "lr": 1e4, "clip": 0.0, "warmup": 0, "schedule": "constant", "precision": "fp32"}
     with pytest.raises(Diverged, match="smaller learning rate|not finite|the loss is"):

@@ -113,11 +113,11 @@ def _from_cubin(cubin: bytes) -> tuple[int, int]:
 def _from_metadata(assembly: str) -> tuple[int, int]:
     """Vector registers a lane (both kinds), and bytes of scratch memory a lane, which is where spilled ones go.
 
-    Scalars that find no scalar register are kept in lanes of vector registers: they are no spills, and never in memory.
+    The metadata's own spill counts also hold what never reaches memory: scalars that are kept in lanes of a vector
+    register, and vector registers that are kept in accumulation registers.
     """
     scratch = _number(r"\.private_segment_fixed_size:\s*(\d+)", assembly)
-    spilled = _number(r"\.vgpr_spill_count:\s*(\d+)", assembly)
-    return _number(r"\.vgpr_count:\s*(\d+)", assembly), max(scratch, 4 * spilled)
+    return _number(r"\.vgpr_count:\s*(\d+)", assembly), scratch
 
 
 def _number(pattern: str, text: str) -> int:

@@ -43,8 +43,10 @@ class Compilation:
     def fingerprint(self) -> str:
         """A hash of everything that decides the machine code, except for Triton itself."""
         options = {name: self.options.get(name) for name in ("num_warps", "num_stages", "num_ctas")}
-        parts = [source_of(self.kernel), self.signature, sorted(map(str, self.constants.items())), options]
-        return hashlib.sha256(json.dumps([*parts, str(self.attributes)]).encode()).hexdigest()[:16]
+        attributes = {str(place): value for place, value in self.attributes.items() if value}
+        constants = sorted(map(str, self.constants.items()))
+        parts = [source_of(self.kernel), self.signature, constants, attributes, options]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 class _StandIn:

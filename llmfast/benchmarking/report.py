@@ -160,7 +160,8 @@ def _row(record: Record) -> str:
     share = ""
     if record.share_of_limit is not None:
         width = min(1.0, record.share_of_limit)
-        share = f'<meter value="{width:.3f}"></meter> {record.share_of_limit:.0%} of {record.limit}'
+        bar = f'<span class="share"><i style="width:{width:.1%}"></i></span>'
+        share = f"{bar} {record.share_of_limit:.0%} of {record.limit}"
     spread = ""
     if record.seconds is not None:
         low, high = record.seconds.low / record.seconds.median, record.seconds.high / record.seconds.median

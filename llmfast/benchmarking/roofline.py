@@ -22,10 +22,14 @@ GAP = 5.0  # FLOP a byte this many times as many begin another column of names
 
 def roofline_figure(points: dict[str, list[Record]], runs: Sequence[dict[str, Any]], theme: dict[str, str]) -> Figure:
     """A panel for each precision of `points`. `runs` are measurements of the machine's limits."""
-    size = (6.2 * len(points), 4.6)
-    figure, axes = subplots(1, len(points), size, "Roofline: each operation at its largest size", theme)
+    columns = min(len(points), 2)
+    rows = -(-len(points) // columns)
+    size = (6.2 * columns, 4.4 * rows + 0.3)
+    figure, axes = subplots(rows, columns, size, "Roofline: each operation at its largest size", theme)
     series = series_of(record.backend for records in points.values() for record in records)
-    for ax, (precision, records) in zip(axes, points.items(), strict=True):
+    for ax in axes[len(points) :]:
+        ax.set_visible(False)
+    for ax, (precision, records) in zip(axes, points.items(), strict=False):
         ax.set(xscale="log", yscale="log", xlabel="FLOP for each byte", ylabel="GFLOP/s")
         ax.set_title(precision, **title_style(theme))
         intensities, rates = [_intensity(r) for r in records], [_rate(r) for r in records]
@@ -55,7 +59,9 @@ def _roofs(
         ridge = level / bandwidth if bandwidth else low
         ax.plot([max(low, ridge), high], [level, level], **style)
         said = f"{name} {level:,.0f} GFLOP/s"
-        ax.annotate(said, (ridge, level), (4, 3), textcoords="offset points", **text)
+        # Below its line where another one is above.
+        offset, side = ((4, 3), "bottom") if level == max(filter(None, levels.values())) else ((4, -3), "top")
+        ax.annotate(said, (ridge, level), offset, textcoords="offset points", va=side, **text)
     if bandwidth:
         ridge = (levels.get(precision) or ax.get_ylim()[1]) / bandwidth
         ax.plot([low, ridge], [low * bandwidth, ridge * bandwidth], **style)

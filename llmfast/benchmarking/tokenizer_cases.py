@@ -69,8 +69,7 @@ def _comparison(
 
 
 def _start_coding(kind: str, what: str, characters: int) -> Callable[[Entry], Contestant]:
-    text = text_of(characters)
-    ours = train_tokenizer(kind, [text], SIZED.get(kind))
+    text, ours = text_of(characters), _tokenizer(kind, characters)
     ids = ours.encode(text)
 
     def ready(entry: Entry) -> Contestant:
@@ -83,6 +82,12 @@ def _start_coding(kind: str, what: str, characters: int) -> Callable[[Entry], Co
         return Contestant(turn, 0.0, REMEMBERS.get(kind) if what == "encode" else None)
 
     return ready
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(kind: str, characters: int) -> Tokenizer:
+    """One that knows the text, for encoding and then for decoding it."""
+    return train_tokenizer(kind, [text_of(characters)], SIZED.get(kind))
 
 
 def _coders(library: str, ours: Tokenizer) -> tuple[Encode, Decode]:

@@ -20,6 +20,7 @@ VERBS = (
     "tokenizer",
     "eval",
     "quantize",
+    "consolidate",
     "bench",
     "verify",
     "backends",

@@ -170,9 +170,8 @@ def asdict_of(accuracy: Accuracy) -> dict[str, float | None]:
 @click.option("--quick", is_flag=True, help="A ladder of two to three minutes on two cores, on characters.")
 @click.option("--shapes", metavar="LxW,…", help="Layers × width of the models, such as 2x32,2x64,4x96.")
 @click.option("--tokens", metavar="N,…", help="Numbers of training tokens, such as 100k,400k,1.6M.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of `llmfast train` for all runs."
-)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of `train` for all runs.")
+@click.option("--resamples", type=click.IntRange(min=0), default=100, show_default=True, help="Of the bootstrap.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @common_options
 def scaling(
@@ -182,6 +181,7 @@ def scaling(
     shapes: str | None,
     tokens: str | None,
     settings: tuple[str, ...],
+    resamples: int,
     as_json: bool,
 ) -> None:
     """Train a ladder of small models on FILES, and fit how their loss falls with parameters, tokens and compute.
@@ -190,4 +190,4 @@ def scaling(
     """
     from llmfast.cli.scaling import run_scaling
 
-    run_scaling(files, out, quick, shapes, tokens, settings, as_json)
+    run_scaling(files, out, quick, shapes, tokens, settings, resamples, as_json)

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from llmfast.cli.common import fail
 from llmfast.cli.progress import progress_bars
 from llmfast.evaluation.ladder import FULL, QUICK, Interrupted, Ladder, Trained, climb, cost
-from llmfast.evaluation.scaling import Fit, ScalingLaw, fit
+from llmfast.evaluation.scaling import Fit, Run, ScalingLaw, fit
 from llmfast.evaluation.scaling_figure import draw
 from llmfast.files import write_atomic
 from llmfast.training.manifest import Manifest
@@ -38,6 +38,7 @@ def run_scaling(
     shapes: str | None,
     tokens: str | None,
     settings: Sequence[str],
+    resamples: int,
     as_json: bool,
 ) -> None:
     ladder = QUICK if quick else FULL
@@ -50,7 +51,7 @@ def run_scaling(
     if len(set(ladder.shapes)) < 3 or len(set(ladder.tokens)) < 3:
         raise ValueError("a scaling law needs three shapes and three numbers of tokens at least")
     done = _climb(files, out, ladder)
-    fitted = _fit([trained.run for trained in done])
+    fitted = _fit([trained.run for trained in done], resamples)
     draw([trained.run for trained in done], fitted, out / "scaling.png")
     record = _record(done, fitted)
     write_atomic(out / "scaling.json", (json.dumps(record, indent=2) + "\n").encode())
@@ -98,11 +99,11 @@ def _say(console: Console, trained: Trained, number: int, count: int) -> None:
     )
 
 
-def _fit(runs: Sequence[Any]) -> Fit:
+def _fit(runs: Sequence[Run], resamples: int) -> Fit:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
         task = display.add_task("fitting")
-        return fit(runs, progress=lambda done, total: display.update(task, completed=done, total=total))
+        return fit(runs, resamples, progress=lambda done, total: display.update(task, completed=done, total=total))
 
 
 def _record(done: Sequence[Trained], fitted: Fit) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _show(done: Sequence[Trained], fitted: Fit, out: Path) -> None:
         cells = f"{run.parameters:,}", f"{run.tokens:,}", f"{run.compute:.2g}", f"{run.loss:.4f}", f"{expected:.4f}"
         table.add_row(f"{rung.layers} × {rung.width}", *cells)
     console.print(table)
-    table = Table("L = E + A / N^alpha + B / D^beta", Column("fitted", justify="right"), "80 % of the bootstrap")
+    table = Table("L = E + A / N^alpha + B / D^beta", Column("fitted", justify="right"), "80 % of the bootstrap's")
     for name, quantity in CONSTANTS.items():
         table.add_row(name, f"{quantity(law):.4g}", _range(fitted, quantity))
     table.add_section()
@@ -152,7 +153,7 @@ def _at(compute: float, which: int) -> Callable[[ScalingLaw], float]:
 
 def _range(fitted: Fit, quantity: Callable[[ScalingLaw], float]) -> str:
     if not fitted.samples:
-        return "unknown: no more runs than constants"
+        return "unknown"
     low, high = fitted.interval(quantity)
     return f"{low:.3g} to {high:.3g}"
 

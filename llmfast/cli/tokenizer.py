@@ -29,7 +29,9 @@ from llmfast.tokenizers.bpe import TRAINERS
 from llmfast.tokenizers.bpe_training import has_library
 from llmfast.tokenizers.byte_letters import printable
 from llmfast.tokenizers.merge_tree import merge_tree
+from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.tokenizers.splitting import SPLIT_PATTERNS
+from llmfast.tokenizers.wordpiece_training import CONTINUATION
 from llmfast.training.documents import Source, find_sources
 
 OPTIONS = {"bpe": ("split", "special_tokens", "trainer"), "wordpiece": ("min_count", "lowercase")}  # beyond the size
@@ -66,6 +68,7 @@ def tokenizer() -> None:
 @click.option("--lowercase", is_flag=True, help="wordpiece: without capitals and accents.")
 @click.option("--trace", is_flag=True, help="bpe, wordpiece: print every merge as it is learned.")
 @click.option("--encoding", default="utf-8", show_default=True, help="Of text files.")
+@click.option("--overwrite", is_flag=True, help="Replace a tokenizer that --out holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a line.")
 @common_options
 def train(
@@ -75,6 +78,7 @@ def train(
     vocab_size: int | None,
     trace: bool,
     encoding: str,
+    overwrite: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -83,7 +87,12 @@ def train(
     for name in given:
         if name not in OPTIONS.get(kind, ()):
             raise ValueError(f"--{name.removesuffix('_tokens').replace('_', '-')} is not an option of the kind {kind}")
+    taken = [file for file in TOKENIZER_FILES if (out / file).exists()]
+    if taken and not overwrite:
+        raise ValueError(f"{out} holds {taken[0]} already: name another directory, or pass --overwrite")
     if trace:
+        if as_json:
+            raise ValueError("--trace prints lines for people, and --json an object: choose one of them")
         if kind not in OPTIONS:
             raise ValueError(f"--trace shows merges, and the kind {kind} has none")
         given["on_merge"] = _print_merge
@@ -175,9 +184,13 @@ def _by_library(kind: str, options: dict[str, Any]) -> bool:
 
 def _print_merge(step: int, pair: tuple[Any, Any], weight: float) -> None:
     """A line for people: the step, what was joined into what, and its count (WordPiece: its score)."""
-    left, right = (printable(part) if isinstance(part, bytes) else part for part in pair)
-    weight_text = f"{weight:,} times" if isinstance(weight, int) else f"score {weight:.3g}"
-    click.echo(f"{step + 1:6}  {left} + {right} → {left}{right.removeprefix('##')}  ({weight_text})")
+    left, right = pair
+    if isinstance(left, bytes):
+        left, right = printable(left), printable(right)
+        joined, why = left + right, f"{weight:,} times"
+    else:
+        joined, why = left + right.removeprefix(CONTINUATION), f"score {weight:.3g}"
+    click.echo(f"{step + 1:6}  {left} + {right} → {joined}  ({why})")
 
 
 def _texts(sources: list[Source], progress: Any = lambda *_: None) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ class Metrics:
         self._events = _event_writer(directory / "tensorboard", step) if tensorboard else None
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows, each with its "step" (how many steps were done)."""
-        new = [dict(row) for row in rows]
+        """Appends rows, each with its "step" (how many steps were done), without what is no number."""
+        new = [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(map(_line, new))
         self.rows += new
