@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def run(*arguments: object):
     return CliRunner().invoke(cli, ["eval", "scaling", *map(str, arguments)])
 
 
-def test_the_command_trains_fits_and_draws(text, tmp_path):
+def test_the_command_trains_fits_and_draws(text, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     settings = [each for key, value in SETTINGS.items() for each in ("--set", f"{key}={value}")]
     arguments = [text, "--out", tmp_path / "out", *settings, "--resamples", 2]
@@ -136,7 +137,10 @@ def test_the_command_trains_fits_and_draws(text, tmp_path):
     assert record["samples"] == 2 and len(record["runs"]) == 9
     for each in record["runs"]:
         assert each["compute"] == 6 * each["parameters"] * each["tokens"]
+    (tmp_path / "out" / "scaling.png").unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as where it is not installed
     again = run(*arguments, "--json")
+    assert 'pip install "llmfast-kernels[train]"' in again.stderr and not (tmp_path / "out" / "scaling.png").exists()
     assert json.loads(again.stdout) == record and "there already" in again.stderr
 
 

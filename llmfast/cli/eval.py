@@ -23,7 +23,7 @@ from llmfast.tokenizers.bpe import END_OF_TEXT
 
 @click.group()
 def eval() -> None:
-    """How good a model is: perplexity and minimal pairs."""
+    """How good a model is: perplexity, minimal pairs, scaling laws."""
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:

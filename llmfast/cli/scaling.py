@@ -52,9 +52,12 @@ def run_scaling(
         raise ValueError("a scaling law needs three shapes and three numbers of tokens at least")
     done = _climb(files, out, ladder)
     fitted = _fit([trained.run for trained in done], resamples)
-    draw([trained.run for trained in done], fitted, out / "scaling.png")
     record = _record(done, fitted)
     write_atomic(out / "scaling.json", (json.dumps(record, indent=2) + "\n").encode())
+    try:
+        draw([trained.run for trained in done], fitted, out / "scaling.png")
+    except ImportError as error:
+        click.echo(f"note: {error}", err=True)
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:
@@ -134,11 +137,17 @@ def _show(done: Sequence[Trained], fitted: Fit, out: Path) -> None:
     most = max(trained.run.compute for trained in done)
     for compute in (most, 10 * most):
         parameters, tokens = law.optimal(compute)
-        table.add_row(f"best for {compute:.2g} operations: N", f"{parameters:.3g}", _range(fitted, _at(compute, 0)))
+        runs = [trained.run for trained in done]
+        within = parameters <= max(run.parameters for run in runs) and tokens <= max(run.tokens for run in runs)
+        outside = "" if within else ", outside the runs"
+        table.add_row(
+            f"best for {compute:.2g} operations{outside}: N", f"{parameters:.3g}", _range(fitted, _at(compute, 0))
+        )
         table.add_row("    D", f"{tokens:.3g}", _range(fitted, _at(compute, 1)))
         table.add_row("    L", f"{law.loss(parameters, tokens):.4g}", _range(fitted, _at(compute, 2)))
     console.print(table)
-    click.echo(f"{out / 'scaling.png'}, {out / 'scaling.json'}")
+    written = [out / "scaling.json", *([out / "scaling.png"] if (out / "scaling.png").exists() else [])]
+    click.echo(", ".join(map(str, written)))
 
 
 def _at(compute: float, which: int) -> Callable[[ScalingLaw], float]:
