@@ -16,11 +16,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import __main__ as command  # noqa: E402
-from benchmarks.gpu import bench, plots, targets, training  # noqa: E402
-from llmfast import GPTConfig  # noqa: E402
+from benchmarks.gpu import bench, decoding, plots, targets, training  # noqa: E402
+from llmfast import GPT, GPTConfig, generation  # noqa: E402
 from llmfast.benchmarking import records  # noqa: E402
 from llmfast.benchmarking.comparison import WrongResult  # noqa: E402
 from llmfast.benchmarking.records import Record, Spread, Versus  # noqa: E402
+from llmfast.decoders import DecoderPool, StaticDecoder, cuda_graph  # noqa: E402
 
 
 def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -102,6 +103,20 @@ def test_what_there_is_no_time_for_is_said():
     here = bench.Bench("cpu", "tiny", deadline=0.0)
     here.contest("gelu forward", {"width": 3}, {"right": lambda: lambda: torch.ones(3)}, bench.Work())
     assert [r.problem for r in here.records] == ["left out: the section's time was up"]
+
+
+def test_decoding_sets_the_graph_beside_the_eager_decoder(monkeypatch):
+    here = bench.Bench("cpu", "tiny", deadline=float("inf"))
+    wanted = lambda model: None if os.environ["LLMFAST_CUDA_GRAPH"] == "1" else "not wanted"  # noqa: E731
+    monkeypatch.setattr(cuda_graph, "why_not", wanted)
+    monkeypatch.setattr(generation, "DecoderPool", lambda: DecoderPool(StaticDecoder))
+    model = decoding.in_precision(GPT(decoding.TINY).eval(), "fp32", torch.float32)
+    decoding.decode(here, model, "fp32", ["pytorch"], 2, decoding.Text(3, 5))
+    eager, graph = here.records
+    assert (eager.backend, graph.backend) == ("pytorch eager", "pytorch graph")
+    assert graph.note == "100% of the tokens are the eager decoder's" and eager.problem is graph.problem is None
+    assert [v.competitor for v in graph.versus] == ["pytorch eager fp32"]
+    assert "LLMFAST_CUDA_GRAPH" not in os.environ
 
 
 def test_targets_are_met_missed_or_not_measured():

@@ -99,7 +99,7 @@ def test_masked_tokens_count_for_nothing_however_they_are_spread_over_the_parts(
     ids, targets = made.loader.batch(0)
     assert (targets == -100).any() and run(made) == pytest.approx(run(whole), abs=1e-5)
     fresh = trainer(data)
-    assert run(trainer(data), 1)[0] == pytest.approx(float(fresh.model.loss(ids, targets)), abs=1e-6)
+    assert run(trainer(data), 1)[0] == pytest.approx(fresh.model.loss(ids, targets).item(), abs=1e-6)
 
 
 def test_a_batch_without_targets_moves_nothing_but_by_decay_and_stays_finite():

@@ -147,8 +147,9 @@ def overview(records: Iterable[Record]) -> Dots:
     for record in records:
         if record.versus:
             name, versus = record.name.replace("_", " "), record.versus[0]
-            if record.group in ("peers", "tokenizer"):
-                name += f" against {versus.competitor.rpartition(' ')[0]}"
+            competitor = versus.competitor.rpartition(" ")[0]
+            if competitor != "pytorch":
+                name += f" against {competitor}"
             rows.setdefault(name, []).append((record.backend, versus.ratio.median))
     title, x = "Faster or slower", "times as fast as PyTorch, or as the library named"
     return Dots(title, x, {name: tuple(values) for name, values in rows.items()})

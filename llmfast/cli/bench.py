@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from llmfast.backends import BackendUnavailable, load_backend
 from llmfast.backends import backends as supported
@@ -70,9 +72,12 @@ def bench(
     console, output = Console(stderr=True, highlight=False), Console()
     if not output.is_terminal:
         output = Console(width=tables.WIDTH)
-    results, interrupted = _measure(groups, "all" in what, places, precisions, model, device, scale or "usual", console)
+    run = _measure(groups, "all" in what, places, precisions, model, device, scale or "usual", console)
+    results = run.results
     for table in tables.tables(results):
         output.print(table)
+    if run.targets is not None:
+        output.print(run.targets)
     for line in tables.problems(results.records):
         output.print(f"not measured: {line}", markup=False, highlight=False)
     if results.limits:
@@ -83,8 +88,17 @@ def bench(
     if write is not None and folder is not None:
         write(results, folder)
         console.print(f"wrote the report into {folder}", markup=False, soft_wrap=True)
-    if interrupted:
+    if run.interrupted:
         sys.exit(130)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was measured, and what the peers' figures should come to."""
+
+    results: Any
+    targets: Table | None
+    interrupted: bool
 
 
 def _measure(
@@ -96,8 +110,8 @@ def _measure(
     device: str,
     scale_name: str,
     console: Console,
-) -> tuple[Any, bool]:
-    """The results of all groups; if somebody interrupts, those so far, and True."""
+) -> Run:
+    """Everything; if somebody interrupts, what there is so far."""
     from llmfast.benchmarking import limits, suite
     from llmfast.benchmarking.facts import facts
     from llmfast.benchmarking.records import Record, Results
@@ -105,7 +119,7 @@ def _measure(
     scale = suite.SCALES[scale_name]
     measured: list[dict[str, Any]] = []
     found: list[Record] = []
-    interrupted = False
+    interrupted, targets = False, None
     chosen = tuple(name for name in groups if name in MEASURED)
     items = suite.plan(scale, suite.Selection(chosen, tuple(places), precisions, model, device))
     if chosen and not items:
@@ -121,7 +135,8 @@ def _measure(
             for _, rows in suite.run(items, scale.effort, measured, places, before):
                 found += [row.record for row in rows]
             if "peers" in groups:
-                found += _peers(scale_name, everything, say)
+                peers, targets = _peers(scale_name, everything, say)
+                found += peers
             if "limits" in groups or (not measured and device == "cpu"):
                 say("the CPU's limits")
                 suite.measure_limits(measured, "cpu")
@@ -133,22 +148,22 @@ def _measure(
         from llmfast.benchmarking.peers import client
 
         known["versions"] |= client.versions()
-    return Results(known, suite.best_limits(measured), tuple(found)), interrupted
+    return Run(Results(known, suite.best_limits(measured), tuple(found)), targets, interrupted)
 
 
-def _peers(scale_name: str, everything: bool, say: Callable[[str], None]) -> list[Any]:
-    """Their records; among everything else, only where they are installed."""
+def _peers(scale_name: str, everything: bool, say: Callable[[str], None]) -> tuple[list[Any], Table | None]:
+    """Their records, and what ours should come to; among everything else, only where they are installed."""
     from llmfast.benchmarking.peers import plan, report, session
     from llmfast.threads import thread_count
 
     if everything and (reason := session.why_not()) is not None:
         say(f"the peers are left out: {reason}")
-        return []
+        return [], None
     effort = plan.QUICK if scale_name == "quick" else plan.FULL
     peers = session.Session(effort, thread_count(), say)
     for name in plan.GROUPS:
         peers.group(name)
-    return report.records(peers.groups)
+    return report.records(peers.groups), report.targets(peers.groups)
 
 
 class _progress:

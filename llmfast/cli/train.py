@@ -94,6 +94,6 @@ def _resume_command(out: Path, parallel: str) -> str:
     command = ["llmfast", "train", "--out", str(out), "--resume"]
     if parallel != "none":
         command = ["torchrun", "--nproc-per-node", "N", "-m", *command, "--parallel", parallel]
-    elif "--threads" in sys.argv:
+    elif any(argument.startswith("--threads") for argument in sys.argv):
         command += ["--threads", str(torch.get_num_threads())]
     return shlex.join(command)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from llmfast.training.processes import Processes
 
-STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
+STATE, OPTIMIZER, SHARDS = "state.json", "optimizer.safetensors", "shards"
 VERSION = 1
 NAME = re.compile(r"step-(\d+)")
 

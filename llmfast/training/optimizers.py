@@ -7,15 +7,19 @@ Liu et al. (2025) it takes AdamW's learning rate, and AdamW moves the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from llmfast.training.configuration import OptimizationSettings
-from llmfast.training.sharded import ShardedWeights
 from llmfast.training.weights import MasterWeights
 
-Weights = MasterWeights | ShardedWeights
+if TYPE_CHECKING:  # what it needs of torch is slow to import, and not in every build
+    from llmfast.training.sharded import ShardedWeights
+
+    Weights = MasterWeights | ShardedWeights
+
 COUNTER = "step"
 KEPT = {
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),

@@ -6,6 +6,7 @@ block computes, and its gradients are summed and divided again (in float32) when
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,12 +22,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from llmfast import checkpoint
 from llmfast.config import GPTConfig
 from llmfast.model import GPT
-from llmfast.training.checkpoints import read_state
+from llmfast.training.checkpoints import SHARDS, read_state
 from llmfast.training.processes import Processes
 from llmfast.training.weights import kind_of
 
-SHARDS = "shards"  # the directory in a checkpoint
-MODEL, OPTIMIZER = "model.", "optimizer."  # what the names in it begin with
+MODEL, OPTIMIZER = "model.", "optimizer."  # what the names in a sharded checkpoint begin with
 
 
 class ShardedWeights:
@@ -105,7 +105,9 @@ def read_shards(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     reader = HuggingFaceStorageReader(str(directory / SHARDS))
     try:
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that one process alone reads: just what is wanted
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
     except Exception as error:  # a checkpoint's reader has many ways to fail
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"the checkpoint {directory} is damaged: {reason}") from None
@@ -117,9 +119,17 @@ def names_in(directory: Path) -> dict[str, torch.Size]:
     return {name: each.size for name, each in metadata.items() if hasattr(each, "size")}
 
 
-def read_whole(directory: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors of one kind in a checkpoint's shards, whole, by their names without the prefix."""
-    found = {name: torch.empty(size) for name, size in names_in(directory).items() if name.startswith(prefix)}
+def read_tensors(directory: Path, prefix: str, parameters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The tensors of one kind in a checkpoint's shards, by their names without the prefix.
+
+    Whole, or divided as the weights in `parameters` are to which they belong: then nobody ever has all of them.
+    """
+    found: dict[str, Tensor] = {}
+    for name, size in names_in(directory).items():
+        if name.startswith(prefix):
+            bare = name.removeprefix(prefix)
+            owner = bare if prefix == MODEL else bare.rpartition(".")[0]
+            found[name] = torch.empty(size) if parameters is None else torch.empty_like(parameters[owner].detach())
     read_shards(directory, found)
     return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
 
@@ -130,4 +140,4 @@ def consolidate(directory: str | Path, out: str | Path) -> None:
     if not (directory / SHARDS).is_dir():
         raise ValueError(f"{directory} is no sharded checkpoint: it has no directory {SHARDS}")
     config = GPTConfig(**read_state(directory)["model"])
-    checkpoint.save(out, config, read_whole(directory, MODEL), tokenizer_from=directory)
+    checkpoint.save(out, config, read_tensors(directory, MODEL), tokenizer_from=directory)

@@ -14,7 +14,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,14 +25,16 @@ from llmfast import checkpoint
 from llmfast.config import GPTConfig
 from llmfast.decoders.native import fastest_float
 from llmfast.model import FLOATS, GPT
-from llmfast.training import checkpoints, sharded
+from llmfast.training import checkpoints
 from llmfast.training.configuration import TrainingConfig
 from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader
-from llmfast.training.optimizers import Weights, load_state, make_optimizers, state_by_name, updates_done
+from llmfast.training.optimizers import load_state, make_optimizers, state_by_name, updates_done
 from llmfast.training.processes import Processes
 from llmfast.training.schedules import learning_rate
-from llmfast.training.sharded import ShardedWeights
 from llmfast.training.weights import MasterWeights
+
+if TYPE_CHECKING:
+    from llmfast.training.optimizers import Weights
 
 EVALUATION_TOKENS = 16384  # scored at once
 
@@ -113,7 +115,13 @@ class Trainer:
                 block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
         if group.sharded and run.precision == "fp16":
             raise ValueError("fsdp computes in fp32 or bf16: fp16 would overflow in one process and not in another")
-        self.weights: Weights = ShardedWeights(model, dtype, group) if group.sharded else MasterWeights(model, dtype)
+        self.weights: Weights
+        if group.sharded:
+            from llmfast.training.sharded import ShardedWeights
+
+            self.weights = ShardedWeights(model, dtype, group)
+        else:
+            self.weights = MasterWeights(model, dtype)
         self.optimizers = make_optimizers(self.weights, config.optimization)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
         self._loss = torch.compile(model.loss) if run.compile else model.loss
@@ -206,6 +214,8 @@ class Trainer:
         """The float32 weights by their names, whole, in the first process. For all processes to call."""
         if not self.group.sharded:
             return self.weights.state()
+        from llmfast.training import sharded
+
         gathered = {}
         for name, part in self.weights.state().items():
             tensor = sharded.whole(part)
@@ -220,6 +230,8 @@ class Trainer:
         def content(directory: Path) -> None:
             optimizer = state_by_name(self.optimizers, self.weights)
             if self.group.sharded:
+                from llmfast.training import sharded
+
                 tensors = {sharded.MODEL + name: tensor for name, tensor in self.weights.state().items()}
                 tensors |= {sharded.OPTIMIZER + name: tensor for name, tensor in optimizer.items()}
                 sharded.write_shards(directory, tensors)
@@ -243,9 +255,12 @@ class Trainer:
 
     def load(self, directory: Path, state: dict[str, Any]) -> None:
         """Puts back what `checkpoint` wrote, whoever shared it. `ValueError` where it is damaged."""
-        if (directory / sharded.SHARDS).is_dir():
-            model = sharded.read_whole(directory, sharded.MODEL)
-            optimizer = sharded.read_whole(directory, sharded.OPTIMIZER)
+        if (directory / checkpoints.SHARDS).is_dir():
+            from llmfast.training import sharded
+
+            parameters = self.weights.state() if self.group.sharded else None
+            model = sharded.read_tensors(directory, sharded.MODEL, parameters)
+            optimizer = sharded.read_tensors(directory, sharded.OPTIMIZER, parameters)
         else:
             _, model = checkpoint.load(directory)
             optimizer = checkpoints.load_tensors(directory / checkpoints.OPTIMIZER)
