@@ -18,7 +18,9 @@ import llmfast
 from llmfast.cli.common import backend_option, common_options
 from llmfast.evaluation.minimal_pairs import Accuracy, grouped, minimal_pair_outcomes, read_pairs
 from llmfast.evaluation.perplexity import documents_perplexity, loses_text, text_perplexity
+from llmfast.tokenizers import load_tokenizer
 from llmfast.tokenizers.bpe import END_OF_TEXT
+from llmfast.training.manifest import MANIFEST, Manifest
 
 
 @click.group()
@@ -68,6 +70,7 @@ def perplexity(
 ) -> None:
     """How well MODEL predicts the text in FILE: nats a token, perplexity, bits a byte.
 
+    FILE is a text, or a directory of prepared data, whose validation split is scored.
     Every token is predicted once. By default the text is cut into blocks of the model's context, so that a block's
     first tokens see little; with --stride each window sees the end of the one before it, at more work.
     """
@@ -115,11 +118,24 @@ def perplexity(
 
 
 def read_text(path: Path) -> str:
-    """A file of UTF-8, line ends as they are; `ValueError` names one that isn't."""
+    """A file of UTF-8, line ends as they are, or what prepared data keep out of training. `ValueError` names the path
+    where it is neither."""
+    if (path / MANIFEST).exists():
+        from llmfast.training.dataset import TokenDataset
+
+        data, tokenizer = TokenDataset.open(path, "validation"), load_tokenizer(path)
+        if tokenizer is None:
+            raise ValueError(f"{path} has lost its tokenizer")
+        text = tokenizer.decode(data.window(0, data.num_tokens).tolist())
+        if len(text.replace(END_OF_TEXT, "").encode()) != Manifest.read(path).split("validation").bytes:
+            click.echo("note: the data's tokenizer can't give all of its text back: what it can is scored", err=True)
+        return text
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start:,} does not decode") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a directory without prepared data ({MANIFEST}): name a text file") from None
     if not text:
         raise ValueError(f"{path} is empty")
     return text

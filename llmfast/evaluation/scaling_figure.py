@@ -80,6 +80,6 @@ def _label(axes: Any, name: str) -> None:
 
 def _short(number: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
+        if number >= 0.9995 * size:  # what three digits would round up to it
             return f"{number / size:.3g}{unit}"
     return f"{number:g}"
