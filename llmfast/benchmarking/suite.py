@@ -149,11 +149,8 @@ def plan(scale: Scale, selection: Selection = Selection()) -> list[Item]:  # noq
                 s.memory_lengths, most, model, s.prompts, small, s.training, precisions, device, chosen
             )
 
-    return [item for group in selection.groups for item in items(group) if _has_competitors(item)]
-
-
-def _has_competitors(item: Item) -> bool:
-    return not isinstance(item, Comparison) or bool(item.entries)
+    planned = [item for group in selection.groups for item in items(group)]
+    return [item for item in planned if isinstance(item, memory.Task) or item.entries]
 
 
 def has_compiler() -> bool:
