@@ -186,5 +186,6 @@ def decode(
     with on_device(q):
         _merge_kernel[(batch * kv_heads * rows,)](
             part_out, part_lse, out, lse, query_count, kv_heads, group, split, rows, *out.stride()[:3],
-            HEAD_DIM=head_dim, DIM_BLOCK=dim_block, SPLIT_BLOCK=LARGEST_SPLIT, num_warps=4,
+            HEAD_DIM=head_dim, DIM_BLOCK=dim_block, SPLIT_BLOCK=LARGEST_SPLIT,
+            num_warps=8 if dim_block >= 128 else 4,
         )  # fmt: skip
