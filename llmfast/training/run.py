@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ class Run:
                 aside = path.with_name(f"damaged-{path.name}")
                 self.report.say(f"note: {error}; it is now {aside.name}, and the one before is taken")
                 if self.group.first:
+                    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
                     path.rename(aside)
         return None
 
