@@ -112,7 +112,7 @@ def fit(
         generator = torch.Generator().manual_seed(seed)
         for index in range(resamples):
             dealt = residuals[torch.randint(len(runs), (len(runs),), generator=generator)]
-            samples.append(scale.law(_minimum(scale, fitted + dealt, best, iterations=60)[1]))
+            samples.append(scale.law(_minimum(scale, fitted + dealt, best)[1]))
             if progress is not None:
                 progress(len(starts) + index + 1, total)
     return Fit(scale.law(best), tuple(samples))
@@ -152,11 +152,11 @@ class _Scale:
         return ScalingLaw(math.exp(e), A, alpha, B, beta)
 
 
-def _minimum(scale: _Scale, targets: Tensor, start: Tensor, iterations: int = 150) -> tuple[float, Tensor]:
+def _minimum(scale: _Scale, targets: Tensor, start: Tensor) -> tuple[float, Tensor]:
     """The objective and the θ that L-BFGS finds from `start`."""
     theta = start.clone().requires_grad_()
     search = torch.optim.LBFGS(
-        [theta], max_iter=iterations, tolerance_grad=1e-9, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+        [theta], max_iter=150, tolerance_grad=1e-9, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
 
     def closure() -> float:
