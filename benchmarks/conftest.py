@@ -47,7 +47,8 @@ class Run:
         # Among everything else the peers are measured quickly, so that all of it takes less than ten minutes.
         thorough = full or ("peers" in config.getoption("keyword") and not quick)
         self.peers_effort = plan.FULL if thorough else plan.QUICK
-        self.items = suite.plan(self.scale)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.items = suite.plan(self.scale, suite.Selection(device=device))
         self.facts = facts()
         self.limits: list[dict[str, Any]] = []
         self.peers: session.Session | None = None
@@ -66,7 +67,7 @@ class Run:
             item = self.items[number]
             self.say(f"\n{number + 1} of {len(self.items)}: {suite.title_of(item)}")
             if (group := suite.group_of(item)) != self._group:
-                suite.measure_limits(self.limits)
+                suite.measure_limits(self.limits, item.device)
                 self._group = group
             ((_, found),) = suite.run([item], self.scale.effort, self.limits, fresh_limits=False)
             self._found[number] = found

@@ -1,8 +1,9 @@
 """Writes the README's tables from `benchmarks/results`, so that no figure is typed by hand.
 
-pytest benchmarks --benchmark-only -k "not peers" --benchmark-json benchmarks/results/cpu.json
-pytest benchmarks --benchmark-only -k peers      # writes benchmarks/results/peers.json itself
+llmfast bench ops generate --json benchmarks/results/cpu.json
+llmfast bench peers --json benchmarks/results/peers.json
 python benchmarks/quality.py … --out benchmarks/results/quality.json
+python benchmarks/training.py tinyshakespeare.txt --out benchmarks/results/training.json
 python benchmarks/readme.py            # --check only compares, and fails where the README says something else
 
 A table whose results are not there stays as it is.
@@ -16,92 +17,128 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmfast.benchmarking import records
+from llmfast.benchmarking.peers.plan import OURS
+from llmfast.benchmarking.records import Record, Results
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-OPS = {"causal attention": "causal attention", "layer norm": "LayerNorm", "gelu": "GELU, tanh"}
-LENGTH = 1024
+OPS = {
+    "causal_attention forward": "causal attention",
+    "layer_norm forward": "LayerNorm",
+    "gelu forward": "GELU, tanh",
+}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+TEXTS = {"generate, cached": "with the KV cache", "generate, uncached": "without it"}
+LENGTH, NEW_TOKENS = 1024, 128
+PLAIN, RUNS = "plain PyTorch, fp32", ("shakespeare-char-cpu", "smaller")  # in training.json
 
 
-def speeds(results: dict[str, Any]) -> str:
+def speeds(results: Results) -> str:
     """A Markdown table: milliseconds of each op by backend, and tokens a second of `generate`."""
-    ours = [b for b in results["benchmarks"] if "backend" in b["extra_info"]]
-    rows = {(b["group"], b["extra_info"]["backend"], b["extra_info"].get("cache")): b for b in ours}
+    rows = {(r.name, r.precision, r.sizes["tokens"], r.backend): r for r in results.records}
     lines = ["| | pytorch | cpp | |", "|---|---|---|---|"]
     for op, title in OPS.items():
-        for dtype in ("float32", "bfloat16"):
-            group = f"{op}, {dtype}, T={LENGTH}"
-            times = [1000 * rows[group, backend, None]["stats"]["median"] for backend in ("pytorch", "cpp")]
+        for precision, dtype in DTYPES.items():
+            both = [rows[op, precision, LENGTH, backend] for backend in ("pytorch", "cpp")]
+            times = [1000 * r.seconds.median for r in both if r.seconds is not None]
             ratio = times[0] / times[1]
             lines.append(f"| {title}, {dtype} | {times[0]:.2f} ms | {times[1]:.2f} ms | {ratio:.1f} × |")
-    for cache, title in ((True, "with the KV cache"), (False, "without it")):
-        group = "generate 128 tokens"
-        rates = [rows[group, backend, cache]["extra_info"]["tokens_per_second"] for backend in ("pytorch", "cpp")]
+    for name, title in TEXTS.items():
+        both = [rows[name, "fp32", NEW_TOKENS, backend] for backend in ("pytorch", "cpp")]
+        rates = [r.rates["tokens_per_second"] for r in both]
         ratio = rates[1] / rates[0]
-        lines.append(f"| `generate`, 128 tokens, {title} | {rates[0]:.0f}/s | {rates[1]:.0f}/s | {ratio:.1f} × |")
-    info = ours[0]["extra_info"]
-    cpu = results["machine_info"]["cpu"].get("brand_raw", "CPU")
+        lines.append(
+            f"| `generate`, {NEW_TOKENS} tokens, {title} | {rates[0]:.0f}/s | {rates[1]:.0f}/s | {ratio:.1f} × |"
+        )
+    facts = results.facts
     lines += [
         "",
-        f"Medians on {info['threads']} threads of an {cpu} ({info['isa']} kernels, torch {info['torch']}): the ops at "
-        f"GPT-2's width, forward, {LENGTH} tokens, batch 1; `generate` with the embedded model in float32, tokens a "
-        "second. The last column is cpp against pytorch.",
+        f"Medians on {facts['threads']} threads of an {facts['machine']['cpu']} ({facts['isa']} kernels, torch "
+        f"{facts['versions']['torch']}): the ops at GPT-2's width, forward, {LENGTH} tokens, batch 1; `generate` with "
+        "the embedded model in float32, tokens a second. The last column is cpp against pytorch.",
     ]
     return "\n".join(lines)
 
 
-def peers(results: dict[str, Any]) -> str:
+def peers(results: Results) -> str:
     """GPT-2 124M: tokens a second by case and precision, and how many times the peers' speed that is."""
-    libraries = list(dict.fromkeys(row["library"] for row in results["rows"] if "ratios" not in row))
+    rows = [row for row in results.of("peers") if "busy" not in row.name and row.problem is None]
+    libraries = list(dict.fromkeys(row.backend for row in rows if row.backend != OURS))
     lines = [f"| | llmfast | of the limit | {' | '.join(libraries)} |", "|---|---|---|" + "---|" * len(libraries)]
-    alone = [row for row in results["rows"] if "busy" not in row["case"]]
-    for case in dict.fromkeys(row["case"] for row in alone):
-        rows = [row for row in alone if row["case"] == case]
-        for ours in (row for row in rows if "ratios" in row):
-            cells = []
-            for library in libraries:
-                other = [row for row in rows if (row["library"], row["group"]) == (library, ours["group"])]
-                cells += [_peer(other[0], ours["ratios"][other[0]["engine"]]) if other else "–"]
-            share = "–" if ours["share_of_limit"] is None else f"{ours['share_of_limit']:.0%}"
-            lines.append(f"| {case}, {ours['precision']} | {_rate(ours)} | {share} | {' | '.join(cells)} |")
-    machine, versions = results["machine"], results["versions"]
-    used = ", ".join(f"{name} {versions[name]}" for name in ("llama-cpp-python", "ctranslate2", "transformers"))
+    for case in dict.fromkeys(_case(row) for row in rows):
+        engines = {f"{row.backend} {row.precision}": row for row in rows if _case(row) == case}
+        for ours in (row for row in engines.values() if row.backend == OURS):
+            cells = dict.fromkeys(libraries, "–")
+            for versus in ours.versus:
+                other = engines[versus.competitor]
+                cells[other.backend] = f"{other.precision} {_rate(other)} ({versus.ratio.median:.2f} ×)"
+            share = "–" if ours.share_of_limit is None else f"{ours.share_of_limit:.0%}"
+            lines.append(f"| {case}, {ours.precision} | {_rate(ours)} | {share} | {' | '.join(cells.values())} |")
+    facts = results.facts
+    packages = ("llama-cpp-python", "ctranslate2", "transformers")
+    used = ", ".join(f"{name} {facts['versions'][name]}" for name in packages)
     lines += [
         "",
-        f"Tokens a second of GPT-2 124M, batch 1, on {machine['threads']} threads of an {machine['cpu']}: medians of "
-        "rounds in which everybody takes turns, and in brackets how many times as fast llmfast is (the median of each "
-        "round's ratio). The limit is the bandwidth of reading memory, when decoding, and arithmetic, for a prompt, "
-        f"measured in the same run. {used}.",
+        f"Tokens a second of GPT-2 124M, batch 1, on {facts['threads']} threads of an {facts['machine']['cpu']}: "
+        "medians of rounds in which everybody takes turns, and in brackets how many times as fast llmfast is (the "
+        "median of each round's ratio). The limit is the bandwidth of reading memory, when decoding, and arithmetic, "
+        f"for a prompt, measured in the same run. {used}.",
     ]
     return "\n".join(lines)
 
 
-def _rate(row: dict[str, Any]) -> str:
-    return f"{row['tokens_per_second']['median']:.0f}/s"
+def _case(row: Record) -> str:
+    return f"{row.name}, {row.sizes.get('context', row.sizes.get('tokens'))} tokens"
 
 
-def _peer(row: dict[str, Any], ratio: dict[str, float]) -> str:
-    return f"{row['precision']} {_rate(row)} ({ratio['median']:.2f} ×)"
+def _rate(row: Record) -> str:
+    return f"{row.rates['tokens_per_second']:.0f}/s"
 
 
-def quality(results: dict[str, Any]) -> str:
+def quality(content: dict[str, Any]) -> str:
     """What a precision costs: the change of the loss on each text, and how often the likeliest token stays the same."""
     lines = ["| text | precision | loss, nats a token | KL | same first choice |", "|---|---|---|---|---|"]
-    for text, precisions in results["results"].items():
+    for text, precisions in content["results"].items():
         for precision, found in precisions.items():
             if "loss" in found:
                 lines.append(f"| {text} | {precision} | {found['loss']:.4f} | | |")
                 continue
             change, divergence, same = found["loss_change"], found["kl_divergence"], found["top1_agreement"]
             lines.append(f"| {text} | {precision} | {change:+.4f} | {divergence:.4f} | {same:.1%} |")
-    model = Path(results["model"]).name  # wherever it was
+    model = Path(content["model"]).name  # wherever it was
     return "\n".join([*lines, "", f"The model is `{model}`; what stands below fp32 is the difference from it."])
 
 
-# The name in the README's markers -> where the figures are, and what makes a table of them.
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "table": ("cpu.json", speeds),
-    "peers": ("peers.json", peers),
-    "quality": ("quality.json", quality),
+def training(content: dict[str, Any]) -> str:
+    """Characters of Shakespeare: tokens a second beside plain PyTorch, and the losses of whole runs."""
+    lines = ["| | tokens/s | |", "|---|---|---|"]
+    for name, found in content["speed"].items():
+        ratio = "" if name == PLAIN else f"{found['times_plain']:.1f} ×"
+        lines.append(f"| {name} | {found['tokens_per_second']:,} | {ratio} |")
+    lines += ["", "| run | seconds | validation loss of each seed, nats a character |", "|---|---|---|"]
+    for name in RUNS:
+        if name in content:
+            model, data = content[name]["config"]["model"], content[name]["config"]["data"]
+            shape = f"{model['n_layer']} layers, {model['n_embd']} wide, context {model['n_positions']}"
+            steps = f"{content[name]['config']['run']['steps']} steps of {data['batch_size']}"
+            losses = ", ".join(f"{loss:.3f}" for loss in content[name]["losses"])
+            lines.append(f"| {shape}, {steps} | {content[name]['seconds']:.0f} | {losses} |")
+    facts = content["facts"]
+    lines += [
+        "",
+        f"The first shape's steps in turns with the same model in plain, eager PyTorch, on {facts['threads']} threads "
+        f"of an {facts['machine']['cpu']}; the loss is that of the whole last tenth of tiny Shakespeare.",
+    ]
+    return "\n".join(lines)
+
+
+# The name in the README's markers -> where the figures are, and what makes a table of the file.
+TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
+    "table": ("cpu.json", lambda path: speeds(records.load(path))),
+    "peers": ("peers.json", lambda path: peers(records.load(path))),
+    "quality": ("quality.json", lambda path: quality(json.loads(path.read_text(encoding="utf-8")))),
+    "training": ("training.json", lambda path: training(json.loads(path.read_text(encoding="utf-8")))),
 }
 
 
@@ -119,7 +156,7 @@ def with_table(readme: str, name: str, text: str) -> str:
 def with_tables(readme: str, results: Path = RESULTS) -> str:
     for name, (file, make) in TABLES.items():
         if (results / file).exists():
-            readme = with_table(readme, name, make(json.loads((results / file).read_text(encoding="utf-8"))))
+            readme = with_table(readme, name, make(results / file))
     return readme
 
 

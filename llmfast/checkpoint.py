@@ -27,15 +27,8 @@ from llmfast import quantization
 from llmfast.config import GPTConfig
 from llmfast.files import write_atomic
 from llmfast.quantization import PRECISIONS, Quantization, QuantizedWeight, layout, plan
+from llmfast.tokenizers.protocol import TOKENIZER_FILES
 
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 CARD, TRAINING = "README.md", "training.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or several of a kind, with an index
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -91,10 +84,16 @@ def save(
     if precision is not None:
         document[QUANTIZATION] = Quantization(precision, formats).to_document()
     write_atomic(directory / "config.json", json.dumps(document, indent=2).encode())
-    if tokenizer_from is not None and tokenizer_from.resolve() != directory.resolve():
+    if tokenizer_from is not None:
+        copy_tokenizer(tokenizer_from, directory)
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copies the files of the tokenizer in `source`, if there is one."""
+    if source.resolve() != directory.resolve():
         for file in TOKENIZER_FILES:
-            if (tokenizer_from / file).exists():
-                write_atomic(directory / file, (tokenizer_from / file).read_bytes())
+            if (source / file).exists():
+                write_atomic(directory / file, (source / file).read_bytes())
 
 
 def load(path: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:

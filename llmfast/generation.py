@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +30,10 @@ from llmfast.decoders import (
     cuda_graph,
     native,
 )
+from llmfast.decoding import DecodeLoop, Windows
 from llmfast.model import GPT
-from llmfast.sampling import SamplingSettings, next_token
+from llmfast.sampling import SamplingSettings
 from llmfast.scoring import half_overlapping, predictions, windows
-from llmfast.threads import fork_safe_torch
 from llmfast.tokenizers import Tokenizer, gpt2_tokenizer
 
 GPT2_VOCAB_SIZE = 50257
@@ -302,11 +301,19 @@ class LLM:
             )
         if seed is not None and not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), got {seed}")
-        windows = [prompt[-context:] for prompt in prompts]
+        rows = [prompt[-context:] for prompt in prompts]
         vocabulary = self.config.vocab_size if vocabulary is None else vocabulary
         capacity = min(context, longest + max_new_tokens)
-        decoder = self._new_decoder(len(windows), capacity, use_cache, speculate, vocabulary)
-        return self._tokens(decoder, windows, max_new_tokens, settings, seed, finished, vocabulary)
+        decoder = self._new_decoder(len(rows), capacity, use_cache, speculate, vocabulary)
+        loop = DecodeLoop(decoder, settings, vocabulary, seed, self._device(), self.using_backend)
+        return self._tokens(loop, Windows(rows, context, finished), max_new_tokens)
+
+    def _tokens(self, loop: DecodeLoop, windows: Windows, count: int) -> Iterator[Tensor]:
+        try:
+            yield from loop.tokens(windows, count)
+        finally:
+            if isinstance(loop.decoder, StaticDecoder):
+                self._recorded.give_back(loop.decoder)
 
     def _new_decoder(self, batch: int, capacity: int, use_cache: bool, speculate: int, vocabulary: int) -> Decoder:
         packed = self.native() if use_cache else None
@@ -321,78 +328,6 @@ class LLM:
             return EagerDecoder(self.model, batch, capacity)
         decoder = NativeDecoder(packed, batch, capacity, vocabulary=vocabulary)
         return SpeculatingDecoder(decoder, speculate) if speculate else decoder
-
-    def _tokens(
-        self,
-        decoder: Decoder,
-        prompts: list[list[int]],
-        max_new_tokens: int,
-        settings: SamplingSettings,
-        seed: int | None,
-        finished: Collection[int],
-        vocabulary: int,
-    ) -> Iterator[Tensor]:
-        """The decode loop: `prompts` are what the model sees at first."""
-        if max_new_tokens == 0:
-            return
-        windows, device = _Windows(prompts, self.config.n_positions, finished), self._device()
-        generators = _generators(seed, len(prompts)) if settings.temperature > 0 else None
-        seen = None
-        if settings.repetition_penalty != 1:
-            seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
-            for row, prompt in enumerate(prompts):
-                seen[row, prompt] = True
-        if isinstance(decoder, StaticDecoder):
-            yield from self._tokens_on_device(decoder, windows, max_new_tokens, settings, generators, seen, vocabulary)
-            return
-        # A native decoder has found the likeliest token on the way, and draws one faster than PyTorch's operators.
-        chooser = decoder if isinstance(decoder, (NativeDecoder, SpeculatingDecoder)) and seen is None else None
-
-        with self.using_backend():
-            logits = decoder.prefill(windows.rows)
-        for step in range(1, max_new_tokens + 1):
-            if chooser is not None and settings.temperature == 0:
-                tokens = chooser.best
-            elif chooser is not None:
-                tokens = native.next_token(logits, settings, generators, vocabulary)
-            else:
-                with fork_safe_torch():
-                    tokens = next_token(logits[:, :vocabulary], settings, generators, seen)
-            yield tokens
-            if step == max_new_tokens:
-                return
-            if seen is not None:
-                seen.scatter_(1, tokens.unsqueeze(1), True)
-            slid = windows.append(tokens.tolist())
-            with self.using_backend():
-                logits = decoder.prefill(windows.rows) if slid else decoder.step(tokens)
-
-    def _tokens_on_device(
-        self,
-        decoder: StaticDecoder,
-        windows: _Windows,
-        max_new_tokens: int,
-        settings: SamplingSettings,
-        generators: list[torch.Generator] | None,
-        seen: Tensor | None,
-        vocabulary: int,
-    ) -> Iterator[Tensor]:
-        """The same with a decoder that chooses tokens itself, up to where the context is full."""
-        left = max_new_tokens
-        try:
-            while left:
-                count = min(left, windows.room + 1)
-                steps = decoder.generate(windows.rows, count, settings, vocabulary, generators, seen)
-                for _ in range(count):
-                    with self.using_backend():
-                        tokens = next(steps)
-                    yield tokens
-                    left -= 1
-                    if left:
-                        windows.append(tokens.tolist())
-                seen = None if seen is None else decoder.seen
-        finally:
-            self._recorded.give_back(decoder)
 
     def using_backend(self) -> contextlib.AbstractContextManager[None]:
         """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
@@ -429,38 +364,6 @@ class LLM:
             wrong = low if low < 0 else high
             raise ValueError(f"token id {wrong} is not in the vocabulary of {self.config.vocab_size}")
         return ids.reshape(-1, ids.shape[-1]).tolist()
-
-
-class _Windows:
-    """The tokens that the model sees of each row: they grow, and lose their older half when the context is full.
-
-    What becomes of the rows in `finished`, to which the caller may add, no longer matters.
-    """
-
-    def __init__(self, rows: list[list[int]], context: int, finished: Collection[int]):
-        self.rows, self.context, self.finished = rows, context, finished
-        self._warned = False
-
-    @property
-    def room(self) -> int:
-        """How many tokens fit before some row is full."""
-        return self.context - max(map(len, self.rows))
-
-    def append(self, tokens: list[int]) -> bool:
-        """Adds a token to every row; whether some of them lost tokens, so that a cache has to start over."""
-        context = self.context
-        full = {row for row, window in enumerate(self.rows) if len(window) == context}
-        if not self._warned and not full.issubset(self.finished):
-            warnings.warn(
-                f"the text outgrew the context of {context} tokens; the model goes on seeing only its newer half",
-                stacklevel=3,
-            )
-            self._warned = True
-        for row, token in enumerate(tokens):
-            if row in full:
-                self.rows[row] = self.rows[row][context // 2 :] if context > 1 and row not in self.finished else []
-            self.rows[row].append(token)
-        return bool(full)
 
 
 class TextStream:
@@ -542,10 +445,3 @@ def _stop_strings(stop: str | list[str] | None) -> list[str]:
     if any(not isinstance(s, str) or not s for s in strings):
         raise ValueError(f"stop must be non-empty strings, got {stop!r}")
     return strings
-
-
-def _generators(seed: int | None, rows: int) -> list[torch.Generator]:
-    """On the CPU, wherever the model is: one number a token, and the same ones everywhere."""
-    if seed is None:
-        seed = int(torch.randint(2**62, (1,)))  # torch.manual_seed makes this repeatable too
-    return [torch.Generator().manual_seed((seed + row) % 2**63) for row in range(rows)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("stories",)  # the models that come with the package
-HUB_FILES = ["*.json", "merges.txt", "*.safetensors"]
+HUB_FILES = ["*.json", "merges.txt", "vocab.txt", "*.safetensors"]
 HUB_OLD_WEIGHTS = ["pytorch_model*.bin"]  # fetched only where there are no safetensors
 
 

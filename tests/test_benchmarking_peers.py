@@ -268,6 +268,8 @@ def test_the_plan_names_what_it_measures():
     names = {engine.name for engines in GROUPS.values() for engine in engines}
     for target in TARGETS:
         assert target.ours in names and (target.peer is None or target.peer in names)
+    assert all(FULL.engines(name) == engines for name, engines in GROUPS.items())
+    assert not any(engine.slow_start for name in GROUPS for engine in QUICK.engines(name))
     for effort in (FULL, QUICK):
         assert [case.name for case in effort.cases] == [case.name for case in CASES]
         assert all(case.prompt + case.new < 1024 for case in effort.cases)
@@ -290,7 +292,7 @@ def test_records_go_into_a_file_and_problems_are_among_them(measured, tmp_path):
     assert problems[LLAMA, "q8_0"] == "llama.cpp q8_0: it does not load"
     assert (OURS, "int8") in problems and (OURS, "int4") not in problems
     memory = [r for r in found if r.group == "memory"]
-    assert {r.backend for r in memory} == {OURS, LLAMA, "CTranslate2", "transformers"}
+    assert {r.backend for r in memory} == {OURS, LLAMA, "CTranslate2", "transformers", "transformers compiled"}
     assert all(r.bytes == 5e8 for r in memory)
 
 
@@ -303,6 +305,7 @@ def test_a_record_says_the_speed_its_share_and_how_many_times_the_peers_it_is(me
         "llama.cpp f32": 1.25,
         "CTranslate2 float32": 1.25,
         "transformers fp32": 1.25,
+        "transformers compiled fp32": 1.25,
     }
     theirs = next(r for r in found if r.backend == LLAMA)
     assert theirs.versus == ()

@@ -6,6 +6,11 @@ Without a GPU the step runs unrecorded on the CPU, and what recording does is te
 from __future__ import annotations
 
 import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,6 +209,18 @@ def test_the_test_above_notices(model):
             decoder.tokens.copy_(torch.tensor([1]))
         with pytest.raises(AssertionError, match="waits for the device"):
             decoder.tokens[0].item()
+
+
+def test_the_launches_of_a_step_look_at_sizes_alone():
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("record_decode_step.py")
+    result = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads(result.stdout)
+    assert {"attention_decoding.decoding", "attention_decoding.merge", "layer_norm.forward", "matmul.multiply",
+            "quantized_linear.quantized_linear", "quantized_linear.sum_parts"} <= set(report["kernels"])  # fmt: skip
+    assert report["further"] == []  # batch sizes up to 16 share their kernels
 
 
 def test_every_buffer_keeps_its_place(model):

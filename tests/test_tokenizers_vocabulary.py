@@ -64,8 +64,12 @@ def test_an_unknown_word_keeps_the_blank_before_it():
     tokenizer = WordTokenizer.train(TEXTS)
     assert tokenizer.decode(tokenizer.encode("The dog, the cat.")) == "The <unk>, the cat."
     assert tokenizer.decode(tokenizer.encode("dog")) == "<unk>"
-    # "The" is known only at the start of a line: a blank and the word say the same.
-    assert tokenizer.decode(tokenizer.encode("cat The hat")) == "<unk> The hat"
+
+
+def test_a_word_that_is_known_only_with_or_without_a_blank_is_known():
+    tokenizer = WordTokenizer.train(["The cat, the hat.\n"])
+    assert tokenizer.decode(tokenizer.encode("The hat, The cat")) == "The hat, The cat"  # a blank and the word
+    assert tokenizer.decode(tokenizer.encode("cat\nhat")) == " cat\n hat"
 
 
 def test_the_vocabulary_is_characters_in_their_order_or_words_by_frequency():

@@ -14,14 +14,16 @@ from llmfast.tokenizers.wordpiece import split_words
 from llmfast.tokenizers.wordpiece_training import learn_tokens
 
 TEXTS = [*STORY_TEXTS, "Unaffable (naïve) café: 日本語, don't stop! “Yes” 12%"]
-ASSIGNED = st.characters(exclude_categories=("Cs", "Cn"))
-ANY_TEXT = st.text(ASSIGNED, max_size=40) | st.text("abé ,.(日\t\n12'", max_size=40)
+# Parts of Unicode that are as they were when BERT's libraries made their tables.
+RANGES = [(0, 0x5FF), (0x2000, 0x2E4F), (0x3000, 0x9FFF), (0x1F300, 0x1F64F)]
+CHARACTERS = [st.characters(min_codepoint=a, max_codepoint=b, exclude_categories=("Cn",)) for a, b in RANGES]
+ANY_TEXT = st.text(st.one_of(CHARACTERS), max_size=40) | st.text("abé ,.(日\t\n12'", max_size=40)
 WORDS = st.dictionaries(st.text("abc", min_size=1, max_size=8), st.integers(1, 9), max_size=8)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> WordPieceTokenizer:
-    return WordPieceTokenizer.train(TEXTS, vocab_size=130)
+    return WordPieceTokenizer.train(TEXTS, vocab_size=100)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +36,9 @@ def directory(tokenizer, tmp_path_factory):
 # --- training ---------------------------------------------------------------------------------------------------
 
 
-def naive_tokens(words: dict[str, int], alphabet: list[str], num_tokens: int, min_count: int) -> list[str]:
+def naive_tokens(words: dict[str, int], alphabet: list[str], num_tokens: int, min_count: int | None) -> list[str]:
     """Counts every token and pair of the whole corpus anew for each join."""
+    thresholds = None if min_count is None else [min_count]
     tokens = list(alphabet)
     spelled = [([word[0], *("##" + c for c in word[1:])], count) for word, count in words.items()]
     while len(tokens) < len(alphabet) + num_tokens:
@@ -46,9 +49,14 @@ def naive_tokens(words: dict[str, int], alphabet: list[str], num_tokens: int, mi
                 singles[token] += count
             for pair in zip(word, word[1:], strict=False):
                 pairs[pair] += count
-        frequent = [pair for pair in pairs if pairs[pair] >= min_count]
-        if not frequent:
+        if thresholds is None:
+            most = max(pairs.values(), default=0)
+            thresholds = [most // 2**i for i in range(1, 20) if most // 2**i >= 2]
+        while thresholds and not any(pairs[pair] >= thresholds[0] for pair in pairs):
+            thresholds.pop(0)
+        if not thresholds:
             break
+        frequent = [pair for pair in pairs if pairs[pair] >= thresholds[0]]
         best = min(
             frequent,
             key=lambda p: (-(pairs[p] / (singles[p[0]] * singles[p[1]])), tokens.index(p[0]), tokens.index(p[1])),
@@ -65,7 +73,7 @@ def naive_tokens(words: dict[str, int], alphabet: list[str], num_tokens: int, mi
 
 
 @settings(max_examples=150)
-@given(WORDS, st.integers(0, 30), st.integers(1, 3))
+@given(WORDS, st.integers(0, 30), st.sampled_from([None, 1, 2, 5]))
 def test_training_makes_the_tokens_of_the_naive_algorithm(words, num_tokens, min_count):
     alphabet = [form for c in "abc" for form in (c, f"##{c}")]
     assert learn_tokens(words, alphabet, num_tokens, min_count) == naive_tokens(words, alphabet, num_tokens, min_count)
@@ -75,12 +83,12 @@ def test_a_pair_that_hardly_occurs_apart_is_joined_before_a_frequent_one():
     seen = []
     words = {"the": 90, "ten": 40, "tea": 40, "quit": 5, "hen": 30, "hit": 20}
     alphabet = sorted({f for w in words for f in [w[0], *("##" + c for c in w)]})
-    learn_tokens(words, alphabet, 1, on_merge=lambda *event: seen.append(event))
+    learn_tokens(words, alphabet, 1, min_count=2, on_merge=lambda *event: seen.append(event))
     assert seen == [(0, ("q", "##u"), 5 / (5 * 5))]
 
 
 def test_the_vocabulary_is_specials_then_alphabet_then_pieces(tokenizer):
-    assert tokenizer.tokens[:2] == ["[UNK]", END_OF_TEXT] and tokenizer.vocab_size == 130
+    assert tokenizer.tokens[:2] == ["[UNK]", END_OF_TEXT] and tokenizer.vocab_size == 100
     assert {"c", "##c", "日", ","} <= set(tokenizer.tokens)
     assert "##日" not in tokenizer.vocab and "##," not in tokenizer.vocab  # these stand alone
 
@@ -90,7 +98,7 @@ def test_training_does_not_depend_on_the_order_of_the_texts():
 
 
 def test_a_small_corpus_gives_a_smaller_vocabulary_and_a_small_vocabulary_the_commonest_characters():
-    assert WordPieceTokenizer.train(["ab ab"], 1000).tokens[2:] == ["##a", "##b", "a", "b", "ab"]
+    assert WordPieceTokenizer.train(["ab ab"], 1000, min_count=2).tokens[2:] == ["##a", "##b", "a", "b", "ab"]
     assert WordPieceTokenizer.train(["aab aac"], 5).tokens[2:] == ["##a", "a"]
     with pytest.raises(ValueError, match="vocab_size must be at least 4"):
         WordPieceTokenizer.train(TEXTS, 3)
@@ -128,7 +136,7 @@ def test_ids_round_trip_where_all_is_known(tokenizer, text):
         assert tokenizer.encode(tokenizer.decode(ids)) == ids
 
 
-@given(st.lists(st.integers(0, 129), max_size=20))
+@given(st.lists(st.integers(0, 99), max_size=20))
 def test_tokens_decode_one_by_one_and_the_first_blank_is_left_out(tokenizer, ids):
     content = b"".join(tokenizer.decode_bytes([i]) for i in ids)
     assert tokenizer.decode_bytes(ids) == content
@@ -149,8 +157,8 @@ def test_end_of_text_is_ordinary_text_unless_allowed(tokenizer):
 
 
 def test_an_id_outside_the_vocabulary_is_named(tokenizer):
-    with pytest.raises(ValueError, match="token id 130 is not in the vocabulary of 130"):
-        tokenizer.decode([130])
+    with pytest.raises(ValueError, match="token id 100 is not in the vocabulary of 100"):
+        tokenizer.decode([100])
 
 
 def test_lowercase_takes_off_capitals_and_accents(tmp_path):

@@ -138,6 +138,11 @@ def test_a_given_tokenizer_is_used_and_saved(corpus, tmp_path):
         assert load_tokenizer(tmp_path / name).tokens == tokenizer.tokens
 
 
+def test_the_tokenizer_of_an_embedded_model_is_known_by_its_name(corpus, tmp_path):
+    assert prepare([corpus], tmp_path / "data", "stories").vocab_size == 4000
+    assert sorted(documents(tmp_path / "data", "train") + documents(tmp_path / "data", "validation")) == sorted(STORIES)
+
+
 def test_progress_is_told_of_every_stage_up_to_its_end(corpus, tmp_path):
     seen: dict[str, list[tuple[int, int]]] = {}
     prepare([corpus], tmp_path / "data", progress=lambda stage, *counts: seen.setdefault(stage, []).append(counts))

@@ -14,7 +14,7 @@ from typing import Any
 from llmfast.backends import BackendUnavailable
 from llmfast.benchmarking import limits
 from llmfast.benchmarking.records import Record, Spread, Versus
-from llmfast.benchmarking.timing import Effort, Turn, take_turns
+from llmfast.benchmarking.timing import Effort, Turn, take_turns, warm_up
 
 
 class WrongResult(ValueError):
@@ -119,14 +119,16 @@ class Measured:
 def run(comparison: Comparison, effort: Effort, measured_limits: Sequence[dict[str, Any]] = ()) -> list[Measured]:
     """Checks and times a comparison: one result for each of its entries, in their order."""
     ready: dict[Entry, Contestant] = {}
+    calls: dict[Entry, int] = {}
     problems: dict[Entry, str] = {}
     make_ready = comparison.start()
     for entry in comparison.entries:
         try:
-            ready[entry] = make_ready(entry)
+            contestant = make_ready(entry)
+            calls[entry], ready[entry] = warm_up(contestant.turn, effort), contestant
         except Exception as error:  # anybody's kernel may fail in any way; the others are still to be measured
             problems[entry] = explained(error)
-    seconds = take_turns({entry: contestant.turn for entry, contestant in ready.items()}, effort)
+    seconds = take_turns({entry: contestant.turn for entry, contestant in ready.items()}, calls, effort)
     found = []
     for entry in comparison.entries:
         if entry in problems:

@@ -69,7 +69,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from 0 to `value`, with `text` at its end and a tick at its `limit`."""
+    """A bar from 0 to `value`, before a pale one that reaches to its `limit`; `text` stands after both."""
 
     name: str
     series: str
@@ -107,6 +107,8 @@ def lines_figure(title: str, panels: Sequence[Panel], theme: dict[str, str]) -> 
 
 
 def _lines(ax: Axes, panel: Panel, series: dict[str, int], theme: dict[str, str]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     for line in panel.lines:
         color, marker = theme[f"series{series[line.series]}"], MARKERS[series[line.series]]
         x, y, low, high = (list(values) for values in zip(*line.points, strict=True))
@@ -115,19 +117,21 @@ def _lines(ax: Axes, panel: Panel, series: dict[str, int], theme: dict[str, str]
         ax.plot(x, y, color=color, linestyle=style, marker=marker, markersize=4, markerfacecolor=hollow, linewidth=1.6)
         ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     if panel.limit:
-        x, y = zip(*panel.limit, strict=True)
-        ax.plot(x, y, color=theme["muted"], linestyle=(0, (1, 1.5)), linewidth=1.4)
+        ax.plot(*zip(*panel.limit, strict=True), color=theme["muted"], linestyle=(0, (1, 1.5)), linewidth=1.4)
     ticks = sorted({point[0] for line in panel.lines for point in line.points})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [short(x) for x in ticks])
-    ax.xaxis.set_minor_locator(_no_ticks())
+    ax.xaxis.set_minor_locator(NullLocator())
     if panel.log:
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(lambda y, _: short(y))
-    else:
-        ax.set_ylim(0, 1.08 * ax.get_ylim()[1] / 1.05)
-        ax.yaxis.set_major_formatter(lambda y, _: short(y))
-    ax.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+        bottom, top = ax.get_ylim()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if top < 200 * bottom else (1.0,), numticks=12))
+        ax.yaxis.set_minor_locator(NullLocator())
+    else:  # a band may leave the panel, a line may not
+        ax.set_ylim(0, 1.1 * max(y for line in panel.lines for _, y in [*(p[:2] for p in line.points), *panel.limit]))
+    ax.yaxis.set_major_formatter(lambda y, _: short(y))
+    ax.set(xlabel=panel.x, ylabel=panel.y)
+    ax.set_title(panel.title, **title_style(theme))
     ends = [(*line.points[-1][:2], line.name, theme[f"series{series[line.series]}"]) for line in panel.lines]
     if panel.limit:
         ends.append((*panel.limit[-1], "limit", theme["muted"]))
@@ -169,7 +173,7 @@ def apart(heights: Sequence[float], least: float) -> list[float]:
 
 
 def bars_figure(title: str, panels: Sequence[Bars], theme: dict[str, str]) -> Figure:
-    columns = min(len(panels), 2)
+    columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = -(-len(panels) // columns)
     tallest = max(len(panel.bars) for panel in panels)
     size = (5.2 * columns, rows * (0.7 + 0.24 * tallest) + 0.4)
@@ -178,28 +182,26 @@ def bars_figure(title: str, panels: Sequence[Bars], theme: dict[str, str]) -> Fi
     for ax, panel in zip(axes, panels, strict=False):
         widest = max(max(bar.value, bar.limit or 0.0) for bar in panel.bars)
         for at, bar in enumerate(panel.bars):
-            color = theme[f"series{series[bar.series]}"]
-            ax.barh(at, bar.value, height=0.72, color=color)
-            if bar.limit is not None:
-                ax.plot([bar.limit] * 2, [at - 0.36, at + 0.36], color=theme["muted"], linewidth=1.6)
-            # Beyond the tick where the two would meet.
-            end = (
-                bar.limit if bar.limit is not None and bar.value <= bar.limit < bar.value + 0.45 * widest else bar.value
-            )
-            ax.text(end + 0.015 * widest, at, bar.text, va="center", fontsize=8, color=theme["ink"])
+            ax.barh(at, bar.limit or 0.0, height=0.72, color=theme["grid"])
+            ax.barh(at, bar.value, height=0.72, color=theme[f"series{series[bar.series]}"])
+            end = max(bar.value, bar.limit or 0.0) + 0.015 * widest
+            ax.text(end, at, bar.text, va="center", fontsize=8, color=theme["ink"])
         ax.set_yticks(range(len(panel.bars)), [bar.name for bar in panel.bars])
         ax.set_ylim(max(len(panel.bars), tallest) - 0.4, -0.6)
         ax.set_xlim(0, 1.5 * widest)
         ax.tick_params(axis="y", length=0)
         ax.grid(False, axis="y")
         ax.xaxis.set_major_formatter(lambda x, _: short(x))
-        ax.set(title=panel.title, xlabel=panel.x)
+        ax.set(xlabel=panel.x)
+        ax.set_title(panel.title, **title_style(theme))
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     return figure
 
 
 def dots_figure(dots: Dots, theme: dict[str, str]) -> Figure:
+    from matplotlib.ticker import NullLocator
+
     figure, (ax,) = subplots(1, 1, (8.0, 1.2 + 0.27 * len(dots.rows)), dots.title, theme)
     series = series_of(name for values in dots.rows.values() for name, _ in values)
     ax.set_xscale("log")
@@ -218,17 +220,24 @@ def dots_figure(dots: Dots, theme: dict[str, str]) -> Figure:
         if ax.get_xlim()[0] < t < ax.get_xlim()[1]
     ]
     ax.set_xticks(ticks, [f"{t:g}×" for t in ticks])
-    ax.xaxis.set_minor_locator(_no_ticks())
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_yticks(range(len(dots.rows)), list(dots.rows))
     ax.set_ylim(len(dots.rows) - 0.4, -0.6)
     ax.set(xlabel=dots.x)
-    handles = [
-        ax.plot([], [], marker=MARKERS[number], color=theme[f"series{number}"], linestyle="", label=name)[0]
-        for name, number in series.items()
-    ]
-    if len(series) > 1:
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, labelcolor=theme["ink"])
+    if len(set(series.values())) > 1:
+        legend(ax, series, theme, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def legend(of: Axes | Figure, series: dict[str, int], theme: dict[str, str], **place: Any) -> None:
+    """Marks and names, where they can't stand beside each other; names that share a colour share a mark."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker=MARKERS[number], color=theme[f"series{number}"], linestyle="", label=", ".join(names))
+        for number, names in {n: [name for name in series if series[name] == n] for n in series.values()}.items()
+    ]
+    of.legend(handles=handles, frameon=False, fontsize=9, labelcolor=theme["ink"], **place)
 
 
 def subplots(rows: int, columns: int, size: tuple[float, float], title: str, theme: dict[str, str]) -> Any:
@@ -252,14 +261,11 @@ def subplots(rows: int, columns: int, size: tuple[float, float], title: str, the
             spine.set_color(theme["grid"])
         for text in (ax.xaxis.label, ax.yaxis.label):
             text.set(color=theme["muted"], fontsize=8.5)
-        ax.title.set(color=theme["ink"], fontsize=9.5)
     return figure, axes
 
 
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
+def title_style(theme: dict[str, str]) -> dict[str, Any]:
+    return {"loc": "left", "fontsize": 9.5, "color": theme["ink"]}
 
 
 def short(value: float) -> str:

@@ -146,14 +146,15 @@ def comparisons(
     The backends are those `chosen` (always beside PyTorch's own), or all that can run the op here.
     """
     for make in OPS.values():
+        name = make(1).case.op
+        entries = {precision: competitors(name, precision, device, chosen, compiled) for precision in precisions}
         for direction in ("forward", "backward"):
             for precision in precisions:
                 for T in lengths:
                     op = make(T)
                     work = op.forward if direction == "forward" else op.backward
                     if work is not None and work.operations <= most_operations:
-                        entries = competitors(op.case.op, precision, device, chosen, compiled)
-                        yield _comparison(op, direction, work, precision, device, entries)
+                        yield _comparison(op, direction, work, precision, device, entries[precision])
 
 
 def competitors(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,6 @@ def load(path: str | Path) -> Results:
         return Results(dict(content["facts"]), dict(content["limits"]), tuple(records))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no file of benchmark results ({type(error).__name__}: {error})") from None
-
-
-def merge(results: Iterable[Results]) -> Results:
-    """One run after another, under the facts and limits of the last."""
-    runs = list(results)
-    return Results(runs[-1].facts, runs[-1].limits, tuple(record for run in runs for record in run.records))
 
 
 def _short(record: Record) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmfast.benchmarking.drawing import LABEL, MARKERS, apart, series_of, subplots
+from llmfast.benchmarking.drawing import LABEL, MARKERS, apart, legend, series_of, subplots, title_style
 from llmfast.benchmarking.limits import best
 from llmfast.benchmarking.records import Record
 
@@ -22,28 +22,28 @@ GAP = 5.0  # FLOP a byte this many times as many begin another column of names
 
 def roofline_figure(points: dict[str, list[Record]], runs: Sequence[dict[str, Any]], theme: dict[str, str]) -> Figure:
     """A panel for each precision of `points`. `runs` are measurements of the machine's limits."""
-    size = (6.2 * len(points), 4.6)
-    figure, axes = subplots(1, len(points), size, "Roofline: each operation at its largest size", theme)
+    columns = min(len(points), 2)
+    rows = -(-len(points) // columns)
+    size = (6.2 * columns, 4.4 * rows + 0.3)
+    figure, axes = subplots(rows, columns, size, "Roofline: each operation at its largest size", theme)
     series = series_of(record.backend for records in points.values() for record in records)
-    for ax, (precision, records) in zip(axes, points.items(), strict=True):
-        ax.set(xscale="log", yscale="log", title=precision, xlabel="FLOP for each byte", ylabel="GFLOP/s")
+    for ax in axes[len(points) :]:
+        ax.set_visible(False)
+    for ax, (precision, records) in zip(axes, points.items(), strict=False):
+        ax.set(xscale="log", yscale="log", xlabel="FLOP for each byte", ylabel="GFLOP/s")
+        ax.set_title(precision, **title_style(theme))
         intensities, rates = [_intensity(r) for r in records], [_rate(r) for r in records]
         levels = {name: best(runs, name) for name in dict.fromkeys(("fp32", precision))}
         top = max([*rates, *(level for level in levels.values() if level)])
-        ax.set_xlim(min(intensities) / 2, max(intensities) * 25)  # with room for the names of the last column
+        ax.set_xlim(min(intensities) / 2, max(intensities) * 50)  # with room for the names of the last column
         ax.set_ylim(min(rates) / 2, top * 2)
         _roofs(ax, levels, best(runs, "copy") or best(runs, "read"), precision, theme)
         for record in records:
             number = series[record.backend]
             style = {"marker": MARKERS[number], "markersize": 6, "linestyle": ""}
-            ax.plot(_intensity(record), _rate(record), color=theme[f"series{number}"], zorder=3, **style)
+            ax.plot(_intensity(record), _rate(record), color=theme[f"series{number}"], zorder=4, **style)
         _names(ax, records, theme)
-    handles = [
-        axes[0].plot([], [], marker=MARKERS[n], color=theme[f"series{n}"], linestyle="", label=name)[0]
-        for name, n in series.items()
-    ]
-    style = {"ncols": len(series), "frameon": False, "fontsize": 9, "labelcolor": theme["ink"]}
-    figure.legend(handles=handles, loc="upper right", **style)
+    legend(figure, series, theme, loc="upper right", ncols=len(series))
     return figure
 
 
@@ -59,13 +59,15 @@ def _roofs(
         ridge = level / bandwidth if bandwidth else low
         ax.plot([max(low, ridge), high], [level, level], **style)
         said = f"{name} {level:,.0f} GFLOP/s"
-        ax.annotate(said, (high, level), (-4, 3), textcoords="offset points", ha="right", **text)
+        # Below its line where another one is above.
+        offset, side = ((4, 3), "bottom") if level == max(filter(None, levels.values())) else ((4, -3), "top")
+        ax.annotate(said, (ridge, level), offset, textcoords="offset points", va=side, **text)
     if bandwidth:
         ridge = (levels.get(precision) or ax.get_ylim()[1]) / bandwidth
         ax.plot([low, ridge], [low * bandwidth, ridge * bandwidth], **style)
         ax.text(
-            low * 1.3, low * 1.3 * bandwidth * 1.15, f"memory {bandwidth:,.0f} GB/s", rotation_mode="anchor",
-            rotation=math.degrees(math.atan(bandwidth)), transform_rotates_text=True, **text,
+            low * 1.3, low * 1.3 * bandwidth * 1.4, f"memory {bandwidth:,.0f} GB/s", rotation_mode="anchor",
+            rotation=math.degrees(math.atan(1.4 * bandwidth)), transform_rotates_text=True, **text,
         )  # fmt: skip
 
 
@@ -80,6 +82,7 @@ def _names(ax: Any, records: Sequence[Record], theme: dict[str, str]) -> None:
             columns.append([])
         columns[-1].append(name)
     low, high = (math.log(y) for y in ax.get_ylim())
+    beneath = {"facecolor": theme["paper"], "edgecolor": "none", "pad": 0.8}  # a roof may pass under a name
     for names in columns:
         right = max(_intensity(at[name][0]) for name in names) * 1.9
         heights = [math.log(math.sqrt(min(map(_rate, at[n])) * max(map(_rate, at[n])))) for n in names]
@@ -89,7 +92,9 @@ def _names(ax: Any, records: Sequence[Record], theme: dict[str, str]) -> None:
             ax.plot([x, x], [min(rates), max(rates)], color=theme["muted"], linewidth=0.8, alpha=0.6)
             middle = math.sqrt(min(rates) * max(rates))
             ax.plot([x, right * 0.95], [middle, y], color=theme["muted"], linewidth=0.5, alpha=0.6)
-            ax.text(right, y, name.replace("_", " "), va="center", fontsize=7.5, color=theme["ink"])
+            ax.text(
+                right, y, name.replace("_", " "), va="center", fontsize=7.5, color=theme["ink"], bbox=beneath, zorder=3
+            )
 
 
 def _intensity(record: Record) -> float:

@@ -1,6 +1,6 @@
 """What makes a quick, a usual and a full run, and running a selection of it.
 
-A run on two cores takes about one minute quickly, six as usual, and as long as it takes in full.
+A run on two cores takes less than two minutes quickly, less than ten as usual, and as long as it takes in full.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from llmfast.benchmarking import limits, memory, model_cases, op_cases, startup_cases, tokenizer_cases, training_cases
@@ -42,6 +42,8 @@ class Scale:
     memory_lengths: tuple[int, ...]
     small_model: str = "stories"  # of texts, latency and training
     trained: tuple[str, ...] = ("fp32", "bf16")
+    started: tuple[str, ...] = ("fp32", "int8")  # precisions in which fresh processes start
+    compiled_training: bool = False  # a minute for each precision
 
 
 SCALES = {
@@ -62,23 +64,24 @@ SCALES = {
         learn_from=20_000,
         memory_lengths=(256,),
         trained=("fp32",),
+        started=("fp32",),
     ),
     "usual": Scale(
         effort=USUAL,
         op_lengths=(64, 256, 1024, 4096),
-        most_operations=7e10,
+        most_operations=4e10,
         compiled=True,
         model="gpt2",
         precisions=("fp32", "bf16", "int8", "int4"),
         prompts=(32, 128, 512),
         contexts=(32, 480, 928),
-        batches=(4, 16),
-        generated=(32, 128, 384),
+        batches=(8,),
+        generated=(32, 128),
         training=(64, 256),
         texts=(20_000, 400_000),
         vocabularies=(500, 4000),
         learn_from=400_000,
-        memory_lengths=(64, 256, 1024),
+        memory_lengths=(256, 1024, 4096),
     ),
     "full": Scale(
         effort=FULL,
@@ -96,21 +99,20 @@ SCALES = {
         vocabularies=(500, 4000, 8000),
         learn_from=2_000_000,
         memory_lengths=(64, 256, 1024, 4096),
+        compiled_training=True,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run of a scale. Empty choices leave it to the scale; `places` are the modules or files of somebody's own
-    backends by name, for the processes in which memory is measured."""
+    """What to run of a scale; empty choices leave it to the scale."""
 
     groups: tuple[str, ...] = GROUPS
     backends: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     model: str | None = None
     device: str = "cpu"
-    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan(scale: Scale, selection: Selection = Selection()) -> list[Item]:  # noqa: B008  (it is frozen)
@@ -134,9 +136,11 @@ def plan(scale: Scale, selection: Selection = Selection()) -> list[Item]:  # noq
             yield from model_cases.generate(small, s.generated, generated, device, chosen)
         elif group == "latency":
             yield from model_cases.first_token(small, s.prompts, precisions, device, chosen)
-            yield from startup_cases.startup(small, precisions, chosen)
+            yield from startup_cases.startup(small, s.started, chosen)
         elif group == "training":
-            yield from training_cases.training(small, s.training, trained, device, chosen, compiled)
+            yield from training_cases.training(
+                small, s.training, trained, device, chosen, s.compiled_training and compiled
+            )
         elif group == "tokenizer":
             yield from tokenizer_cases.comparisons(s.texts, s.vocabularies, s.learn_from)
         elif group == "memory":
@@ -145,11 +149,8 @@ def plan(scale: Scale, selection: Selection = Selection()) -> list[Item]:  # noq
                 s.memory_lengths, most, model, s.prompts, small, s.training, precisions, device, chosen
             )
 
-    return [item for group in selection.groups for item in items(group) if _has_competitors(item)]
-
-
-def _has_competitors(item: Item) -> bool:
-    return not isinstance(item, Comparison) or bool(item.entries)
+    planned = [item for group in selection.groups for item in items(group)]
+    return [item for item in planned if isinstance(item, memory.Task) or item.entries]
 
 
 def has_compiler() -> bool:
@@ -176,26 +177,27 @@ def run(
     before: Callable[[int, Item], None] = lambda number, item: None,
     fresh_limits: bool = True,
 ) -> Iterator[tuple[Item, list[Measured]]]:
-    """Runs them, one after another; `before(number, item)` is told what comes next.
+    """Runs them, one after another; `before(number, item)` is told what comes next. `places` are the modules or files
+    of somebody's own backends by name, for the processes in which memory is measured.
 
-    The machine's limits are measured at the beginning of every group (unless `fresh_limits` is off) and added to
-    `measured_limits`: the best of them is what shares are of.
+    The CPU's limits are measured at the beginning of every group (unless `fresh_limits` is off) and added to
+    `measured_limits`: the best of them is what shares are of. What runs on a GPU gets no shares here.
     """
     group = None
     for number, item in enumerate(items):
         before(number, item)
         if fresh_limits and group_of(item) != group:
             group = group_of(item)
-            measure_limits(measured_limits)
+            measure_limits(measured_limits, item.device)
         if isinstance(item, Comparison):
-            yield item, run_comparison(item, effort, measured_limits)
+            yield item, run_comparison(item, effort, measured_limits if item.device == "cpu" else ())
         else:
             yield item, [memory.run(item, places or {})]
 
 
-def measure_limits(measured: list[dict[str, Any]]) -> None:
+def measure_limits(measured: list[dict[str, Any]], device: str) -> None:
     """Adds the limits of this moment, where they can be measured."""
-    if limits.why_not() is None:
+    if device == "cpu" and limits.why_not() is None:
         measured.append(limits.measure(rounds=3))
 
 

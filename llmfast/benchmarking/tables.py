@@ -43,20 +43,20 @@ def group_table(group: str, records: Sequence[Record]) -> Table:
         first = next(iter(cells.values()))
         name = ", ".join(filter(None, (first.name, first.model)))
         shown = [cell(cells[backend]) if backend in cells else "" for backend in backends]
-        table.add_row(name if name != before else "", _sizes(first), first.precision, *shown)
+        table.add_row(name if name != before else "", sizes_of(first), first.precision, *shown)
         before = name
     return table
 
 
 def peers_table(records: Sequence[Record]) -> Table:
     """A row for each library and precision, a column for each case."""
-    cases = list(dict.fromkeys((record.name, _sizes(record)) for record in records))
+    cases = list(dict.fromkeys((record.name, sizes_of(record)) for record in records))
     table = _table(f"peers: {GROUPS['peers']}, tokens a second, share of the limit")
     table.add_column("")
     for name, sizes in cases:
         table.add_column(f"{name}\n{sizes}", justify="right")
     for engine in dict.fromkeys((record.backend, record.precision) for record in records):
-        cells = {(r.name, _sizes(r)): r for r in records if (r.backend, r.precision) == engine}
+        cells = {(r.name, sizes_of(r)): r for r in records if (r.backend, r.precision) == engine}
         table.add_row(" ".join(engine), *[cell(cells[case], ratio=False) if case in cells else "" for case in cases])
     return table
 
@@ -80,7 +80,7 @@ def cell(record: Record, ratio: bool = True) -> str:
     """ "0.47 ms  5.8 ×  62%": what it took, times the baseline's speed, share of the limit."""
     if record.problem is not None:
         return "not measured"
-    parts = [_figure(record)]
+    parts = [figure_of(record)]
     if ratio and record.versus:
         parts.append(f"{record.versus[0].ratio.median:.2f} ×")
     if record.share_of_limit is not None:
@@ -88,7 +88,7 @@ def cell(record: Record, ratio: bool = True) -> str:
     return "  ".join(parts)
 
 
-def _figure(record: Record) -> str:
+def figure_of(record: Record) -> str:
     """Memory in MB, a model's speed in tokens and a tokenizer's in text a second, everything else in time."""
     if record.bytes is not None:
         return f"{record.bytes / 1e6:.1f} MB"
@@ -112,10 +112,10 @@ def _failed(records: Sequence[Record]) -> list[Record]:
 
 
 def _what(record: Record) -> str:
-    return ", ".join(filter(None, (record.name, record.model, _sizes(record))))
+    return ", ".join(filter(None, (record.name, record.model, sizes_of(record))))
 
 
-def _sizes(record: Record) -> str:
+def sizes_of(record: Record) -> str:
     """The sizes that differ within a group: not the width of a model, nor a batch of one."""
     shown = {n: v for n, v in record.sizes.items() if n in ("tokens", "context", "bytes", "vocabulary", "batch")}
     if shown.get("batch") == 1:

@@ -39,22 +39,25 @@ class Effort:
 
 
 QUICK = Effort(seconds=0.1, rounds=(2, 5), turn=0.001)
-USUAL = Effort(seconds=0.8, rounds=(3, 15), turn=0.003)
+USUAL = Effort(seconds=0.5, rounds=(3, 15), turn=0.003)
 FULL = Effort(seconds=5.0, rounds=(5, 50), turn=0.01)
 
 
-def take_turns(turns: Mapping[Name, Turn], effort: Effort, clock: Clock = time.perf_counter) -> dict[Name, list[float]]:
+def warm_up(turn: Turn, effort: Effort) -> int:
+    """Calls somebody before it counts, twice if that is soon done: how many of the last call make a turn."""
+    seconds = turn()
+    if seconds < SLOW:
+        seconds = turn()
+    return min(MOST_CALLS, max(1, round(effort.turn / max(seconds, 1e-9))))
+
+
+def take_turns(
+    turns: Mapping[Name, Turn], calls: Mapping[Name, int], effort: Effort, clock: Clock = time.perf_counter
+) -> dict[Name, list[float]]:
     """Seconds of one call, by competitor and round; the lists are equally long.
 
-    Everybody is called before it counts, twice if that is soon done: the last call says how many make a turn. A turn's
-    figure is the median of its calls: what interrupts one of them is not its own.
+    A turn is as many `calls`, and its figure their median: what interrupts one of them is not its own.
     """
-    calls = {}
-    for name, turn in turns.items():
-        seconds = turn()
-        if seconds < SLOW:
-            seconds = turn()
-        calls[name] = min(MOST_CALLS, max(1, round(effort.turn / max(seconds, 1e-9))))
     names = list(turns)
     found: dict[Name, list[float]] = {name: [] for name in names}
     least, most = effort.rounds

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from llmfast.backends import BackendUnavailable, load_backend
 from llmfast.backends import backends as supported
@@ -70,19 +72,33 @@ def bench(
     console, output = Console(stderr=True, highlight=False), Console()
     if not output.is_terminal:
         output = Console(width=tables.WIDTH)
-    results = _measure(groups, "all" in what, places, precisions, model, device, scale or "usual", console)
+    run = _measure(groups, "all" in what, places, precisions, model, device, scale or "usual", console)
+    results = run.results
     for table in tables.tables(results):
         output.print(table)
+    if run.targets is not None:
+        output.print(run.targets)
     for line in tables.problems(results.records):
         output.print(f"not measured: {line}", markup=False, highlight=False)
     if results.limits:
         output.print(tables.limits_table(results.limits))
     if file is not None:
         records.save(results, file)
-        console.print(f"wrote {file}", markup=False)
+        console.print(f"wrote {file}", markup=False, soft_wrap=True)
     if write is not None and folder is not None:
         write(results, folder)
-        console.print(f"wrote the report into {folder}", markup=False)
+        console.print(f"wrote the report into {folder}", markup=False, soft_wrap=True)
+    if run.interrupted:
+        sys.exit(130)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was measured, and what the peers' figures should come to."""
+
+    results: Any
+    targets: Table | None
+    interrupted: bool
 
 
 def _measure(
@@ -94,8 +110,8 @@ def _measure(
     device: str,
     scale_name: str,
     console: Console,
-) -> Any:
-    """The results of all groups; those so far, if somebody interrupts."""
+) -> Run:
+    """Everything; if somebody interrupts, what there is so far."""
     from llmfast.benchmarking import limits, suite
     from llmfast.benchmarking.facts import facts
     from llmfast.benchmarking.records import Record, Results
@@ -103,6 +119,7 @@ def _measure(
     scale = suite.SCALES[scale_name]
     measured: list[dict[str, Any]] = []
     found: list[Record] = []
+    interrupted, targets = False, None
     chosen = tuple(name for name in groups if name in MEASURED)
     items = suite.plan(scale, suite.Selection(chosen, tuple(places), precisions, model, device))
     if chosen and not items:
@@ -118,28 +135,35 @@ def _measure(
             for _, rows in suite.run(items, scale.effort, measured, places, before):
                 found += [row.record for row in rows]
             if "peers" in groups:
-                found += _peers(scale_name, everything, say)
-            if "limits" in groups or not measured:
-                say("the machine's limits")
-                suite.measure_limits(measured)
+                peers, targets = _peers(scale_name, everything, say)
+                found += peers
+            if "limits" in groups or (not measured and device == "cpu"):
+                say("the CPU's limits")
+                suite.measure_limits(measured, "cpu")
     except KeyboardInterrupt:
         console.print("interrupted: these are the results so far")
-    return Results(facts(packages=("tokenizers", "tiktoken")), suite.best_limits(measured), tuple(found))
+        interrupted = True
+    known = facts(packages=("tokenizers", "tiktoken"))
+    if any(record.group == "peers" for record in found):
+        from llmfast.benchmarking.peers import client
+
+        known["versions"] |= client.versions()
+    return Run(Results(known, suite.best_limits(measured), tuple(found)), targets, interrupted)
 
 
-def _peers(scale_name: str, everything: bool, say: Callable[[str], None]) -> list[Any]:
-    """Their records; among everything else, only where they are installed."""
+def _peers(scale_name: str, everything: bool, say: Callable[[str], None]) -> tuple[list[Any], Table | None]:
+    """Their records, and what ours should come to; among everything else, only where they are installed."""
     from llmfast.benchmarking.peers import plan, report, session
     from llmfast.threads import thread_count
 
     if everything and (reason := session.why_not()) is not None:
         say(f"the peers are left out: {reason}")
-        return []
+        return [], None
     effort = plan.QUICK if scale_name == "quick" else plan.FULL
     peers = session.Session(effort, thread_count(), say)
     for name in plan.GROUPS:
         peers.group(name)
-    return report.records(peers.groups)
+    return report.records(peers.groups), report.targets(peers.groups)
 
 
 class _progress:
@@ -161,7 +185,7 @@ class _progress:
     def say(self, what: str) -> None:
         self.display.update(self.task, description=what, completed=self.total)
         if not self.console.is_terminal:
-            self.console.print(what, markup=False)
+            self.console.print(what, markup=False, soft_wrap=True)
 
     def step(self, number: int, group: str, title: str) -> None:
         self.display.update(self.task, description=title, completed=number)
@@ -188,8 +212,8 @@ def _device(device: str) -> str:
 
 
 def _report_writer() -> Any:
-    """`report.write`, with what it needs: found missing now rather than after measuring."""
-    try:
-        return importlib.import_module("llmfast.benchmarking.report").write
-    except ImportError as error:
-        raise ValueError(f"--report can't be written: {error}") from None
+    """`report.write`; what it needs is found missing now rather than after measuring."""
+    from llmfast.benchmarking import plots, report
+
+    plots.require_matplotlib()
+    return report.write

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from llmfast.cli.common import common_options
+from llmfast.cli.progress import progress_bars
 from llmfast.tokenizers import DEFAULT_VOCAB_SIZES, TRAINABLE
 from llmfast.training.manifest import Manifest
 from llmfast.training.prepare import prepare as prepare_data
@@ -32,7 +30,7 @@ def data() -> None:
     "--tokenizer",
     default="bpe",
     show_default=True,
-    help=f"{', '.join(TRAINABLE)}: trained on FILES; gpt2; or a directory that holds one.",
+    help=f"{', '.join(TRAINABLE)}: trained on FILES; gpt2, stories, or a directory with one.",
 )
 @click.option(
     "--vocab-size",
@@ -52,7 +50,7 @@ def prepare(files: tuple[Path, ...], out: Path, as_json: bool, **settings: Any) 
     A text file holds one document, or several with <|endoftext|> between them; a line of .jsonl is a document, {"text":
     …} or {"prompt": …, "completion": …}, whose prompt is not learned.
     """
-    with _progress() as progress:
+    with progress_bars() as progress:
         manifest = prepare_data(files, out, progress=progress, **settings)
     _show(out, manifest, as_json)
 
@@ -75,7 +73,7 @@ def verify(directory: Path) -> None:
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     total = sum((directory / file).stat().st_size for s in shards for file in s.files() if (directory / file).exists())
     done = 0
-    with _progress() as progress:
+    with progress_bars() as progress:
 
         def count(read: int) -> None:
             nonlocal done
@@ -84,22 +82,6 @@ def verify(directory: Path) -> None:
 
         files = manifest.verify(directory, progress=count)
     click.echo(f"{files} files, {total:,} bytes: all as the manifest says")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage, on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = display.add_task(stage)
-            display.update(tasks[stage], completed=done, total=total)
-
-        yield show
 
 
 def _show(directory: Path, manifest: Manifest, as_json: bool) -> None:

@@ -18,12 +18,14 @@ import llmfast
 from llmfast.cli.common import backend_option, common_options
 from llmfast.evaluation.minimal_pairs import Accuracy, grouped, minimal_pair_outcomes, read_pairs
 from llmfast.evaluation.perplexity import documents_perplexity, loses_text, text_perplexity
+from llmfast.tokenizers import load_tokenizer
 from llmfast.tokenizers.bpe import END_OF_TEXT
+from llmfast.training.manifest import MANIFEST, Manifest
 
 
 @click.group()
 def eval() -> None:
-    """How good a model is: perplexity and minimal pairs."""
+    """How good a model is: perplexity, minimal pairs, scaling laws."""
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,6 +70,7 @@ def perplexity(
 ) -> None:
     """How well MODEL predicts the text in FILE: nats a token, perplexity, bits a byte.
 
+    FILE is a text, or a directory of prepared data, whose validation split is scored.
     Every token is predicted once. By default the text is cut into blocks of the model's context, so that a block's
     first tokens see little; with --stride each window sees the end of the one before it, at more work.
     """
@@ -115,11 +118,24 @@ def perplexity(
 
 
 def read_text(path: Path) -> str:
-    """A file of UTF-8, line ends as they are; `ValueError` names one that isn't."""
+    """A file of UTF-8, line ends as they are, or what prepared data keep out of training. `ValueError` names the path
+    where it is neither."""
+    if (path / MANIFEST).exists():
+        from llmfast.training.dataset import TokenDataset
+
+        data, tokenizer = TokenDataset.open(path, "validation"), load_tokenizer(path)
+        if tokenizer is None:
+            raise ValueError(f"{path} has lost its tokenizer")
+        text = tokenizer.decode(data.window(0, data.num_tokens).tolist())
+        if len(text.replace(END_OF_TEXT, "").encode()) != Manifest.read(path).split("validation").bytes:
+            click.echo("note: the data's tokenizer can't give all of its text back: what it can is scored", err=True)
+        return text
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start:,} does not decode") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a directory without prepared data ({MANIFEST}): name a text file") from None
     if not text:
         raise ValueError(f"{path} is empty")
     return text
@@ -162,3 +178,32 @@ def blimp(model: str, path: Path, paradigms: bool, as_json: bool, backend: str, 
 def asdict_of(accuracy: Accuracy) -> dict[str, float | None]:
     error = accuracy.standard_error
     return {"pairs": accuracy.pairs, "accuracy": accuracy.value, "standard_error": None if isnan(error) else error}
+
+
+@eval.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
+@click.option("--quick", is_flag=True, help="A ladder of two to three minutes on two cores, on characters.")
+@click.option("--shapes", metavar="LxW,…", help="Layers × width of the models, such as 2x32,2x64,4x96.")
+@click.option("--tokens", metavar="N,…", help="Numbers of training tokens, such as 100k,400k,1.6M.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of `train` for all runs.")
+@click.option("--resamples", type=click.IntRange(min=0), default=100, show_default=True, help="Of the bootstrap.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@common_options
+def scaling(
+    files: tuple[Path, ...],
+    out: Path,
+    quick: bool,
+    shapes: str | None,
+    tokens: str | None,
+    settings: tuple[str, ...],
+    resamples: int,
+    as_json: bool,
+) -> None:
+    """Train a ladder of small models on FILES, and fit how their loss falls with parameters, tokens and compute.
+
+    Writes scaling.json and scaling.png into --out. Stopped, the same command goes on.
+    """
+    from llmfast.cli.scaling import run_scaling
+
+    run_scaling(files, out, quick, shapes, tokens, settings, resamples, as_json)

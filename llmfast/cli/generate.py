@@ -34,7 +34,7 @@ from llmfast.threads import thread_count
 @click.option(
     "--speculate", type=click.IntRange(0, 15), default=0, metavar="K", help="Guess up to K tokens ahead: the same text."
 )
-@click.option("--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, or OP=NAME,OP=NAME.")
+@click.option("--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, a .py file, OP=NAME,…")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16, int8, int4 or int4-all.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")

@@ -13,7 +13,7 @@ import click
 import torch
 
 from llmfast.cli.common import common_options, fail
-from llmfast.cli.data import _progress
+from llmfast.cli.progress import progress_bars
 from llmfast.training.configuration import PRESETS, configure
 from llmfast.training.directory import no_progress
 from llmfast.training.processes import PARALLEL
@@ -71,7 +71,7 @@ def train(
             resume=resume,
             parallel=parallel,
             quiet=quiet,
-            preparing=no_progress if quiet else _progress,
+            preparing=no_progress if quiet else progress_bars,
             resume_command=_resume_command(out, parallel),
         )
     except Diverged as error:
@@ -94,6 +94,6 @@ def _resume_command(out: Path, parallel: str) -> str:
     command = ["llmfast", "train", "--out", str(out), "--resume"]
     if parallel != "none":
         command = ["torchrun", "--nproc-per-node", "N", "-m", *command, "--parallel", parallel]
-    elif "--threads" in sys.argv:
+    elif any(argument.startswith("--threads") for argument in sys.argv):
         command += ["--threads", str(torch.get_num_threads())]
     return shlex.join(command)

@@ -1,6 +1,6 @@
 """A decode step as CUDA graphs: recorded once, and replayed with one launch for the model and one for the choice.
 
-A step of GPT-2 124M is about 90 kernels of a few microseconds each, and launching one from Python takes longer than
+A step of GPT-2 124M is about 130 kernels of a microsecond or two each, and launching one from Python takes many times
 that. A graph (CUDA's "stream capture") launches all of them at once. The two functions of `StaticDecoder` are recorded
 apart: the model's once for a batch size and capacity, the choice again for other sampling settings.
 """
@@ -14,15 +14,16 @@ from collections.abc import Callable
 import torch
 
 from llmfast.backends import BackendUnavailable, capturable, resolve
+from llmfast.decoders.native import MODEL_OPS
 from llmfast.decoders.static import StaticDecoder
 from llmfast.model import GPT
 from llmfast.quantized import QuantizedGPT
 from llmfast.sampling import SamplingSettings
 
-MODEL_OPS = ("causal_attention", "layer_norm", "add_layer_norm", "linear")
 WARM_UPS = 2  # the first run of a kernel may compile, load and allocate, which a recording may not
 SMALLEST_CAPACITY = 256
 KEPT = 4  # decoders that wait for their next use
+_one_at_a_time = threading.Lock()  # a recording begins with waiting for the GPU, which another one would not survive
 
 
 def why_not(model: GPT) -> str | None:
@@ -85,7 +86,7 @@ class CudaGraphDecoder(StaticDecoder):
 
     def _record(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Runs it a few times on a stream of its own, then records it."""
-        with torch.cuda.device(self.model.device):
+        with _one_at_a_time, torch.cuda.device(self.model.device):
             self.drawn.zero_()
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -94,8 +95,8 @@ class CudaGraphDecoder(StaticDecoder):
                     run()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # Another thread may go on using the GPU meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # On the stream that warmed up, which is this device's. Another thread may go on using the GPU meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 run()
         return graph
 

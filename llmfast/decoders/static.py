@@ -8,7 +8,7 @@ never moves, and never look at a value, so a CUDA graph can record them: `CudaGr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ class StaticDecoder:
         vocabulary: int,
         generators: list[torch.Generator] | None = None,
         seen: Tensor | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> Generator[Tensor, None, None]:
         """Prefills, and yields `count` times the next token of every sequence, (B,) int64 on the host.
 
         Tokens are fed back on the device; the host reads them a step behind, while the next step runs. `generators`
@@ -128,18 +128,22 @@ class StaticDecoder:
         on_gpu = self.tokens.is_cuda
         arrived = torch.empty(count, self.batch, dtype=torch.int64, pin_memory=on_gpu)
         events: list[torch.cuda.Event] = []
-        for step in range(count):
-            if step:
-                self._advance()
-            self._run_choose()
-            arrived[step].copy_(self.tokens, non_blocking=True)
-            if on_gpu:
-                events.append(torch.cuda.Event())
-                events[step].record()
-            if step:
-                yield _when_there(arrived, events, step - 1)
-        if count:
-            yield _when_there(arrived, events, count - 1)
+        try:
+            for step in range(count):
+                if step:
+                    self._advance()
+                self._run_choose()
+                arrived[step].copy_(self.tokens, non_blocking=True)
+                if on_gpu:
+                    events.append(torch.cuda.Event())
+                    events[step].record()
+                if step:
+                    yield _when_there(arrived, events, step - 1)
+            if count:
+                yield _when_there(arrived, events, count - 1)
+        finally:
+            if events:
+                events[-1].synchronize()  # whoever uses the buffers next may do so on another stream
 
 
 def _when_there(arrived: Tensor, events: list[torch.cuda.Event], step: int) -> Tensor:

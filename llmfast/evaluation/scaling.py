@@ -20,6 +20,7 @@ from torch import Tensor
 OPERATIONS = 6  # for a parameter and a token: two forward, four backward
 DELTA = 1e-3  # where the Huber loss turns from squares to absolute values, as Hoffmann et al. have it
 NUMBER_OF_CONSTANTS = 5
+STEEPEST = 4.0  # α and β are looked for between 0 and this: more model or more text never makes the loss worse
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,12 @@ class ScalingLaw:
         return self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
 
     def optimal(self, compute: float) -> tuple[float, float]:
-        """The parameters and the tokens of the lowest loss that `compute` operations buy (equation 4 of the paper)."""
+        """The parameters and the tokens of the lowest loss that `compute` operations buy (equation 4 of the paper).
+
+        Both are nan for a law that does not depend on one of them.
+        """
+        if not (self.A > 0 and self.B > 0 and self.alpha > 0 and self.beta > 0):
+            return math.nan, math.nan
         balance = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         share = self.beta / (self.alpha + self.beta)
         parameters = balance * (compute / OPERATIONS) ** share
@@ -91,7 +97,7 @@ def fit(
         raise ValueError("every run needs a loss above 0")
     scale = _Scale(runs)
     targets = torch.tensor([run.loss for run in runs], dtype=torch.float64).log()
-    starts = [scale.start(*choice) for choice in itertools.product((0.1, 0.5, 0.9), (0.2, 0.5, 0.9), (0.2, 0.5, 0.9))]
+    starts = [scale.start(*choice) for choice in itertools.product((0.3, 0.8), (0.25, 0.75), (0.25, 0.75))]
     total = len(starts) + resamples
     found = []
     for index, start in enumerate(starts):
@@ -106,7 +112,7 @@ def fit(
         generator = torch.Generator().manual_seed(seed)
         for index in range(resamples):
             dealt = residuals[torch.randint(len(runs), (len(runs),), generator=generator)]
-            samples.append(scale.law(_minimum(scale, fitted + dealt, best)[1]))
+            samples.append(scale.law(_minimum(scale, fitted + dealt, best, iterations=60)[1]))
             if progress is not None:
                 progress(len(starts) + index + 1, total)
     return Fit(scale.law(best), tuple(samples))
@@ -115,7 +121,7 @@ def fit(
 class _Scale:
     """The law over N / N₀ and D / D₀, with N₀ and D₀ in the middle of the runs: five numbers of like size to look for,
 
-    θ = (log E, log A / N₀^α, α, log B / D₀^β, β).
+    θ = (log E, log A / N₀^α, logit α / 4, log B / D₀^β, logit β / 4).
     """
 
     def __init__(self, runs: Sequence[Run]):
@@ -128,37 +134,37 @@ class _Scale:
 
     def log_loss(self, theta: Tensor) -> Tensor:
         """log L of every run: (5,) float64 -> (runs,)."""
-        e, a, alpha, b, beta = theta.unbind()
+        e, a, x, b, y = theta.unbind()
+        alpha, beta = STEEPEST * x.sigmoid(), STEEPEST * y.sigmoid()
         terms = torch.stack([e.expand_as(self.log_n), a - alpha * self.log_n, b - beta * self.log_d])
         return torch.logsumexp(terms, dim=0)
 
     def start(self, share: float, alpha: float, beta: float) -> Tensor:
         """E as a share of the smallest loss, and what is left in the middle in equal parts for the other terms."""
         rest = math.log((self.middle - share * self.smallest) / 2)
-        return torch.tensor([math.log(share * self.smallest), rest, alpha, rest, beta], dtype=torch.float64)
+        x, y = torch.tensor([alpha / STEEPEST, beta / STEEPEST], dtype=torch.float64).logit().tolist()
+        return torch.tensor([math.log(share * self.smallest), rest, x, rest, y], dtype=torch.float64)
 
     def law(self, theta: Tensor) -> ScalingLaw:
-        e, a, alpha, b, beta = theta.tolist()
+        e, a, b = theta[[0, 1, 3]].tolist()
+        alpha, beta = (STEEPEST * theta[[2, 4]].sigmoid()).tolist()
         A, B = math.exp(a + alpha * float(self.middle_n)), math.exp(b + beta * float(self.middle_d))
         return ScalingLaw(math.exp(e), A, alpha, B, beta)
 
 
-def _minimum(scale: _Scale, targets: Tensor, start: Tensor) -> tuple[float, Tensor]:
-    """The objective and the θ that L-BFGS finds from `start`: over squares first, which have no kinks to stop at."""
-    theta = start.clone()
-    objective = math.inf
-    for delta in (0.1, DELTA):
-        theta = theta.detach().requires_grad_()
-        search = torch.optim.LBFGS(
-            [theta], max_iter=150, tolerance_grad=1e-9, tolerance_change=1e-9, line_search_fn="strong_wolfe"
-        )
+def _minimum(scale: _Scale, targets: Tensor, start: Tensor, iterations: int = 150) -> tuple[float, Tensor]:
+    """The objective and the θ that L-BFGS finds from `start`."""
+    theta = start.clone().requires_grad_()
+    search = torch.optim.LBFGS(
+        [theta], max_iter=iterations, tolerance_grad=1e-9, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+    )
 
-        def closure(theta: Tensor = theta, delta: float = delta, search: torch.optim.LBFGS = search) -> float:
-            search.zero_grad()
-            loss = torch.nn.functional.huber_loss(scale.log_loss(theta), targets, reduction="sum", delta=delta)
-            (loss / delta**2).backward()
-            return float(loss.detach()) / delta**2
+    def closure() -> float:
+        search.zero_grad()
+        loss = torch.nn.functional.huber_loss(scale.log_loss(theta), targets, reduction="sum", delta=DELTA)
+        (loss / DELTA**2).backward()  # in numbers around 1, as the tolerances expect
+        return float(loss.detach()) / DELTA**2
 
-        search.step(closure)
-        objective = closure()
+    search.step(closure)
+    objective = closure()
     return (objective if math.isfinite(objective) else math.inf), theta.detach()

@@ -39,11 +39,14 @@ def draw(runs: Sequence[Run], fit: Fit, path: str | Path) -> None:
             axes.plot(line, [law_of(x, group) for x in line], color=color, linewidth=1)
         axes.legend(title=other, fontsize=8, title_fontsize=8)
         _label(axes, name)
+        axes.set_xticks(sizes if key == "parameters" else lengths)
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.xaxis.set_minor_formatter("")
 
     for number, size in enumerate(sizes):
         points = sorted((run.compute, run.loss) for run in runs if run.parameters == size)
         by_compute.plot(*zip(*points, strict=True), "o-", color=_shade(number, len(sizes)), markersize=4, linewidth=0.6)
-    line = _spread([min(run.compute for run in runs), 10 * max(run.compute for run in runs)])
+    line = _spread([run.compute for run in runs])
     by_compute.plot(line, [law.loss(*law.optimal(c)) for c in line], "k--", linewidth=1, label="the best division of C")
     if fit.samples:
         band = [fit.interval(_best_loss(c)) for c in line]
@@ -71,14 +74,12 @@ def _shade(number: int, count: int) -> tuple[float, float, float]:
 
 
 def _label(axes: Any, name: str) -> None:
-    axes.set(xlabel=name, xscale="log", yscale="log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.2g}")
+    axes.set(xlabel=name, xscale="log")
     axes.grid(alpha=0.3, which="both")
 
 
 def _short(number: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
+        if number >= 0.9995 * size:  # what three digits would round up to it
             return f"{number / size:.3g}{unit}"
     return f"{number:g}"

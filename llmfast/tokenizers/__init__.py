@@ -36,15 +36,16 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
     """A tokenizer of one of the kinds in `TRAINABLE`, trained on `texts`; `options` as in the kind's own `train`."""
     if kind not in TRAINABLE:
         raise ValueError(f"no tokenizer of the kind {kind!r} can be trained; choose {', '.join(TRAINABLE)}")
-    tokenizer: Tokenizer = TRAINABLE[kind].train(texts, vocab_size or DEFAULT_VOCAB_SIZES.get(kind), **options)
+    size = DEFAULT_VOCAB_SIZES.get(kind) if vocab_size is None else vocab_size
+    tokenizer: Tokenizer = TRAINABLE[kind].train(texts, size, **options)
     return tokenizer
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer | None:
     """The tokenizer saved beside a model, or None where there is none; `ValueError` where its files are damaged.
 
-    `tokenizer_config.json` says of which kind it is; without one it is byte-level BPE, as GPT-2's is, or with a
-    `vocab.txt` WordPiece.
+    `tokenizer_config.json` says of which kind it is; without one it is WordPiece where there is a `vocab.txt`, and else
+    byte-level BPE.
     """
     directory = Path(directory)
     config = directory / "tokenizer_config.json"
@@ -52,7 +53,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer | None:
     kind: Any = BPETokenizer
     if named in (CharTokenizer.__name__, WordTokenizer.__name__):
         kind = CharTokenizer if named == CharTokenizer.__name__ else WordTokenizer
-    elif (directory / "vocab.txt").exists():
+    elif "Bert" in (named or "Bert") and (directory / "vocab.txt").exists():
         kind = WordPieceTokenizer
     try:
         tokenizer: Tokenizer = kind.load(directory)

@@ -104,7 +104,7 @@ class BPETokenizer:
             counted = ((chunk.encode(), n) for chunk, n in chunks.items())
             merges = learn_merges(counted, vocab_size - least, on_merge)
         elif on_merge is not None:
-            raise ValueError('on_merge needs the trainer "python": the library does not tell of its merges')
+            raise ValueError('to see every merge takes the trainer "python": the library does not tell of them')
         else:
             merges = learn_merges_with_library(texts, vocab_size - least, split, show_progress)
         vocab = {token: i for i, token in enumerate([*BYTES, *(left + right for left, right in merges)])}
@@ -146,7 +146,7 @@ class BPETokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Writes `vocab.json` and `merges.txt`, or with GPT-4's split `tokenizer.json`, and `tokenizer_config.json`."""
-        bpe_files.write(Path(directory), BPEFiles(self.vocab, self.merges, self.special_tokens, self.split))
+        bpe_files.write(directory, BPEFiles(self.vocab, self.merges, self.special_tokens, self.split))
 
     @classmethod
     def load(cls, directory: str | Path) -> BPETokenizer:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfast.files import write_atomic
 from llmfast.tokenizers.byte_letters import printable, unprintable
-from llmfast.tokenizers.protocol import END_OF_TEXT, read_json
+from llmfast.tokenizers.protocol import END_OF_TEXT, read_json, write_files
 from llmfast.tokenizers.splitting import SPLIT_PATTERNS, split_pattern
 
 VOCAB, MERGES, LIBRARY, CONFIG = "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
@@ -29,30 +28,25 @@ class BPEFiles:
     split: str = "gpt2"
 
 
-def write(directory: Path, files: BPEFiles) -> None:
-    """Writes the vocabulary, and removes what a vocabulary in other files has left there."""
-    directory.mkdir(parents=True, exist_ok=True)
+def write(directory: str | Path, files: BPEFiles) -> None:
     vocab = {printable(token): i for token, i in files.vocab.items()}
     pairs = [(printable(left), printable(right)) for left, right in files.merges]
+    config: dict[str, Any] = {"tokenizer_class": "GPT2Tokenizer"}
     if files.split == "gpt2":
         lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs), ""]
-        write_atomic(directory / VOCAB, json.dumps(vocab | files.special_tokens, ensure_ascii=False).encode())
-        write_atomic(directory / MERGES, "\n".join(lines).encode())
-        others = [LIBRARY]
+        contents = {
+            VOCAB: json.dumps(vocab | files.special_tokens, ensure_ascii=False),
+            MERGES: "\n".join(lines),
+        }
     else:
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"}
         document = _library_document(vocab, pairs, files.special_tokens, files.split)
-        write_atomic(directory / LIBRARY, json.dumps(document, ensure_ascii=False).encode())
-        others = [VOCAB, MERGES]
-    config: dict[str, Any] = {
-        "tokenizer_class": "GPT2Tokenizer" if files.split == "gpt2" else "PreTrainedTokenizerFast"
-    }
+        contents = {LIBRARY: json.dumps(document, ensure_ascii=False)}
     if END_OF_TEXT in files.special_tokens:
         config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     if set(files.special_tokens) > {END_OF_TEXT}:
         config["added_tokens_decoder"] = {str(t.pop("id")): t for t in _added_tokens(files.special_tokens)}
-    write_atomic(directory / CONFIG, json.dumps(config, indent=2).encode())
-    for name in others:
-        (directory / name).unlink(missing_ok=True)
+    write_files(directory, contents | {CONFIG: json.dumps(config, indent=2)})
 
 
 def read(directory: Path) -> tuple[BPEFiles, Path]:
@@ -60,7 +54,7 @@ def read(directory: Path) -> tuple[BPEFiles, Path]:
     none, `ValueError` naming one that is damaged."""
     path = directory / VOCAB
     if path.exists() and (directory / MERGES).exists():
-        vocab, merges = read_json(path), _read_merges(directory / MERGES)
+        vocab, merges = read_json(path), read_merges(directory / MERGES)
         names = {END_OF_TEXT, *_named_in_config(directory / CONFIG)}
         special = {text: i for text, i in vocab.items() if text in names}
         split = "gpt2"
@@ -76,7 +70,7 @@ def read(directory: Path) -> tuple[BPEFiles, Path]:
     return BPEFiles(ordinary, merges, special, split), path
 
 
-def _read_merges(path: Path) -> list[tuple[bytes, bytes]]:
+def read_merges(path: Path) -> list[tuple[bytes, bytes]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]

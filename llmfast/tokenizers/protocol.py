@@ -9,7 +9,19 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import regex
 
+from llmfast.files import write_atomic
+
 END_OF_TEXT = "<|endoftext|>"
+# Every file that a tokenizer, of whatever kind, may keep beside its model.
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 @runtime_checkable
@@ -46,6 +58,16 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str: ...
 
     def save(self, directory: str | Path) -> None: ...
+
+
+def write_files(directory: str | Path, files: Mapping[str, str]) -> None:
+    """Writes the files of a tokenizer, by their names, and removes those of another that stood there."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomic(directory / name, content.encode())
+    for name in set(TOKENIZER_FILES) - files.keys():
+        (directory / name).unlink(missing_ok=True)
 
 
 def split_at_special(text: str, special_tokens: Mapping[str, int]) -> Iterator[str | int]:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from llmfast.files import write_atomic
-from llmfast.tokenizers.protocol import END_OF_TEXT, read_json, split_at_special
+from llmfast.tokenizers.protocol import END_OF_TEXT, read_json, split_at_special, write_files
 
 
 def most_frequent(counts: Counter[str]) -> list[str]:
@@ -18,12 +17,12 @@ def most_frequent(counts: Counter[str]) -> list[str]:
     return sorted(spelled, key=lambda token: (-counts[token], token))
 
 
-def tokenizer_config(directory: Path, name: str, unknown: str, has_end: bool, **more: Any) -> None:
-    """Writes `tokenizer_config.json`, which names the class to read the vocabulary with, and the special tokens."""
+def tokenizer_config(name: str, unknown: str, has_end: bool, **more: Any) -> str:
+    """`tokenizer_config.json`, which names the class to read the vocabulary with, and the special tokens."""
     config = {"tokenizer_class": name, "unk_token": unknown} | more
     if has_end:
         config |= dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
-    write_atomic(directory / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+    return json.dumps(config, indent=2)
 
 
 Made = TypeVar("Made", bound="VocabularyTokenizer")
@@ -88,10 +87,9 @@ class VocabularyTokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Writes `vocab.json`, the id of each token, and `tokenizer_config.json`, which names the kind."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / "vocab.json", json.dumps(self.vocab, ensure_ascii=False, indent=0).encode())
-        tokenizer_config(directory, type(self).__name__, self.UNKNOWN, self.end_of_text is not None)
+        vocab = json.dumps(self.vocab, ensure_ascii=False, indent=0)
+        config = tokenizer_config(type(self).__name__, self.UNKNOWN, self.end_of_text is not None)
+        write_files(directory, {"vocab.json": vocab, "tokenizer_config.json": config})
 
     @classmethod
     def load(cls: type[Made], directory: str | Path) -> Made:

@@ -2,8 +2,8 @@
 
     "The cat, the hat."  ->  The | _cat | , | _the | _hat | .
 
-Text of known words round-trips, blanks included. A word that training has not seen, or has seen too seldom, becomes
-`<unk>`: that is what the schemes that split words avoid.
+Text of known tokens round-trips, blanks included; a word that is known only after a blank comes back with one. A word
+that training has not seen, or has seen too seldom, becomes `<unk>`: that is what the schemes that split words avoid.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class WordTokenizer(VocabularyTokenizer):
     def _encode_ordinary(self, text: str) -> list[int]:
         ids: list[int] = []
         for word in SPLIT.findall(text):
-            if (known := self.vocab.get(word)) is not None:
+            if (known := self.vocab.get(word, self.vocab.get(f" {word}"))) is not None:
                 ids.append(known)
             elif word[0] == " " and " " in self.vocab:
                 # The blank is known though the word is not, or not after a blank ("The" at the start of a line).

@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 
 import regex
 
-from llmfast.files import write_atomic
-from llmfast.tokenizers.protocol import END_OF_TEXT, encodable, read_json
+from llmfast.tokenizers.protocol import END_OF_TEXT, encodable, read_json, write_files
 from llmfast.tokenizers.vocabulary import VocabularyTokenizer, most_frequent, tokenizer_config
 from llmfast.tokenizers.wordpiece_training import CONTINUATION, OnMerge, learn_tokens
 
@@ -61,14 +60,15 @@ class WordPieceTokenizer(VocabularyTokenizer):
         cls,
         texts: Iterable[str],
         vocab_size: int,
-        min_count: int = 2,
+        min_count: int | None = None,
         lowercase: bool = False,
         on_merge: OnMerge | None = None,
     ) -> WordPieceTokenizer:
-        """Learns a vocabulary of `vocab_size` tokens, or fewer where nothing is left that occurs `min_count` times.
+        """Learns a vocabulary of `vocab_size` tokens, or fewer where nothing is left to join.
 
-        Every character of `texts` is in it, alone and as a continuation, as far as they fit: a word of known
-        characters never becomes `[UNK]`.
+        `min_count` is the number of times that a pair must occur to be joined; see `learn_tokens`. Every character of
+        `texts` is in the vocabulary, alone and as a continuation, as far as they fit: a word of known characters never
+        becomes `[UNK]`.
         """
         if vocab_size < 4:
             raise ValueError(
@@ -132,13 +132,12 @@ class WordPieceTokenizer(VocabularyTokenizer):
 
     def save(self, directory: str | Path) -> None:
         """Writes `vocab.txt`, a token a line, and `tokenizer_config.json`, which transformers reads as BERT's."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {"do_lower_case": self.lowercase}
+        more: dict[str, Any] = {"do_lower_case": self.lowercase}
         if self.end_of_text is not None:  # BERT's class insists on tokens for all of these
-            config |= dict.fromkeys(("pad_token", "cls_token", "sep_token", "mask_token"), END_OF_TEXT)
-        write_atomic(directory / "vocab.txt", "".join(f"{token}\n" for token in self.tokens).encode())
-        tokenizer_config(directory, "BertTokenizer", self.UNKNOWN, self.end_of_text is not None, **config)
+            more |= dict.fromkeys(("pad_token", "cls_token", "sep_token", "mask_token"), END_OF_TEXT)
+        config = tokenizer_config("BertTokenizer", self.UNKNOWN, self.end_of_text is not None, **more)
+        vocab = "".join(f"{token}\n" for token in self.tokens)
+        write_files(directory, {"vocab.txt": vocab, "tokenizer_config.json": config})
 
     @classmethod
     def load(cls, directory: str | Path) -> WordPieceTokenizer:

@@ -5,6 +5,7 @@ checkpoints/
     model.safetensors, config.json     the float32 weights in Hugging Face's layout: a model that `load` takes
     vocab.json, …                      its tokenizer
     optimizer.safetensors              the optimizer's state by the names of the weights
+    shards/                            both, where processes share them (`sharded`), instead of the two files
     state.json                         the step, the configuration, and what else the run has to know
 
 The learning rate, the batches and the random numbers of dropout are functions of the step and the seed (`Trainer`):
@@ -18,7 +19,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
+from llmfast.training.processes import Processes
+
+STATE, OPTIMIZER, SHARDS = "state.json", "optimizer.safetensors", "shards"
 VERSION = 1
 NAME = re.compile(r"step-(\d+)")
 
@@ -48,33 +50,39 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def write(root: Path, step: int, keep: int, content: Callable[[Path], None]) -> Path:
+def write(root: Path, step: int, keep: int, content: Callable[[Path], None], group: Processes) -> None:
     """A checkpoint whose files `content` writes into the directory that it is given; the newest `keep` stay.
 
-    One that is there already is left as it is. `OSError` where the disk has no room: the older ones are as they were.
+    For all processes to call: each runs `content`. A checkpoint that is there already is left as it is. `OSError` where
+    the disk has no room: the older ones are as they were.
     """
     target = directory_of(root, step)
-    if target.exists():
-        return target
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=root))
+    temporary = target.with_name(f".{target.name}")
+    if group.agree(group.first and target.exists()):
+        return
+    if group.first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    group.wait()
     try:
         content(temporary)
-        for path in temporary.iterdir():
-            sync(path)
-        sync(temporary)
-        os.chmod(temporary, os.stat(root).st_mode & 0o777)
-        os.replace(temporary, target)
-        sync(root)
+        group.wait()
+        if group.first:
+            for path in temporary.rglob("*"):
+                sync(path)
+            sync(temporary)
+            os.replace(temporary, target)
+            sync(root)
     except SafetensorError as error:  # its own word for a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(str(error)) from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in found(root)[:-keep]:
-        shutil.rmtree(old)
-    return target
+    if group.first:
+        for old in found(root)[:-keep]:
+            shutil.rmtree(old)
+    group.wait()
 
 
 def remove_unfinished(root: Path) -> None:

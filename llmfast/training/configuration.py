@@ -153,6 +153,7 @@ class TrainingConfig:
             lines.append(f"[{section}]")
             for each in dataclasses.fields(getattr(self, section)):
                 value = json.dumps(getattr(getattr(self, section), each.name), ensure_ascii=False)
+                value = value.replace("\x7f", "\\u007f")  # JSON's strings are TOML's but for this character
                 options = f": {', '.join(each.metadata['options'])}" if each.metadata["options"] else ""
                 lines.append(f"{each.name} = {value}  # {each.metadata['meaning']}{options}")
             lines.append("")

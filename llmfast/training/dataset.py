@@ -86,6 +86,12 @@ class TokenDataset:
             tokens[~self._read(self._masks, start, length)] = IGNORED
         return tokens
 
+    def positions_of(self, token: int) -> np.ndarray:
+        """Where `token` stands in the stream, (count,) int64. This reads all of it."""
+        first = [int(end) - len(shard) for end, shard in zip(self._ends, self._shards, strict=True)]
+        found = [at + np.flatnonzero(shard == token) for at, shard in zip(first, self._shards, strict=True)]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
     def verify(self) -> None:
         """Compares the SHA-256 of every shard of this split with the manifest. `ValueError` names a corrupt one."""
         if self.manifest is not None:

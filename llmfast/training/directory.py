@@ -22,7 +22,6 @@ from typing import Any
 from llmfast import checkpoint
 from llmfast.files import write_atomic
 from llmfast.tokenizers import TRAINABLE
-from llmfast.training import checkpoints
 from llmfast.training.configuration import SECTIONS, TrainingConfig
 from llmfast.training.manifest import MANIFEST
 from llmfast.training.metrics import METRICS
@@ -90,23 +89,27 @@ def check_free(out: Path) -> None:
         raise ValueError(f"{out} holds {taken[0]} already: name another directory")
 
 
-def start(files: Sequence[str | Path], out: Path, config: TrainingConfig, progress: Progress) -> RunRecord:
-    """Prepares the data of a new run, unless `files` is one directory with prepared data, and records the run."""
-    paths = [Path(file) for file in files]
-    if not paths:
+def prepare_data(files: Sequence[str | Path], out: Path, config: TrainingConfig, progress: Progress) -> None:
+    """Makes the data of a new run in `out`, unless `files` is one directory with prepared data."""
+    if not files:
         raise ValueError("no files to train on: name text files, or a directory of prepared data")
     out.mkdir(parents=True, exist_ok=True)
-    data = out / DATA
-    if len(paths) == 1 and (paths[0] / MANIFEST).exists():
-        data = paths[0]
-    else:
-        settings = config.data
-        trained = settings.tokenizer in TRAINABLE and settings.tokenizer != "char"
-        vocab_size = settings.vocab_size if trained else None
-        prepare(paths, data, settings.tokenizer, vocab_size, settings.validation, overwrite=True, progress=progress)
-    record = RunRecord(config, data, tuple(str(path) for path in paths), fingerprint(data))
-    record.write(out)
-    return record
+    if _prepared(files):
+        return
+    settings = config.data
+    trained = settings.tokenizer in TRAINABLE and settings.tokenizer != "char"
+    vocab_size = settings.vocab_size if trained else None
+    prepare(files, out / DATA, settings.tokenizer, vocab_size, settings.validation, overwrite=True, progress=progress)
+
+
+def new_record(files: Sequence[str | Path], out: Path, config: TrainingConfig) -> RunRecord:
+    """The record of a new run whose data is there; it is written when the run can begin."""
+    data = Path(files[0]) if _prepared(files) else out / DATA
+    return RunRecord(config, data, tuple(str(Path(file)) for file in files), fingerprint(data))
+
+
+def _prepared(files: Sequence[str | Path]) -> bool:
+    return len(files) == 1 and (Path(files[0]) / MANIFEST).exists()
 
 
 def resumed(
@@ -140,13 +143,3 @@ def differences(before: TrainingConfig, now: TrainingConfig) -> dict[str, tuple[
 def fingerprint(data: Path) -> str:
     """The SHA-256 of the manifest, which holds those of the shards. `OSError` where there is none."""
     return hashlib.sha256((data / MANIFEST).read_bytes()).hexdigest()
-
-
-def newest_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, and its JSON; None where there is none yet."""
-    for path in reversed(checkpoints.found(out / CHECKPOINTS)):
-        try:
-            return path, checkpoints.read_state(path)
-        except ValueError as error:
-            say(f"note: {error}; going back to the one before")
-    return None

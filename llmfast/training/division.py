@@ -63,7 +63,7 @@ class Division:
         if validation == 0:
             return
         if count == 1:
-            self._cut = int(corpus.characters * (1 - validation))
+            self._cut = min(int(corpus.characters * (1 - validation)), corpus.characters - 1)
             if self._cut == 0:
                 raise ValueError(f"the only document has {corpus.characters} characters: too few to keep any out")
             self.documents = {"train": 1, "validation": 1}

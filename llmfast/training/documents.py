@@ -126,7 +126,7 @@ def _decoded(file: IO[bytes], name: str, encoding: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{name} is not {encoding}: byte {read - pending + error.start} ({error.object[error.start]:#04x}) "
-                "begins no character; if the text is in another encoding, name it: --encoding latin-1"
+                "begins no character; a text in another encoding is read by `llmfast data prepare --encoding latin-1`"
             ) from None
         if read == 0:
             text = text.removeprefix("\ufeff")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,27 +86,24 @@ class Peak:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._before = _resident() if device.type == "cpu" else 0
+        self._before = _status("VmRSS") if device.type == "cpu" else 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
     def measured(self) -> int | None:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        if self.device.type != "cpu" or self._before == 0:
-            return None
-        import resource  # not on Windows
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - self._before)
+        most = _status("VmHWM")  # not getrusage's, which begins with the size of the process that started this one
+        return most - self._before if self.device.type == "cpu" and self._before and most else None
 
 
-def _resident() -> int:
-    """The memory of this process in bytes; 0 where nobody says."""
+def _status(name: str) -> int:
+    """A size in bytes that Linux gives of this process; 0 where nobody does."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def megabytes(size: int) -> str:

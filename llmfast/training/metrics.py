@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ class Metrics:
         self._events = _event_writer(directory / "tensorboard", step) if tensorboard else None
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows, each with its "step" (how many steps were done)."""
-        new = [dict(row) for row in rows]
+        """Appends rows, each with its "step" (how many steps were done), without what is no number."""
+        new = [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(map(_line, new))
         self.rows += new
@@ -84,12 +86,11 @@ def _series(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], li
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _smoothed(values: list[float], share: float = 0.05) -> list[float]:
-    smooth, average = [], values[0] if values else 0.0
-    for value in values:
-        average += share * (value - average)
-        smooth.append(average)
-    return smooth
+def _smoothed(values: list[float]) -> list[float]:
+    """Each value's mean with its neighbours, about a fortieth of all."""
+    sums, reach = [0.0, *itertools.accumulate(values)], len(values) // 80
+    spans = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
 def _event_writer(directory: Path, step: int) -> Any:

@@ -7,6 +7,7 @@ Liu et al. (2025) it takes AdamW's learning rate, and AdamW moves the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,14 +15,26 @@ from torch import Tensor
 from llmfast.training.configuration import OptimizationSettings
 from llmfast.training.weights import MasterWeights
 
+if TYPE_CHECKING:  # what it needs of torch is slow to import, and not in every build
+    from llmfast.training.sharded import ShardedWeights
 
-def make_optimizers(weights: MasterWeights, settings: OptimizationSettings) -> list[torch.optim.Optimizer]:
+    Weights = MasterWeights | ShardedWeights
+
+COUNTER = "step"
+KEPT = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.Muon: ("momentum_buffer",),
+}
+
+
+def make_optimizers(weights: Weights, settings: OptimizationSettings) -> list[torch.optim.Optimizer]:
     """Optimizers that move every weight once; the learning rate is set anew at each step."""
     decay = settings.weight_decay
     decayed = weights.flat("embedding") if settings.optimizer == "muon" else weights.flat("matrix", "embedding")
     groups = [{"params": decayed, "weight_decay": decay}, {"params": weights.flat("vector"), "weight_decay": 0.0}]
     if settings.optimizer == "sgd":
-        return [torch.optim.SGD(groups, lr=settings.lr, momentum=settings.beta1, fused=True)]
+        return [torch.optim.SGD(groups, lr=settings.lr, momentum=settings.beta1)]
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
     if settings.optimizer == "adamw":
         return [adamw]
@@ -35,33 +48,39 @@ def make_optimizers(weights: MasterWeights, settings: OptimizationSettings) -> l
     return [muon, adamw]
 
 
-def state_by_name(optimizers: Sequence[torch.optim.Optimizer], weights: MasterWeights) -> dict[str, Tensor]:
-    """Every tensor of the optimizers' states: {"transformer.wte.weight.exp_avg": …}, of its weight's shape or ()."""
-    found: dict[str, Tensor] = {}
-    for optimizer in optimizers:
-        for parameter, state in optimizer.state.items():
-            for key, tensor in state.items():
-                whole = tensor if tensor.numel() == parameter.numel() else tensor.expand(parameter.numel())
-                for name, part in weights.named_parts(parameter, whole):
-                    found[f"{name}.{key}"] = part if whole is tensor else tensor.clone()  # a file holds no tensor twice
-    return found
+def state_by_name(optimizers: Sequence[torch.optim.Optimizer], weights: Weights) -> dict[str, Tensor]:
+    """What the optimizers keep for each weight: {"transformer.wte.weight.exp_avg": …}, of its weight's shape.
+
+    Counters of updates are not among them, see `updates_done`.
+    """
+    return {
+        f"{name}.{key}": part
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, tensor in state.items()
+        if key != COUNTER
+        for name, part in weights.named_parts(parameter, tensor)
+    }
+
+
+def updates_done(optimizers: Sequence[torch.optim.Optimizer], steps: int) -> int:
+    """How often the weights were moved in so many steps: less often where fp16 overflowed."""
+    counters = [state[COUNTER] for optimizer in optimizers for state in optimizer.state.values() if COUNTER in state]
+    return int(counters[0]) if counters else steps
 
 
 def load_state(
-    optimizers: Sequence[torch.optim.Optimizer], weights: MasterWeights, state: Mapping[str, Tensor]
+    optimizers: Sequence[torch.optim.Optimizer], weights: Weights, state: Mapping[str, Tensor], updates: int
 ) -> None:
-    """Puts back what `state_by_name` gave. `KeyError` names what is missing: it was another optimizer's."""
+    """Puts back what `state_by_name` gave after so many updates. `KeyError` names what is missing from it."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                (first, _), *_ = weights.named_parts(parameter, parameter.detach())
                 restored: dict[str, Tensor] = {}
-                for key in (name.removeprefix(f"{first}.") for name in state if name.startswith(f"{first}.")):
-                    saved = state[f"{first}.{key}"]
-                    if saved.ndim == 0:
-                        restored[key] = saved.to(parameter.device, copy=True)
-                        continue
+                for key in KEPT[type(optimizer)]:
                     restored[key] = torch.zeros_like(parameter)
                     for name, part in weights.named_parts(parameter, restored[key]):
-                        part.copy_(state[f"{name}.{key}"])
+                        part.copy_(weights.placed(state[f"{name}.{key}"], part))
+                if isinstance(optimizer, torch.optim.AdamW):
+                    restored[COUNTER] = torch.tensor(float(updates), device=parameter.device)
                 optimizer.state[parameter] = restored

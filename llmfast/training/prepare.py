@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llmfast.checkpoint import TOKENIZER_FILES
 from llmfast.files import write_atomic
+from llmfast.locate import EMBEDDED, locate_model
 from llmfast.tokenizers import TRAINABLE, Tokenizer, gpt2_tokenizer, load_tokenizer, train_tokenizer
+from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.training.division import Division, scan
 from llmfast.training.documents import Source, find_sources
 from llmfast.training.encoding import Encoder, encode_all
@@ -42,8 +43,9 @@ def prepare(
 ) -> Manifest:
     """Writes the documents of `files` into the directory `out` as tokens, with a manifest and the tokenizer.
 
-    `tokenizer` is a kind to train on the training documents ("char", "word", "bpe", "wordpiece"), "gpt2", a directory
-    that holds one, or the tokenizer itself. After each document comes an end-of-text, where the vocabulary has one.
+    `tokenizer` is a kind to train on the training documents ("char", "word", "bpe", "wordpiece"), "gpt2", an embedded
+    model's name, a directory that holds one, or the tokenizer itself. After each document comes an end-of-text, where
+    the vocabulary has one.
 
     Documents with about the share `validation` of all bytes are kept out of training, at least one of them, chosen by
     a hash of their text and `seed`, so that a document that comes twice stays on one side. Of a corpus of one document
@@ -163,9 +165,10 @@ def _tokenizer(
         return gpt2_tokenizer()
     if not isinstance(wanted, (str, Path)):
         return wanted
-    loaded = load_tokenizer(wanted)
+    loaded = load_tokenizer(locate_model(wanted) if wanted in EMBEDDED else wanted)
     if loaded is None:
-        raise FileNotFoundError(f"no tokenizer {wanted}: not {', '.join(TRAINABLE)}, gpt2 or a directory with one")
+        names = ", ".join([*TRAINABLE, "gpt2", *EMBEDDED])
+        raise FileNotFoundError(f"no tokenizer {wanted}: not {names}, or a directory that holds one")
     return loaded
 
 

@@ -21,6 +21,7 @@ class Processes:
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
+    sharded: bool = False  # fsdp: each has a part of the weights; else each has them all
 
     @property
     def first(self) -> bool:
@@ -72,7 +73,7 @@ def processes(parallel: str, device: str) -> Iterator[Processes]:
     place = _usable(kind)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), place)
+        yield Processes(dist.get_rank(), dist.get_world_size(), place, parallel == "fsdp")
     finally:
         dist.destroy_process_group()
 

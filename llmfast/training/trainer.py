@@ -8,12 +8,13 @@ optimizer are put back therefore goes on with the same bits, at the same number 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,15 +24,17 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from llmfast import checkpoint
 from llmfast.config import GPTConfig
 from llmfast.decoders.native import fastest_float
-from llmfast.generation import FLOATS
-from llmfast.model import GPT
+from llmfast.model import FLOATS, GPT
 from llmfast.training import checkpoints
 from llmfast.training.configuration import TrainingConfig
 from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader
-from llmfast.training.optimizers import load_state, make_optimizers, state_by_name
+from llmfast.training.optimizers import load_state, make_optimizers, state_by_name, updates_done
 from llmfast.training.processes import Processes
 from llmfast.training.schedules import learning_rate
 from llmfast.training.weights import MasterWeights
+
+if TYPE_CHECKING:
+    from llmfast.training.optimizers import Weights
 
 EVALUATION_TOKENS = 16384  # scored at once
 
@@ -106,12 +109,21 @@ class Trainer:
         torch.manual_seed(run.seed)  # the initial weights are made on the CPU: the same on every device
         model = GPT(model_config(config, vocab_size, end_of_text)).to(self.device)
         self.model = model.train()
-        self.weights = MasterWeights(model, FLOATS[run.precision])
-        self.optimizers = make_optimizers(self.weights, config.optimization)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
+        dtype = FLOATS[run.precision]
         if run.activation_checkpointing:
             for block in model.transformer.h:
                 block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
+        if group.sharded and run.precision == "fp16":
+            raise ValueError("fsdp computes in fp32 or bf16: fp16 would overflow in one process and not in another")
+        self.weights: Weights
+        if group.sharded:
+            from llmfast.training.sharded import ShardedWeights
+
+            self.weights = ShardedWeights(model, dtype, group)
+        else:
+            self.weights = MasterWeights(model, dtype)
+        self.optimizers = make_optimizers(self.weights, config.optimization)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
         self._loss = torch.compile(model.loss) if run.compile else model.loss
         self.steps_done = 0
 
@@ -137,19 +149,19 @@ class Trainer:
             if share == 0:  # the mean over nothing is not a number: any target will do, and counts for nothing
                 part_targets = part_targets.clamp(min=0)
             part_loss = self._loss(part_ids, part_targets)
-            weight = torch.tensor(share, device=self.device)
-            part_loss.backward(self.scaler.scale(weight))
+            part_loss.backward(self.scaler.scale(torch.tensor(share * self.weights.gradient_scale, device=self.device)))
             self.weights.collect()
-            loss += part_loss.detach() * weight
+            loss += part_loss.detach() * share
         norm = self._update()
         self.steps_done += 1
         return loss, norm
 
     def _update(self) -> Tensor:
         """Gradients to weights, at this step's learning rate."""
-        self.group.add_up(self.weights.gradients)
+        self.weights.reduce(self.group)
         for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer) if self.scaler.is_enabled() else None
+            if self.scaler.is_enabled():
+                self.scaler.unscale_(optimizer)
         norm = self.weights.clip(self.config.optimization.clip)
         if self.device.type == "cpu" and not self.scaler.is_enabled() and not math.isfinite(float(norm)):
             raise Diverged(f"the gradient of step {self.steps_done + 1} is not finite")
@@ -179,47 +191,84 @@ class Trainer:
         batches = [full[i : i + rows] for i in range(0, len(full), rows)] + [[s] for s in starts[len(full) :]]
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
-        with torch.inference_mode():
-            for batch in batches[self.group.rank :: self.group.world_size]:
+        world = self.group.world_size
+        with torch.no_grad():
+            for first in range(0, len(batches), world):  # as many for everyone, as sharded weights need it
+                index = first + self.group.rank
+                batch = batches[index % len(batches)]
                 length = min(T, data.num_tokens - 1 - batch[0])
                 ids = torch.from_numpy(np.stack([data.window(start, length) for start in batch]))
                 targets = torch.from_numpy(np.stack([data.targets(start + 1, length) for start in batch]))
-                if count := int((targets != IGNORED).sum()):
-                    mean = float(self.model.loss(ids.to(self.device), targets.to(self.device)))
-                    sums += torch.tensor([mean * count, count], dtype=torch.float64)
+                count = int((targets != IGNORED).sum()) if index < len(batches) else 0
+                if count == 0:
+                    targets = targets.clamp(min=0)
+                mean = float(self.model.loss(ids.to(self.device), targets.to(self.device)))
+                sums += torch.tensor([mean * count, count], dtype=torch.float64)
         self.model.train()
         nats, tokens = self.group.add_up(sums.to(self.device)).tolist()
         return Validation(nats, int(tokens))
 
     # --- state ------------------------------------------------------------------------------------------------------
 
-    sharded = False  # every process has all of the weights
-
     def full_weights(self) -> dict[str, Tensor]:
-        """The float32 weights by their names in the model's state dict."""
-        return self.weights.state()
+        """The float32 weights by their names, whole, in the first process. For all processes to call."""
+        if not self.group.sharded:
+            return self.weights.state()
+        from llmfast.training import sharded
+
+        gathered = {}
+        for name, part in self.weights.state().items():
+            tensor = sharded.whole(part)
+            if self.group.first:
+                gathered[name] = tensor
+        return gathered
 
     def checkpoint(self, root: Path, keep: int, tokenizer: Path, extra: dict[str, Any]) -> None:
         """Writes this state below `root` (see `checkpoints`); `extra` goes into its JSON. For all processes to call."""
+        config = self.model.config
 
         def content(directory: Path) -> None:
-            checkpoint.save(directory, self.model.config, self.full_weights(), tokenizer_from=tokenizer)
-            checkpoints.save_tensors(directory / checkpoints.OPTIMIZER, state_by_name(self.optimizers, self.weights))
-            state = {"step": self.steps_done, "scaler": self.scaler.state_dict()} | extra
-            (directory / checkpoints.STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            optimizer = state_by_name(self.optimizers, self.weights)
+            if self.group.sharded:
+                from llmfast.training import sharded
 
-        if self.group.first:
-            checkpoints.write(root, self.steps_done, keep, content)
-        self.group.wait()
+                tensors = {sharded.MODEL + name: tensor for name, tensor in self.weights.state().items()}
+                tensors |= {sharded.OPTIMIZER + name: tensor for name, tensor in optimizer.items()}
+                sharded.write_shards(directory, tensors)
+            if not self.group.first:
+                return
+            if self.group.sharded:
+                checkpoint.copy_tokenizer(tokenizer, directory)
+            else:
+                checkpoint.save(directory, config, self.weights.state(), tokenizer_from=tokenizer)
+                checkpoints.save_tensors(directory / checkpoints.OPTIMIZER, optimizer)
+            updates = updates_done(self.optimizers, self.steps_done)
+            state = {
+                "step": self.steps_done,
+                "updates": updates,
+                "scaler": self.scaler.state_dict(),
+                "model": dataclasses.asdict(config),
+            }
+            (directory / checkpoints.STATE).write_text(json.dumps(state | extra, indent=2) + "\n", encoding="utf-8")
+
+        checkpoints.write(root, self.steps_done, keep, content, self.group)
 
     def load(self, directory: Path, state: dict[str, Any]) -> None:
-        """Puts back what `checkpoint` wrote. `ValueError` where it is damaged, or not of this model."""
-        _, tensors = checkpoint.load(directory)
-        self.weights.load(tensors)
+        """Puts back what `checkpoint` wrote, whoever shared it. `ValueError` where it is damaged."""
+        if (directory / checkpoints.SHARDS).is_dir():
+            from llmfast.training import sharded
+
+            parameters = self.weights.state() if self.group.sharded else None
+            model = sharded.read_tensors(directory, sharded.MODEL, parameters)
+            optimizer = sharded.read_tensors(directory, sharded.OPTIMIZER, parameters)
+        else:
+            _, model = checkpoint.load(directory)
+            optimizer = checkpoints.load_tensors(directory / checkpoints.OPTIMIZER)
         try:
-            load_state(self.optimizers, self.weights, checkpoints.load_tensors(directory / checkpoints.OPTIMIZER))
+            self.weights.load(model)
+            load_state(self.optimizers, self.weights, optimizer, state["updates"])
         except KeyError as error:
-            raise ValueError(f"the checkpoint {directory} lacks {error} of the optimizer") from None
+            raise ValueError(f"the checkpoint {directory} is damaged: it lacks {error}") from None
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llmfast.model import GPT
+from llmfast.training.processes import Processes
 
 KINDS = ("matrix", "embedding", "vector")
 ALIGNMENT = 16  # elements: every parameter begins where a cache line does
@@ -29,11 +30,13 @@ def kind_of(name: str, parameter: Tensor) -> str:
 
 
 class MasterWeights:
-    """The float32 weights of `model`, whose parameters become views of one buffer in `dtype`.
+    """The float32 weights of `model`, whole in every process, whose parameters become views of one buffer in `dtype`.
 
     A tied head is the embedding, under the embedding's name. `flat` hands out what an element-wise optimizer needs,
     `matrices` what one needs that knows rows and columns; both are parts of the same buffers.
     """
+
+    gradient_scale = 1.0  # what the shares of the loss are multiplied by
 
     def __init__(self, model: GPT, dtype: torch.dtype = torch.float32):
         named = list(model.named_parameters())
@@ -79,6 +82,10 @@ class MasterWeights:
             part = self.slices[name]
             yield name, tensor.view(-1)[part.start - first : part.stop - first].view(self.shapes[name])
 
+    def placed(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """A whole tensor as one process needs it."""
+        return tensor
+
     def zero_gradients(self) -> None:
         self.gradients.zero_()
 
@@ -87,6 +94,10 @@ class MasterWeights:
         if self._rounded:
             self.gradients.add_(self._copy_gradients)
             self._copy_gradients.zero_()
+
+    def reduce(self, group: Processes) -> None:
+        """Adds up the gradients of all processes: one message, whatever the number of parts and weights."""
+        group.add_up(self.gradients)
 
     def clip(self, largest: float) -> Tensor:
         """The norm of the gradient before it is scaled down to at most `largest` (0: it is left as it is)."""

@@ -26,6 +26,7 @@ RUN = (
     "runpy.run_module('peers.{module}', run_name='__main__')"
 )
 PATIENCE = 180.0  # seconds for any answer; loading included
+PATIENCE_WITH_A_SLOW_START = 900.0
 PACKAGES = {  # what is imported -> what is installed
     "llama_cpp": "llama-cpp-python",
     "ctranslate2": "ctranslate2",
@@ -105,8 +106,9 @@ class Worker:
         """One line; the worker never writes more than one before it is asked again."""
         stdout = self.process.stdout
         assert stdout is not None
-        if not select.select([stdout], [], [], PATIENCE)[0]:
-            raise WorkerError(f"{self.engine.name} gave no answer in {PATIENCE:.0f} seconds")
+        patience = PATIENCE_WITH_A_SLOW_START if self.engine.slow_start else PATIENCE
+        if not select.select([stdout], [], [], patience)[0]:
+            raise WorkerError(f"{self.engine.name} gave no answer in {patience:.0f} seconds")
         line = stdout.readline()
         if not line:
             raise WorkerError(f"{self.engine.name} has ended{self._last_words()}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .plan import CAPACITY, CT2, HF, LLAMA, OURS
+from .plan import CAPACITY, CT2, HF, HF_COMPILED, LLAMA, OURS
 
 
 class Engine:
@@ -126,6 +126,30 @@ class Transformers(Engine):
         return self.last.logits[0, -1].float().numpy()
 
 
+class TransformersCompiled(Transformers):
+    """With its cache of fixed size, as compiling asks for. Prompts, whose lengths differ, are read uncompiled."""
+
+    def __init__(self, models: Path, precision: str, threads: int):
+        from transformers import StaticCache
+
+        super().__init__(models, precision, threads)
+        self.cache = StaticCache(config=self.model.config, max_cache_len=CAPACITY)
+        self.compiled = self.torch.compile(self.model.forward)
+        self.length = 0
+
+    def prefill(self, ids: list[int]) -> None:
+        self.cache.reset()
+        self.length = len(ids)
+        self.last = self.model(self.torch.tensor([ids]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def step(self, token: int) -> None:
+        position = self.torch.tensor([[self.length]])
+        self.last = self.compiled(
+            self.torch.tensor([[token]]), past_key_values=self.cache, use_cache=True, position_ids=position
+        )
+        self.length += 1
+
+
 class CTranslate2(Engine):
     """It has no call for one step: decoding is timed from a generation's first token to its last, as they arrive."""
 
@@ -164,4 +188,10 @@ class CTranslate2(Engine):
         )
 
 
-ENGINES: dict[str, type[Engine]] = {OURS: Llmfast, LLAMA: LlamaCpp, CT2: CTranslate2, HF: Transformers}
+ENGINES: dict[str, type[Engine]] = {
+    OURS: Llmfast,
+    LLAMA: LlamaCpp,
+    CT2: CTranslate2,
+    HF: Transformers,
+    HF_COMPILED: TransformersCompiled,
+}

@@ -7,19 +7,22 @@ from dataclasses import dataclass, replace
 from .counting import Formats
 
 OURS, LLAMA, CT2, HF = "llmfast", "llama.cpp", "CTranslate2", "transformers"
+HF_COMPILED = "transformers compiled"
 CAPACITY = 1024  # positions in everybody's cache, GPT-2's context
 MEMORY_ALLOWANCE = 60e6  # bytes beyond the weights and the cache that ours may take: code, buffers, the allocator's
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A library at a precision. `agreement` is how its logits must correlate with transformers' in float32."""
+    """A library at a precision. `agreement` is how its logits must correlate with transformers' in float32; one of
+    `slow_start` takes a minute to get ready, and is left out where there is little time."""
 
     library: str
     precision: str
     formats: Formats
     arithmetic: str  # the format of `limits.measure` that bounds its prefill
     agreement: float = 0.99
+    slow_start: bool = False
 
     @property
     def name(self) -> str:
@@ -37,11 +40,13 @@ GROUPS: dict[str, list[Engine]] = {
         Engine(LLAMA, "f32", Formats("f32", "f32", "f16"), "fp32"),
         Engine(CT2, "float32", Formats("f32", "f32", "f32"), "fp32"),
         Engine(HF, "fp32", Formats("f32", "f32", "f32"), "fp32"),
+        Engine(HF_COMPILED, "fp32", Formats("f32", "f32", "f32"), "fp32", slow_start=True),
     ],
     "bf16": [
         _ours("bf16", "bf16", "bf16", "bf16", "bf16"),
         Engine(LLAMA, "bf16", Formats("bf16", "bf16", "f16"), "bf16"),
         Engine(HF, "bf16", Formats("bf16", "bf16", "bf16", vectors="bf16"), "bf16"),
+        Engine(HF_COMPILED, "bf16", Formats("bf16", "bf16", "bf16", vectors="bf16"), "bf16", slow_start=True),
     ],
     "int8": [
         _ours("int8", "int8", "int8", "bf16", "int8"),
@@ -88,10 +93,14 @@ class Effort:
     rounds: int
     limit_rounds: int
     cases: tuple[Case, ...]
+    slow_starts: bool = True
+
+    def engines(self, group: str) -> list[Engine]:
+        return [engine for engine in GROUPS[group] if self.slow_starts or not engine.slow_start]
 
 
 FULL = Effort(rounds=5, limit_rounds=7, cases=tuple(CASES))
-QUICK = Effort(rounds=2, limit_rounds=3, cases=tuple(replace(case, new=case.new // 4) for case in CASES))
+QUICK = Effort(2, 3, tuple(replace(case, new=case.new // 4) for case in CASES), slow_starts=False)
 
 
 @dataclass(frozen=True)

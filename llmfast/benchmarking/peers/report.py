@@ -27,7 +27,7 @@ def speed_of(group: Group, row: Row, case: Case) -> Record:
     seconds = row.seconds.get(case.name, [])
     if not seconds:
         return Record(**_engine(row), name=case.what, sizes=case.sizes, problem=row.problem or "not measured")
-    rate = Spread.of(group.rates(row, case.name)).median
+    rate = 1 / Spread.of(seconds).median
     share = group.share(row, case)
     unit = "gigabytes_per_second" if case.new else "gigaflops_per_second"
     others = [other for other in group.rows if other.engine.library != OURS and group.rates(other, case.name)]

@@ -11,7 +11,7 @@ from llmfast.benchmarking import limits
 from llmfast.benchmarking.peers import client
 from llmfast.benchmarking.peers.campaign import Group, measure_group
 from llmfast.benchmarking.peers.models import is_made
-from llmfast.benchmarking.peers.plan import GROUPS, Effort
+from llmfast.benchmarking.peers.plan import Effort
 
 
 def why_not() -> str | None:
@@ -39,7 +39,7 @@ class Session:
     def group(self, name: str) -> Group:
         if name not in self.groups:
             self.groups[name] = measure_group(
-                GROUPS[name],
+                self.effort.engines(name),
                 self.models,
                 GPTConfig.preset("gpt2"),
                 self.effort,

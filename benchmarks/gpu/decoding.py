@@ -1,0 +1,129 @@
+"""Tokens a second of GPT-2 124M after a prompt of 32 tokens, greedy: step by step, and as a CUDA graph.
+
+The weights are random, which costs the same as trained ones. A step's time is that of a text less that of a text of
+one token, over the steps between. What it has to read are the weights and each sequence's keys and values.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.bench import Bench
+from llmfast import GPT, LLM, GPTConfig
+from llmfast.benchmarking.comparison import Comparison, Contestant, Entry, Work
+from llmfast.benchmarking.timing import Effort, Turn
+from llmfast.quantization import plan, quantize
+from llmfast.quantized import QuantizedGPT
+
+BASELINE = "pytorch eager"
+EFFORT = Effort(seconds=1.0, rounds=(2, 5), turn=0.0)
+
+
+@dataclass(frozen=True)
+class Text:
+    prompt: int
+    steps: int
+
+
+def run(bench: Bench) -> None:
+    config = bench.pick(GPTConfig.preset("gpt2"), GPTConfig.preset("gpt2"), TINY)
+    text = bench.pick(Text(32, 96), Text(32, 48), Text(3, 2))
+    precisions = ("bf16", "fp32", "int8", "int4") if bench.on_gpu else ("fp32", "int4")
+    torch.manual_seed(0)
+    with torch.device(bench.device):
+        trained = GPT(config).eval()
+    for precision in precisions:
+        model = in_precision(trained, precision, bench.dtype)
+        ways = ["triton"] if precision in ("int8", "int4") else ["pytorch", "triton"]
+        for batch in bench.pick((1, 8, 64), (1, 64), (1,)):
+            decode(bench, model, precision, ways, batch, text)
+        del model
+
+
+TINY = GPTConfig(vocab_size=40, n_positions=16, n_embd=32, n_layer=1, n_head=2)
+
+
+def in_precision(trained: GPT, precision: str, dtype: torch.dtype) -> GPT:
+    if precision in ("int8", "int4"):
+        formats = plan(trained.config, precision)
+        state = {name: t for name, t in trained.state_dict().items() if name != "lm_head.weight"}
+        weights = ((name, quantize(t, formats[name]) if name in formats else t) for name, t in state.items())
+        return QuantizedGPT(trained.config, precision, weights, dtype, trained.device)
+    with torch.device("meta"):
+        model = GPT(trained.config)
+    to = torch.float32 if precision == "fp32" else torch.bfloat16
+    model.load_state_dict({name: t.to(to) for name, t in trained.state_dict().items()}, assign=True)
+    model.tie_head()
+    return model.eval()
+
+
+def decode(bench: Bench, model: GPT, precision: str, ways: list[str], batch: int, text: Text) -> None:
+    config = model.config
+    ids = torch.randint(config.vocab_size, (batch, text.prompt), device=bench.device)
+    cached = 2 * config.n_layer * config.n_embd * model.dtype.itemsize * (text.prompt + text.steps / 2)
+    read = sum(p.nbytes for name, p in model.named_parameters() if "wpe" not in name) + batch * cached
+    entries = [f"{backend} {how}" for backend in ways for how in ("eager", "graph")]
+    comparison = Comparison(
+        group="decode",
+        name="decode",
+        device=bench.device,
+        entries=tuple(Entry(name, precision) for name in entries),
+        start=lambda: lambda entry: ready(model, ids, text, *entry.backend.split()),
+        work=lambda entry: Work(tokens=batch, read=read),
+        sizes={"batch": batch, "prompt": text.prompt, "tokens": text.steps},
+        model="gpt2" if bench.on_gpu else None,
+        baselines=(BASELINE, "triton eager"),
+    )
+    bench.compare(comparison, EFFORT if bench.on_gpu else None)
+
+
+def ready(model: GPT, ids: Tensor, text: Text, backend: str, how: str) -> Contestant:
+    llm = LLM(model, None, backend)
+    with graphs(how == "graph"):
+        reason = llm.why_not_cuda_graph()
+        if how == "graph" and reason is not None:
+            raise ValueError(f"no CUDA graph: {reason}")
+        tokens = llm.generate(ids, max_new_tokens=text.steps, temperature=0)
+    with graphs(False):
+        eager = llm.generate(ids, max_new_tokens=text.steps, temperature=0)
+    same = float((tokens == eager)[:, ids.shape[1] :].float().mean())
+    note = None if how == "eager" else f"{same:.0%} of the tokens are the eager decoder's"
+    return Contestant(a_step(llm, ids, text.steps, how == "graph"), note=note)
+
+
+def a_step(llm: LLM, ids: Tensor, steps: int, graph: bool) -> Turn:
+    """Seconds of a step: a text of `steps` tokens less one of a single token."""
+
+    def turn() -> float:
+        with graphs(graph):
+            return (timed(llm, ids, steps) - timed(llm, ids, 1)) / (steps - 1)
+
+    return turn
+
+
+def timed(llm: LLM, ids: Tensor, count: int) -> float:
+    wait: Callable[[], None] = torch.cuda.synchronize if ids.is_cuda else lambda: None
+    wait()
+    start = time.perf_counter()
+    llm.generate(ids, max_new_tokens=count, temperature=0)
+    wait()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def graphs(wanted: bool) -> Iterator[None]:
+    before = os.environ.get("LLMFAST_CUDA_GRAPH")
+    os.environ["LLMFAST_CUDA_GRAPH"] = "1" if wanted else "0"
+    try:
+        yield
+    finally:
+        del os.environ["LLMFAST_CUDA_GRAPH"]
+        if before is not None:
+            os.environ["LLMFAST_CUDA_GRAPH"] = before

@@ -1,0 +1,121 @@
+"""What people are told of a run, and what is written down of it: the only place that turns figures into words."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from llmfast.backends import explain
+from llmfast.model import FLOATS
+from llmfast.training import memory
+from llmfast.training.dataset import TokenDataset
+from llmfast.training.display import Display, duration
+from llmfast.training.hardware import flops_per_token, peak_flops
+from llmfast.training.metrics import Metrics
+from llmfast.training.trainer import Trainer
+
+SECONDS_BETWEEN_CURVES = 60.0
+
+
+class Report:
+    """The display and the measurements of a run in `out`; those of its first process alone."""
+
+    def __init__(self, trainer: Trainer, out: Path, peak_memory: memory.Peak, quiet: bool):
+        self.trainer, self.out, self.group = trainer, out, trainer.group
+        self.settings, self.data = trainer.config.run, trainer.config.data
+        self._peak_memory = peak_memory
+        peak, self._peak_source = peak_flops(self.group.device, self.settings.precision)
+        flops = flops_per_token(trainer.model.config, trainer.config.model.n_positions)
+        self.display = Display(self.settings.steps, flops, peak * self.group.world_size, quiet or not self.group.first)
+        self.say = self.display.say
+        self.metrics: Metrics | None = None
+        self.seconds, self.tokens = 0.0, 0
+        self._drawn = time.monotonic()
+        self._expected = 0  # bytes
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def begin(self, dataset: TokenDataset) -> None:
+        """What will be trained on what, and whether there is room for it."""
+        if self.group.first:
+            self.metrics = Metrics(self.out, self.trainer.steps_done, self.settings.tensorboard)
+        config, head = self.trainer.model.config, self.trainer.model.lm_head.weight
+        tokens = self.settings.steps * self.data.batch_size * config.n_positions
+        self.say(
+            f"{config.num_parameters:,} parameters, {dataset.num_tokens:,} training tokens; {self.settings.steps:,} "
+            f"steps of {self.data.batch_size} × {config.n_positions} tokens: {tokens / dataset.num_tokens:.1f} epochs"
+        )
+        threads = f", {torch.get_num_threads()} threads" if head.device.type == "cpu" else ""
+        backend = explain("linear", *(torch.empty(1, 1, dtype=self.dtype, device=head.device) for _ in range(2)))
+        self.say(
+            f"{self.settings.precision} on {self.group.world_size} × {head.device.type}{threads}, "
+            f"{backend.backend} kernels; peak {self.display.peak / 1e12:.3g} TFLOP/s ({self._peak_source})"
+        )
+        expected = memory.estimate(
+            config,
+            self.data.batch_size // self.data.accumulation // self.group.world_size,
+            config.n_positions,
+            self.trainer.config.optimization.optimizer,
+            self.dtype,
+            head.device,
+            self.settings.activation_checkpointing,
+            shards=self.group.world_size if self.group.sharded else 1,
+        )
+        self._expected = expected.total
+        self.say(f"memory: about {expected}")
+        free = memory.available(head.device)
+        if free is not None and expected.total > free:
+            self.say(
+                f"note: only {memory.megabytes(free)} are free: a larger accumulation, activation_checkpointing = true "
+                "or a smaller model needs less"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return FLOATS[self.settings.precision]
+
+    def steps(self, losses: list[float], norms: list[float], seconds: float) -> None:
+        """The losses and the gradients' norms of the latest steps, which took `seconds`."""
+        end = self.trainer.steps_done
+        tokens = len(losses) * self.data.batch_size * self.trainer.config.model.n_positions
+        if self.tokens == 0 and (measured := self._peak_memory.measured()) is not None:
+            libraries = " (with what libraries take)" if self.group.device.type == "cpu" else ""
+            words = memory.megabytes(measured), memory.megabytes(self._expected)
+            self.say(f"memory: {words[0]} measured{libraries}, {words[1]} estimated")
+        self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
+        if self.metrics is not None:
+            self.metrics.add(
+                {"step": step + 1, "loss": loss, "lr": self.trainer.learning_rate(step), "gradient_norm": norm}
+                for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=end - len(losses))
+            )
+        self.display.update(end, losses[-1], len(losses), tokens, seconds)
+
+    def evaluation(self, figures: dict[str, float], better: bool) -> None:
+        """The figures of an evaluation by name."""
+        step = self.trainer.steps_done
+        if self.metrics is not None:
+            self.metrics.add([{"step": step, **{f"validation_{name}": value for name, value in figures.items()}}])
+        words = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        self.say(f"step {step:,}: validation {words}{'' if better else ' (not better)'}")
+
+    def first_loss(self) -> float:
+        """That of the run's first step; infinity where it is not known."""
+        rows = [] if self.metrics is None else self.metrics.rows
+        return next((row["loss"] for row in rows if "loss" in row), math.inf)
+
+    def draw(self, at_once: bool = False) -> None:
+        """The curves, unless they were drawn a moment ago."""
+        if self.metrics is not None and (at_once or time.monotonic() - self._drawn > SECONDS_BETWEEN_CURVES):
+            self.metrics.draw()
+            self._drawn = time.monotonic()
+
+    def end(self) -> None:
+        self.say(
+            f"{self.trainer.steps_done:,} steps done; {self.tokens:,} tokens in {duration(self.seconds)}, "
+            f"{self.tokens_per_second:,.0f} a second"
+        )

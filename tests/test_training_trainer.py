@@ -1,0 +1,270 @@
+"""A step: against plain PyTorch, in parts, in other precisions, and put back from a checkpoint."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import llmfast
+from llmfast.training import checkpoints
+from llmfast.training.configuration import configure
+from llmfast.training.dataset import TokenDataset
+from llmfast.training.hardware import flops_per_token, peak_flops
+from llmfast.training.memory import Peak, estimate
+from llmfast.training.optimizers import make_optimizers
+from llmfast.training.processes import Processes
+from llmfast.training.schedules import learning_rate
+from llmfast.training.trainer import Trainer
+from llmfast.training.weights import MasterWeights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+VOCABULARY = 19
+BASE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 8, "batch_size": 8, "lr": 1e-2, "warmup": 2}
+BASE |= {"steps": 40, "precision": "fp32"}
+
+
+def tokens(count=400, seed=0):
+    rng = np.random.default_rng(seed)
+    steps = rng.integers(1, 3, count)  # something to learn: each is one or two more than the one before
+    return (np.cumsum(steps) % VOCABULARY).astype(np.uint16)
+
+
+def trainer(data=None, **changes):
+    return Trainer(configure(changes=BASE | changes), data or TokenDataset.from_tokens(tokens()), VOCABULARY)
+
+
+def run(made, steps=10):
+    return [float(made.step()[0]) for _ in range(steps)]
+
+
+# --- a step -------------------------------------------------------------------------------------------------------
+
+
+def plain_losses(made, steps):
+    """The same run in plain PyTorch: a parameter at a time, nothing flat."""
+    config, model = made.config, copy.deepcopy(made.model)
+    for parameter in model.parameters():
+        parameter.data, parameter.grad = parameter.data.clone(), None
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": config.optimization.weight_decay}]
+    groups += [{"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(config.optimization.beta1, config.optimization.beta2))
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config.run.steps, config.optimization)
+        optimizer.zero_grad()
+        loss = model.loss(*made.loader.batch(step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimization.clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_run_is_what_plain_pytorch_computes(tied):
+    made = trainer(tie_word_embeddings=tied, clip=0.3)
+    expected = plain_losses(made, 20)
+    assert run(made, 20) == pytest.approx(expected, abs=2e-5)
+    assert expected[-1] < expected[0] - 0.3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_every_optimizer_learns(optimizer):
+    made = trainer(optimizer=optimizer, lr={"sgd": 0.3}.get(optimizer, 2e-2), steps=150)
+    losses = run(made, 150)
+    assert sum(losses[-20:]) / 20 < 1.4 < losses[0]  # what can be known leaves log 2
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_a_batch_in_parts_is_the_batch(parts):
+    assert run(trainer(accumulation=parts)) == pytest.approx(run(trainer()), abs=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_masked_tokens_count_for_nothing_however_they_are_spread_over_the_parts(parts):
+    rng = np.random.default_rng(1)
+    mask = rng.random(400) < np.repeat(rng.random(50), 8)  # some windows have many targets, some none
+    mask[100:150] = False
+    data = TokenDataset.from_tokens(tokens(), mask)
+    made, whole = trainer(data, accumulation=parts), trainer(data)
+    ids, targets = made.loader.batch(0)
+    assert (targets == -100).any() and run(made) == pytest.approx(run(whole), abs=1e-5)
+    fresh = trainer(data)
+    assert run(trainer(data), 1)[0] == pytest.approx(fresh.model.loss(ids, targets).item(), abs=1e-6)
+
+
+def test_a_batch_without_targets_moves_nothing_but_by_decay_and_stays_finite():
+    data = TokenDataset.from_tokens(tokens(), np.zeros(400, dtype=bool))
+    made = trainer(data, weight_decay=0.0)
+    before = made.weights.values.clone()
+    assert run(made, 3) == [0.0, 0.0, 0.0]
+    assert torch.equal(made.weights.values, before)
+
+
+@pytest.mark.parametrize(("precision", "backend"), [("bf16", "auto"), ("bf16", "pytorch"), ("fp16", "pytorch")])
+def test_fewer_bits_follow_float32(precision, backend):
+    with llmfast.use_backend(backend):
+        made = trainer(precision=precision, steps=60)
+        assert run(made, 60) == pytest.approx(run(trainer(steps=60), 60), abs=0.1)
+    assert made.model.dtype != torch.float32 and made.weights.values.dtype == torch.float32
+    copied = made.weights.state()["transformer.h.1.mlp.c_fc.weight"].to(made.model.dtype)
+    assert torch.equal(made.model.transformer.h[1].mlp.c_fc.weight, copied)
+
+
+def test_an_overflow_in_fp16_skips_the_update_and_lowers_the_scale():
+    made = trainer(precision="fp16")
+    with llmfast.use_backend("pytorch"):
+        run(made, 2)
+        before, scale = made.weights.values.clone(), made.scaler.get_scale()
+        made.weights._copy_gradients.fill_(float("inf"))
+        made.step()
+        assert torch.equal(made.weights.values, before) and made.scaler.get_scale() == scale / 2
+        made.step()
+        assert not torch.equal(made.weights.values, before)
+
+
+def test_dropout_is_a_function_of_the_step():
+    one, other = trainer(dropout=0.3), trainer(dropout=0.3)
+    run(one, 3)
+    torch.manual_seed(99)  # whatever else drew in between
+    assert run(one, 3) == run(other, 6)[3:]
+    assert run(trainer(dropout=0.3, seed=1), 3) != run(trainer(dropout=0.3), 3)
+
+
+def test_activations_computed_again_give_the_same_bits():
+    assert run(trainer(dropout=0.2, activation_checkpointing=True)) == run(trainer(dropout=0.2))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same():
+    with llmfast.use_backend("pytorch"):
+        assert run(trainer(compile=True), 5) == pytest.approx(run(trainer(), 5), abs=1e-4)
+
+
+def test_evaluation_scores_every_token_once():
+    held_out = TokenDataset.from_tokens(tokens(83, seed=2))
+    made = trainer(dropout=0.5)
+    result = made.evaluate(held_out)
+    nats, ids = 0.0, torch.from_numpy(held_out.window(0, 83))
+    made.model.eval()
+    for start in range(0, 82, 8):
+        block = ids[start : start + 9]
+        logits = torch.log_softmax(made.model(block[None, :-1]), dim=-1)[0]
+        nats -= float(logits.gather(1, block[1:, None]).sum())
+    assert result.tokens == 82 and result.nats == pytest.approx(nats, rel=1e-5)
+    made.model.train()
+    assert made.model.training
+
+
+def test_a_batch_that_can_not_be_divided_is_an_error():
+    with pytest.raises(ValueError, match="a multiple of accumulation × processes, but 8 is not of 3"):
+        trainer(accumulation=3)
+
+
+# --- weights and checkpoints --------------------------------------------------------------------------------------
+
+
+@hypothesis_settings(max_examples=10)
+@given(st.integers(1, 3), st.sampled_from([4, 6, 10]), st.booleans(), st.sampled_from(["adamw", "sgd", "muon"]))
+def test_every_weight_is_moved_by_one_optimizer_and_decayed_only_where_it_is_a_matrix(layers, width, tied, optimizer):
+    model = llmfast.GPT(tiny_config(n_layer=layers, n_embd=width, n_head=2, tie_word_embeddings=tied))
+    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    weights = MasterWeights(model, torch.bfloat16)
+    assert all(torch.equal(weights.state()[name], value) for name, value in initial.items())
+    optimizers = make_optimizers(weights, configure(changes={"optimizer": optimizer}).optimization)
+    moved = []
+    for each in optimizers:
+        for group in each.param_groups:
+            for parameter in group["params"]:
+                names = [name for name, _ in weights.named_parts(parameter, parameter)]
+                moved += names
+                assert {initial[name].ndim > 1 for name in names} == {group["weight_decay"] > 0}
+                if isinstance(each, torch.optim.Muon):
+                    assert all(".h." in name for name in names)
+    assert sorted(moved) == sorted(initial)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_trainer_put_back_from_its_checkpoint_goes_on_with_the_same_bits(optimizer, precision, tmp_path):
+    changes = {"optimizer": optimizer, "precision": precision, "dropout": 0.1, "accumulation": 2}
+    with llmfast.use_backend("pytorch" if precision == "fp16" else "auto"):
+        one = trainer(**changes)
+        run(one, 5)
+        one.checkpoint(tmp_path, 1, tmp_path, {"version": checkpoints.VERSION})
+        other = trainer(**changes, seed=0)
+        path = checkpoints.found(tmp_path)[0]
+        other.load(path, checkpoints.read_state(path))
+        assert run(one, 5) == run(other, 5)
+        assert torch.equal(one.weights.values, other.weights.values)
+
+
+def test_a_checkpoint_without_the_optimizer_it_needs_is_damaged(tmp_path):
+    trainer_one = trainer(optimizer="sgd")
+    run(trainer_one, 1)
+    trainer_one.checkpoint(tmp_path, 1, tmp_path, {"version": checkpoints.VERSION})
+    path = checkpoints.found(tmp_path)[0]
+    with pytest.raises(ValueError, match="is damaged: it lacks"):
+        trainer().load(path, checkpoints.read_state(path))
+
+
+def test_only_the_newest_checkpoints_are_kept_and_a_failed_one_leaves_nothing(tmp_path):
+    root, alone = tmp_path / "checkpoints", Processes()
+
+    def content(directory):
+        (directory / "file").write_text("x")
+
+    def failing(directory):
+        content(directory)
+        raise OSError("No space left on device")
+
+    for step in (9, 10, 100, 1_000_000):
+        checkpoints.write(root, step, 3, content, alone)
+    assert [checkpoints.step_of(path) for path in checkpoints.found(root)] == [10, 100, 1_000_000]
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.write(root, 2_000_000, 3, failing, alone)
+    assert len(list(root.iterdir())) == 3
+
+
+# --- estimates ----------------------------------------------------------------------------------------------------
+
+
+def test_the_cost_of_a_token_is_that_of_its_products():
+    config = llmfast.GPTConfig(vocab_size=65, n_positions=64, n_embd=128, n_layer=4, n_head=4)
+    products = 4 * 12 * 128**2 + 65 * 128
+    assert flops_per_token(config, 64) == pytest.approx(6 * products + 12 * 4 * 128 * 64, rel=0.02)
+    peak, source = peak_flops(torch.device("cpu"), "fp32")
+    assert 1e9 < peak < 1e14 and source
+
+
+def test_the_estimate_of_memory_is_near_what_backward_keeps():
+    config = llmfast.GPTConfig(vocab_size=500, n_positions=128, n_embd=64, n_layer=6, n_head=4, embd_pdrop=0.0)
+    config = llmfast.GPTConfig(**{**vars(config), "attn_pdrop": 0.0, "resid_pdrop": 0.0})
+    model, kept = llmfast.GPT(config), {}
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(500, (4, 128))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.loss(ids, ids)
+    expected = estimate(config, 4, 128, "adamw", torch.float32, torch.device("cpu"))
+    assert 0.75 < expected.activations / sum(kept.values()) < 1.35
+    assert expected.weights == 4 * config.num_parameters and expected.optimizer == 8 * config.num_parameters
+    fewer = estimate(config, 4, 128, "adamw", torch.float32, torch.device("cpu"), activation_checkpointing=True)
+    assert fewer.activations < expected.activations / 2
+    assert math.isclose(expected.total, sum(vars(expected).values()))
+    assert (Peak(torch.device("cpu")).measured() or 0) >= 0
