@@ -140,7 +140,7 @@ def _show(done: Sequence[Trained], fitted: Fit, out: Path) -> None:
         runs = [trained.run for trained in done]
         within = parameters <= max(run.parameters for run in runs) and tokens <= max(run.tokens for run in runs)
         outside = "" if within else " (outside the runs)"
-        table.add_row(f"best for {compute:.2g}: N{outside}", f"{parameters:.3g}", _range(fitted, _at(compute, 0)))
+        table.add_row(f"best for C = {compute:.2g}: N{outside}", f"{parameters:.3g}", _range(fitted, _at(compute, 0)))
         table.add_row("    D", f"{tokens:.3g}", _range(fitted, _at(compute, 1)))
         table.add_row("    L", f"{law.loss(parameters, tokens):.4g}", _range(fitted, _at(compute, 2)))
     console.print(table)
