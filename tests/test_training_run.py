@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from training_runs import SMALL, TEXT, losses, validations
 
 import llmfast
@@ -74,6 +75,15 @@ def test_a_run_makes_a_model_that_load_takes(text, tmp_path, capsys):
     assert "sample" in shown and "memory: about" in shown and "of peak" in shown
     pytest.importorskip("matplotlib")
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_text_in_another_encoding(tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes("déjà vu, ça va. ".encode("latin-1") * 40)
+    with pytest.raises(ValueError, match="latin.txt is not utf-8: byte 1 .*--set encoding=latin-1"):
+        train([path], tmp_path / "out", small(steps=1), quiet=True)
+    train([path], tmp_path / "out", small(steps=1, encoding="latin-1"), quiet=True)  # nothing was in the way
+    assert "ç" in (tmp_path / "out" / "vocab.json").read_text("utf-8")
 
 
 def test_every_checkpoint_is_a_model_with_its_tokenizer(text, tmp_path):
@@ -163,6 +173,18 @@ def test_a_damaged_checkpoint_is_passed_over(text, tmp_path, capsys):
         "damaged-step-000028",
         "damaged-step-000030",
     }
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_go_on_from_half_of_one(text, tmp_path):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    train([text], whole, small(keep_checkpoints=1), quiet=True)
+    shutil.copytree(whole, out)
+    (only,) = checkpoints.found(out / "checkpoints")
+    save_file({}, only / "optimizer.safetensors")  # the weights before it are fine
+    with pytest.raises(ValueError, match="no checkpoint in .* can be read"):
+        train([], out, resume=True, quiet=True)
+    train([], out, resume=True, quiet=True)  # begins again
+    assert_same_run(whole, out)
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ class ModelSettings:
 class DataSettings:
     """How text becomes tokens, and tokens become batches."""
 
+    encoding: str = setting("utf-8", "of text files: utf-8, latin-1, …")
     tokenizer: str = setting("bpe", "char, word, bpe, wordpiece, gpt2, or the directory of a trained one")
     vocab_size: int = setting(2000, "the largest vocabulary of a tokenizer that is trained", least=2)
     validation: float = setting(0.1, "the share of the text that is kept out of training", least=0, below=1)

@@ -32,7 +32,7 @@ OURS = (RUN, CHECKPOINTS, METRICS, checkpoint.TRAINING, "config.json", *checkpoi
 VERSION = 1
 # What a run can't change on the way: with another of these it would be another run.
 FIXED = {"n_layer", "n_head", "n_embd", "n_positions", "tie_word_embeddings", "tokenizer", "vocab_size", "validation"}
-FIXED |= {"batch_size", "seed", "optimizer"}
+FIXED |= {"encoding", "batch_size", "seed", "optimizer"}
 
 Progress = Callable[[str, int, int], None]
 
@@ -99,7 +99,16 @@ def prepare_data(files: Sequence[str | Path], out: Path, config: TrainingConfig,
     settings = config.data
     trained = settings.tokenizer in TRAINABLE and settings.tokenizer != "char"
     vocab_size = settings.vocab_size if trained else None
-    prepare(files, out / DATA, settings.tokenizer, vocab_size, settings.validation, overwrite=True, progress=progress)
+    prepare(
+        files,
+        out / DATA,
+        settings.tokenizer,
+        vocab_size,
+        settings.validation,
+        encoding=settings.encoding,
+        overwrite=True,
+        progress=progress,
+    )
 
 
 def new_record(files: Sequence[str | Path], out: Path, config: TrainingConfig) -> RunRecord:

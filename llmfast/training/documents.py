@@ -126,7 +126,8 @@ def _decoded(file: IO[bytes], name: str, encoding: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{name} is not {encoding}: byte {read - pending + error.start} ({error.object[error.start]:#04x}) "
-                "begins no character; a text in another encoding is read by `llmfast data prepare --encoding latin-1`"
+                "begins no character; a text in another encoding is read with `--encoding latin-1` (by `llmfast train` "
+                "with `--set encoding=latin-1`)"
             ) from None
         if read == 0:
             text = text.removeprefix("\ufeff")

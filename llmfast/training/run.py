@@ -138,18 +138,26 @@ class Run:
         say(f"resuming after step {self.trainer.steps_done:,}")
 
     def _load_newest(self) -> dict[str, Any] | None:
-        """The JSON of the newest checkpoint, which is loaded; damaged ones are put aside. None where there is none."""
-        for path in reversed(checkpoints.found(self.out / directory.CHECKPOINTS)):
+        """The JSON of the newest checkpoint, which is loaded; damaged ones are put aside. None where there is none.
+
+        `ValueError` where all are damaged: what one of them has already put back is no start.
+        """
+        found = checkpoints.found(self.out / directory.CHECKPOINTS)
+        for path in reversed(found):
             try:
                 state = checkpoints.read_state(path)
                 self.trainer.load(path, state)
                 return state
             except (ValueError, FileNotFoundError) as error:
                 aside = path.with_name(f"damaged-{path.name}")
-                self.report.say(f"note: {error}; it is now {aside.name}, and the one before is taken")
+                self.report.say(f"note: {error}; it is now {aside.name}")
                 if self.group.first:
                     shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
                     path.rename(aside)
+        if found:
+            raise ValueError(
+                f"no checkpoint in {found[0].parent} can be read: the run can only begin again, the same way"
+            )
         return None
 
     def finish(self) -> Outcome:
