@@ -116,7 +116,7 @@ def test_the_configuration_decides_every_bit(optimizer, text, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="its lives are forks")
 @pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(precision, text, tmp_path):
-    changes = SMALL | {"precision": precision, "steps": 40}
+    changes = SMALL | {"precision": precision, "steps": 60}
     arguments = {"out": str(tmp_path / "killed"), "text": str(text), "changes": changes, "seed": 5}
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / "training_runs.py"), json.dumps(arguments)]

@@ -67,11 +67,11 @@ def killed_again_and_again(out: Path, text: Path, changes: dict[str, Any], seed:
     ends = []
     for life in range(LIVES):
         resume = (out / "run.json").exists()
-        moment, files = rng.random() * 0.3, rng.randrange(1, 20)
+        steps, seconds, files = rng.randrange(1, 8), rng.random() * 0.005, rng.randrange(1, 20)
         child = os.fork()
         if child == 0:
             if life < LIVES - 1:
-                die_while_saving(files) if life % 2 else die_after_seconds(moment)
+                die_while_saving(files) if life % 2 else die_after(steps, seconds)
             try:
                 train([] if resume else [text], out, None if resume else config, resume=resume, quiet=True)
             except BaseException as error:
@@ -87,18 +87,20 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_after_seconds(seconds: float) -> None:
-    """Has this process killed so long after its first step has begun."""
+def die_after(steps: int, seconds: float) -> None:
+    """Has this process killed so long after so many steps: somewhere within a step, or in what is between two."""
     from llmfast.training.trainer import Trainer
 
     step = Trainer.step
 
-    def first(self: Trainer) -> Any:
-        Trainer.step = step  # type: ignore[method-assign]
-        threading.Timer(seconds, die).start()
+    def deadly(self: Trainer) -> Any:
+        nonlocal steps
+        steps -= 1
+        if steps == 0:
+            threading.Timer(seconds, die).start()
         return step(self)
 
-    Trainer.step = first  # type: ignore[method-assign]
+    Trainer.step = deadly  # type: ignore[method-assign]
 
 
 def die_while_saving(countdown: int) -> None:
