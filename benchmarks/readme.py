@@ -1,6 +1,6 @@
 """Writes the README's tables from `benchmarks/results`, so that no figure is typed by hand.
 
-llmfast bench ops generate --json benchmarks/results/cpu.json
+llmfast bench ops prefill decode generate latency training tokenizer memory --json benchmarks/results/cpu.json
 llmfast bench peers --json benchmarks/results/peers.json
 python benchmarks/quality.py … --out benchmarks/results/quality.json
 python benchmarks/training.py tinyshakespeare.txt --out benchmarks/results/training.json
@@ -36,7 +36,7 @@ PLAIN, RUNS = "plain PyTorch, fp32", ("shakespeare-char-cpu", "smaller")  # in t
 
 def speeds(results: Results) -> str:
     """A Markdown table: milliseconds of each op by backend, and tokens a second of `generate`."""
-    rows = {(r.name, r.precision, r.sizes["tokens"], r.backend): r for r in results.records}
+    rows = {(r.name, r.precision, r.sizes.get("tokens"), r.backend): r for r in results.records}
     lines = ["| | pytorch | cpp | |", "|---|---|---|---|"]
     for op, title in OPS.items():
         for precision, dtype in DTYPES.items():
