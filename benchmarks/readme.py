@@ -1,4 +1,4 @@
-"""Writes the README's tables from `benchmarks/results`, so that no figure is typed by hand.
+"""Writes the README's tables and pictures from `benchmarks/results`, so that no figure is typed by hand.
 
 llmfast bench ops prefill decode generate latency training tokenizer memory --json benchmarks/results/cpu.json
 llmfast bench peers --json benchmarks/results/peers.json
@@ -6,23 +6,26 @@ python benchmarks/quality.py … --out benchmarks/results/quality.json
 python benchmarks/training.py tinyshakespeare.txt --out benchmarks/results/training.json
 python benchmarks/readme.py            # --check only compares, and fails where the README says something else
 
-A table whose results are not there stays as it is.
+A table whose results are not there stays as it is. `docs/pictures/made_from.json` keeps the SHA-256 of the results
+that each picture was made from: pictures themselves differ with the version of what draws them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmfast.benchmarking import records
+from llmfast.benchmarking import plots, records
 from llmfast.benchmarking.peers.plan import OURS
 from llmfast.benchmarking.records import Record, Results
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+FOLDER = ROOT / "docs" / "pictures"
 OPS = {
     "causal_attention forward": "causal attention",
     "layer_norm forward": "LayerNorm",
@@ -141,6 +144,31 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "training": ("training.json", lambda path: training(json.loads(path.read_text(encoding="utf-8")))),
 }
 
+# The name of a picture, of those that `plots` draws -> the results it is made from.
+PICTURES = {"peers": "peers.json", "ops-causal_attention": "cpu.json"}
+MADE_FROM = "made_from.json"
+
+
+def fingerprints(results: Path = RESULTS) -> dict[str, str]:
+    """The SHA-256 of the results behind each picture, without regard to how lines end."""
+    return {
+        name: hashlib.sha256((results / file).read_text(encoding="utf-8").encode()).hexdigest()
+        for name, file in PICTURES.items()
+    }
+
+
+def draw(folder: Path, results: Path = RESULTS) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, file in PICTURES.items():
+        plots.draw(records.load(results / file), name, folder / f"{name}.png")
+    (folder / MADE_FROM).write_text(json.dumps(fingerprints(results), indent=2) + "\n", encoding="utf-8")
+
+
+def drawn(folder: Path, results: Path = RESULTS) -> bool:
+    """Whether every picture is there, and of these results."""
+    there = all((folder / f"{name}.png").exists() for name in PICTURES) and (folder / MADE_FROM).exists()
+    return there and json.loads((folder / MADE_FROM).read_text(encoding="utf-8")) == fingerprints(results)
+
 
 def with_table(readme: str, name: str, text: str) -> str:
     """The README with what stands between `<!-- name: … -->` and `<!-- end of name -->` replaced."""
@@ -164,9 +192,12 @@ def main() -> None:
     readme = ROOT / "README.md"
     before = readme.read_text(encoding="utf-8")
     after = with_tables(before)
+    agree = after == before and drawn(FOLDER)
     if "--check" in sys.argv:
-        sys.exit("README.md and benchmarks/results disagree: run python benchmarks/readme.py" if after != before else 0)
-    readme.write_text(after, encoding="utf-8")
+        sys.exit(0 if agree else "README.md and benchmarks/results disagree: run python benchmarks/readme.py")
+    if not agree:
+        readme.write_text(after, encoding="utf-8")
+        draw(FOLDER)
 
 
 if __name__ == "__main__":

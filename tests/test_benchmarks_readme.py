@@ -126,3 +126,16 @@ def test_tables_come_from_the_results(tmp_path):
 def test_a_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="no <!-- peers:"):
         readme.with_table("# Title\n", "peers", "text")
+
+
+def test_pictures_know_which_results_they_show(tmp_path):
+    pytest.importorskip("matplotlib")
+    pictures = tmp_path / "pictures"
+    records.save(Results(FACTS, {}, PEERS), tmp_path / "peers.json")
+    records.save(Results(FACTS, {}, SPEEDS), tmp_path / "cpu.json")
+    assert not readme.drawn(pictures, tmp_path)
+    readme.draw(pictures, tmp_path)
+    assert readme.drawn(pictures, tmp_path)
+    assert all((pictures / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in readme.PICTURES)
+    records.save(Results(FACTS, {}, PEERS[:-1]), tmp_path / "peers.json")
+    assert not readme.drawn(pictures, tmp_path)
