@@ -30,7 +30,7 @@ def facts(command: Sequence[str] | None = None, packages: Sequence[str] = ()) ->
     """
     commit = _git("rev-parse", "HEAD")
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]] if command is None else command),
+        "command": shlex.join(map(_without_folders, sys.argv if command is None else command)),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit,
         "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -45,6 +45,11 @@ def facts(command: Sequence[str] | None = None, packages: Sequence[str] = ()) ->
         "versions": {"llmfast": llmfast.__version__, "python": platform.python_version()}
         | {name: version for name in (*PACKAGES, *packages) if (version := version_of(name)) is not None},
     }
+
+
+def _without_folders(word: str) -> str:
+    """Where somebody's files lie is nobody's business; what they are called may tell something."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def version_of(package: str) -> str | None:
