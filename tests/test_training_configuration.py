@@ -52,7 +52,7 @@ def test_single_settings_win_over_the_file_and_the_file_over_the_preset(tmp_path
         ({"n_layers": 3}, "unknown setting 'n_layers'; did you mean 'n_layer'?"),
         ({"modle.n_layer": 3}, "unknown section 'modle'; did you mean 'model'?"),
         ({"run.lr": 3}, "unknown setting 'run.lr': lr belongs to optimization"),
-        ({"data.xyzzy": 3}, "unknown setting 'data.xyzzy'; known: tokenizer, vocab_size"),
+        ({"data.xyzzy": 3}, "unknown setting 'data.xyzzy'; known: encoding, tokenizer"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": "many"}, "steps must be a whole number, got 'many'"),
         ({"steps": 1.5}, "steps must be a whole number, got 1.5"),
