@@ -25,11 +25,12 @@ from rich.table import Table
 from torch import Tensor
 
 import llmfast
-from llmfast import checkpoint, quantization
 from llmfast.benchmarking.facts import facts
 from llmfast.files import write_atomic
-from llmfast.scoring import Window, batch_logits, batches, windows
+from llmfast.inference.scoring import Window, batch_logits, batches, windows
+from llmfast.quantization import formats as quantization
 from llmfast.training.stories import read_stories
+from llmfast.weights import checkpoint
 
 LOGITS_AT_ONCE = 1 << 23
 PRECISIONS = ("bf16", *quantization.PRECISIONS)

@@ -24,8 +24,8 @@ import torch
 import torch.distributed as dist
 
 from llmfast.benchmarking.facts import facts
-from llmfast.config import GPTConfig
 from llmfast.files import write_atomic
+from llmfast.models.config import GPTConfig
 from llmfast.training.configuration import configure
 from llmfast.training.dataset import TokenDataset
 from llmfast.training.hardware import flops_per_token, peak_flops

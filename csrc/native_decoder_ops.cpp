@@ -1,4 +1,4 @@
-// The native decoder's operators. Models and decoders are known to Python by a number, which llmfast/decoders/native.py
+// The native decoder's operators. Models and decoders are known to Python by a number, which llmfast/inference/decoders/native.py
 // keeps and frees: classes of their own are not part of torch's stable ABI.
 
 #include <unordered_map>

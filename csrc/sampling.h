@@ -1,4 +1,4 @@
-// The next token from a row of logits, as llmfast/sampling.py chooses it.
+// The next token from a row of logits, as llmfast/inference/sampling.py chooses it.
 #pragma once
 
 #include "kernels.h"

@@ -7,10 +7,10 @@
 """
 
 from llmfast.backends import BackendUnavailable, backends, explain, load_backend, register_backend, use_backend
-from llmfast.config import GPTConfig
-from llmfast.generation import LLM
-from llmfast.loading import generate, load
-from llmfast.model import GPT
+from llmfast.inference.generation import LLM
+from llmfast.inference.loading import generate, load
+from llmfast.models.config import GPTConfig
+from llmfast.models.gpt2 import GPT
 
 __version__ = "0.1.0"
 

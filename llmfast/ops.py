@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llmfast.backends import select
-from llmfast.quantization import layout
+from llmfast.quantization.formats import layout
 
 ACTIVATIONS = {None: "", "gelu_tanh": "gelu_tanh", "gelu": "gelu"}
 

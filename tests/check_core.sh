@@ -40,7 +40,7 @@ pytest)
   # torch itself is not built with them: the runtime is preloaded, and leaks at exit are Python's and torch's.
   preload="$(${CXX:-g++} -print-file-name=libasan.so) $(${CXX:-g++} -print-file-name=libubsan.so)"
   LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$work/copy" \
-    python -m pytest -q -p no:cacheprovider tests/test_fuzz.py tests/test_native.py tests/test_contract.py \
+    python -m pytest -q -p no:cacheprovider tests/test_fuzz.py tests/test_inference_native.py tests/test_contract.py \
     -k "not triton and not fork and not thousand and not instruction"
   ;;
 *)

@@ -21,7 +21,7 @@ from llmfast import GPT, GPTConfig, generation  # noqa: E402
 from llmfast.benchmarking import records  # noqa: E402
 from llmfast.benchmarking.comparison import WrongResult  # noqa: E402
 from llmfast.benchmarking.records import Record, Spread, Versus  # noqa: E402
-from llmfast.decoders import DecoderPool, StaticDecoder, cuda_graph  # noqa: E402
+from llmfast.inference.decoders import DecoderPool, StaticDecoder, cuda_graph  # noqa: E402
 
 
 def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import llmfast
-from llmfast import checkpoint
-from llmfast.locate import ASSETS
 from llmfast.tokenizers import BPETokenizer
+from llmfast.weights import checkpoint
+from llmfast.weights.locate import ASSETS
 
 STORIES = ASSETS / "stories"
 

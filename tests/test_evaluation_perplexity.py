@@ -24,7 +24,7 @@ from llmfast.evaluation.perplexity import (
     loses_text,
     text_perplexity,
 )
-from llmfast.scoring import half_overlapping
+from llmfast.inference.scoring import half_overlapping
 from llmfast.tokenizers import BPETokenizer
 from llmfast.training.prepare import prepare
 

@@ -12,12 +12,13 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_native import MODEL, packed, pytestmark  # noqa: F401  (pytestmark skips these, too)
+from test_inference_native import MODEL, packed, pytestmark  # noqa: F401  (pytestmark skips these, too)
 
 import llmfast
-from llmfast import GPT, GPTConfig, checkpoint
-from llmfast.decoders import NativeDecoder
-from llmfast.quantization import plan, quantize
+from llmfast import GPT, GPTConfig
+from llmfast.inference.decoders import NativeDecoder
+from llmfast.quantization.formats import plan, quantize
+from llmfast.weights import checkpoint
 
 OPS = torch.ops.llmfast
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 8, 17, 33])

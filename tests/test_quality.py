@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import llmfast
-from llmfast import checkpoint
+from llmfast.weights import checkpoint
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "quality.py"
 TEXT = "Once upon a time there was a big cat. The dog liked to sing in the park."

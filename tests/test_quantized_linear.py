@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmfast
-from llmfast import checkpoint, ops
+from llmfast import ops
 from llmfast.contract import check
 from llmfast.contract.cases import quantized_linear
-from llmfast.quantization import FORMATS, PRECISIONS, plan, quantize
-from llmfast.quantized import QuantizedGPT, QuantizedLinear
+from llmfast.quantization.formats import FORMATS, PRECISIONS, plan, quantize
+from llmfast.quantization.modules import QuantizedGPT, QuantizedLinear
+from llmfast.weights import checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,8 +5,8 @@ import torch
 from conftest import fit, tiny_config
 
 import llmfast
-from llmfast import checkpoint
 from llmfast.tokenizers import BPETokenizer, CharTokenizer, WordPieceTokenizer, WordTokenizer, load_tokenizer
+from llmfast.weights import checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

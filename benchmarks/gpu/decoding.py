@@ -19,8 +19,8 @@ from benchmarks.gpu.bench import Bench
 from llmfast import GPT, LLM, GPTConfig
 from llmfast.benchmarking.comparison import Comparison, Contestant, Entry, Work
 from llmfast.benchmarking.timing import Effort, Turn
-from llmfast.quantization import plan, quantize
-from llmfast.quantized import QuantizedGPT
+from llmfast.quantization.formats import plan, quantize
+from llmfast.quantization.modules import QuantizedGPT
 
 BASELINE = "pytorch eager"
 EFFORT = Effort(seconds=1.0, rounds=(2, 5), turn=0.0)

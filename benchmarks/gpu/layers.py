@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.gpu.bench import COMPILED, Bench, Call, Result, gradients
 from llmfast import ops, use_backend
 from llmfast.benchmarking.comparison import Work
-from llmfast.quantization import QuantizedWeight, quantize
+from llmfast.quantization.formats import QuantizedWeight, quantize
 
 Function = Callable[..., Result]
 EAGER = "torch eager"

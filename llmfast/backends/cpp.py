@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmfast.backends.registered import RegisteredOps, register
-from llmfast.quantization import dequantize
+from llmfast.quantization.formats import dequantize
 
 MAX_HEAD_DIM = 256
 PACKAGE = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmfast.backends.philox import dropout_keep
 from llmfast.backends.reference import visible_keys
-from llmfast.quantization import dequantize
+from llmfast.quantization.formats import dequantize
 
 # The most memory that one chunk of logits takes in linear_cross_entropy: on a CPU, what stays in its cache (fresh
 # pages for large temporaries cost more than the arithmetic on them); on a GPU, enough rows for an efficient product.

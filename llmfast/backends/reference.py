@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmfast.backends.philox import dropout_keep
-from llmfast.quantization import dequantize
+from llmfast.quantization.formats import dequantize
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -29,8 +29,8 @@ from llmfast.benchmarking import models, op_cases, training_cases
 from llmfast.benchmarking.comparison import Entry, Measured, explained
 from llmfast.benchmarking.peers.models import prompt_ids
 from llmfast.benchmarking.records import Record
-from llmfast.locate import EMBEDDED
 from llmfast.threads import thread_count
+from llmfast.weights.locate import EMBEDDED
 
 OPS = ("causal_attention", "linear_cross_entropy")  # whose memory could grow with the square, or with the vocabulary
 STATUS = Path("/proc/self/status")

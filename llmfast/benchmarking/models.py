@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 import llmfast
-from llmfast import GPT, LLM, GPTConfig, checkpoint
+from llmfast import GPT, LLM, GPTConfig
 from llmfast.backends import OPS, backends
 from llmfast.benchmarking.comparison import Entry, WrongResult
 from llmfast.benchmarking.peers.counting import Formats
 from llmfast.benchmarking.peers.models import prompt_ids
-from llmfast.config import PRESETS
-from llmfast.decoders import EagerDecoder
-from llmfast.loading import PRECISIONS
-from llmfast.locate import EMBEDDED, locate_model
-from llmfast.model import FLOATS
-from llmfast.quantization import PRECISIONS as QUANTISED
+from llmfast.inference.decoders import EagerDecoder
+from llmfast.inference.loading import PRECISIONS
+from llmfast.models.config import PRESETS
+from llmfast.models.gpt2 import FLOATS
+from llmfast.quantization.formats import PRECISIONS as QUANTISED
+from llmfast.weights import checkpoint
+from llmfast.weights.locate import EMBEDDED, locate_model
 
 EXACT = 1e-3  # how far float32 logits may be from PyTorch's, relative to the largest
 CORRELATION = dict.fromkeys(PRECISIONS, 0.99) | {"int4": 0.9, "int4-all": 0.9}  # of other precisions' with float32's

@@ -13,7 +13,7 @@ import torch
 import llmfast
 from llmfast.backends import cpp, resolve
 from llmfast.cli.common import backend_option, common_options
-from llmfast.quantized import QuantizedGPT
+from llmfast.quantization.modules import QuantizedGPT
 from llmfast.threads import thread_count
 
 

@@ -9,10 +9,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from llmfast import checkpoint
 from llmfast.cli.common import common_options
-from llmfast.locate import locate_model
 from llmfast.tokenizers import load_tokenizer
+from llmfast.weights import checkpoint
+from llmfast.weights.locate import locate_model
 
 
 @click.command()

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from llmfast import checkpoint
 from llmfast.cli.common import common_options
-from llmfast.locate import locate_model
-from llmfast.quantization import PRECISIONS
+from llmfast.quantization.formats import PRECISIONS
+from llmfast.weights import checkpoint
+from llmfast.weights.locate import locate_model
 
 
 @click.command()

@@ -14,7 +14,6 @@ from rich.text import Text
 
 from llmfast.cli.common import common_options
 from llmfast.cli.progress import progress_bars
-from llmfast.locate import locate_model
 from llmfast.tokenizers import (
     DEFAULT_VOCAB_SIZES,
     TRAINABLE,
@@ -33,6 +32,7 @@ from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.tokenizers.splitting import SPLIT_PATTERNS
 from llmfast.tokenizers.wordpiece_training import CONTINUATION
 from llmfast.training.documents import Source, find_sources
+from llmfast.weights.locate import locate_model
 
 OPTIONS = {"bpe": ("split", "special_tokens", "trainer"), "wordpiece": ("min_count", "lowercase")}  # beyond the size
 COLOURS = ("on dark_blue", "on dark_green", "on dark_red", "on purple4", "on dark_cyan")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmfast import ops
-from llmfast.quantization import FORMATS, quantize
+from llmfast.quantization.formats import FORMATS, quantize
 
 Tensors = dict[str, "Tensor | None"]
 

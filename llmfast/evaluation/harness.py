@@ -21,8 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 import llmfast
-from llmfast.generation import LLM
-from llmfast.scoring import Window, half_overlapping, predictions, windows
+from llmfast.inference.generation import LLM
+from llmfast.inference.scoring import Window, half_overlapping, predictions, windows
 
 try:
     from lm_eval.api.instance import Instance

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from statistics import fmean
 
-from llmfast.generation import LLM
-from llmfast.scoring import Window, half_overlapping, predictions, windows
+from llmfast.inference.generation import LLM
+from llmfast.inference.scoring import Window, half_overlapping, predictions, windows
 
 
 @dataclass(frozen=True)

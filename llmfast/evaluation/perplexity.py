@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llmfast.decoders import NativeModel
-from llmfast.generation import LLM
-from llmfast.model import GPT
-from llmfast.scoring import TOKENS_AT_ONCE, Window, predictions, windows
+from llmfast.inference.decoders import NativeModel
+from llmfast.inference.generation import LLM
+from llmfast.inference.scoring import TOKENS_AT_ONCE, Window, predictions, windows
+from llmfast.models.gpt2 import GPT
 from llmfast.tokenizers import Tokenizer
 
 Progress = Callable[[int, int], object]  # tokens done, tokens in all

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfast import checkpoint
 from llmfast.files import write_atomic
 from llmfast.tokenizers import TRAINABLE
 from llmfast.training.configuration import SECTIONS, TrainingConfig
 from llmfast.training.manifest import MANIFEST
 from llmfast.training.metrics import METRICS
 from llmfast.training.prepare import prepare
+from llmfast.weights import checkpoint
 
 RUN, DATA, CHECKPOINTS = "run.json", "data", "checkpoints"
 OURS = (RUN, CHECKPOINTS, METRICS, checkpoint.TRAINING, "config.json", *checkpoint.WEIGHT_FILES)

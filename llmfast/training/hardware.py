@@ -7,8 +7,8 @@ import time
 import torch
 
 from llmfast.backends import cpp
-from llmfast.config import GPTConfig
-from llmfast.model import FLOATS
+from llmfast.models.config import GPTConfig
+from llmfast.models.gpt2 import FLOATS
 
 # Dense bfloat16 / float16 peaks of the makers' data sheets, in FLOP/s; the first name that is part of the device's.
 DATA_SHEETS = {

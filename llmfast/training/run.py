@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfast import checkpoint
 from llmfast.files import write_atomic
-from llmfast.generation import LLM, chosen_backend
+from llmfast.inference.generation import LLM, chosen_backend
 from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.training import checkpoints, directory, memory
 from llmfast.training.configuration import TrainingConfig
@@ -26,6 +25,7 @@ from llmfast.training.interruption import Interruption
 from llmfast.training.processes import Processes, processes
 from llmfast.training.report import Report
 from llmfast.training.trainer import Diverged, Trainer, best_precision
+from llmfast.weights import checkpoint
 
 SAMPLE_TOKENS = 120
 SMALLEST_SCALE = 1e-3  # below it fp16's gradients overflow for another reason than their scale

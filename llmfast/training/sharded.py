@@ -19,12 +19,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from llmfast import checkpoint
-from llmfast.config import GPTConfig
-from llmfast.model import GPT
+from llmfast.models.config import GPTConfig
+from llmfast.models.gpt2 import GPT
 from llmfast.training.checkpoints import SHARDS, read_state
 from llmfast.training.processes import Processes
 from llmfast.training.weights import kind_of
+from llmfast.weights import checkpoint
 
 MODEL, OPTIMIZER = "model.", "optimizer."  # what the names in a sharded checkpoint begin with
 

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from llmfast import checkpoint
-from llmfast.config import GPTConfig
-from llmfast.decoders.native import fastest_float
-from llmfast.model import FLOATS, GPT
+from llmfast.inference.decoders.native import fastest_float
+from llmfast.models.config import GPTConfig
+from llmfast.models.gpt2 import FLOATS, GPT
 from llmfast.training import checkpoints
 from llmfast.training.configuration import TrainingConfig
 from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader
@@ -32,6 +31,7 @@ from llmfast.training.optimizers import load_state, make_optimizers, state_by_na
 from llmfast.training.processes import Processes
 from llmfast.training.schedules import learning_rate
 from llmfast.training.weights import MasterWeights
+from llmfast.weights import checkpoint
 
 if TYPE_CHECKING:
     from llmfast.training.optimizers import Weights

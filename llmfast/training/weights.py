@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from llmfast.model import GPT
+from llmfast.models.gpt2 import GPT
 from llmfast.training.processes import Processes
 
 KINDS = ("matrix", "embedding", "vector")

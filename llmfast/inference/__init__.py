@@ -1,0 +1,1 @@
+"""From a model to text: cache, sampling, decoders, the decode loop, scoring, `LLM` and `load`."""

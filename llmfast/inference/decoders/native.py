@@ -1,0 +1,269 @@
+"""The native decoder: one C++ call a step, on weights packed for this CPU (`csrc/native_decoder.h`).
+
+weights = NativeModel(config, tensors, "bf16")          # packed once
+decoder = NativeDecoder(weights, batch=1, capacity=512)  # a KV cache of its own; any number may share the weights
+logits = decoder.prefill([[1, 2, 3]])
+logits = decoder.step(torch.tensor([4]))
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfast.backends import BackendUnavailable, cpp, resolve
+from llmfast.inference.sampling import SamplingSettings, uniform_numbers
+from llmfast.models.config import GPTConfig
+from llmfast.quantization.formats import QuantizedWeight, plan, quantize
+from llmfast.threads import thread_count
+
+MODEL_OPS = ("causal_attention", "layer_norm", "add_layer_norm", "linear")
+PRECISIONS = ("fp32", "bf16", "int8", "int4", "int4-all")
+FORMATS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # csrc/decoder.h
+CACHE_PRECISIONS = ("fp32", "bf16", "int8")
+MOST_ROWS = 512  # tokens a step: enough for the weights to be read once for many, few enough for little scratch memory
+BLOCK_ROWS = 16  # up to here a row of a step has the same bits as if it came alone
+
+
+def why_not(config: GPTConfig, device: torch.device) -> str | None:
+    """Why a model of this shape can't be run natively under the current choice of backends, or None."""
+    if device.type != "cpu":
+        return f"it runs on a CPU, not on {device}"
+    if config.head_dim > cpp.MAX_HEAD_DIM:
+        return f"the model's heads have {config.head_dim} channels, more than {cpp.MAX_HEAD_DIM}"
+    try:
+        chosen = {op: resolve(op, device, torch.float32, config.head_dim)[0] for op in MODEL_OPS}
+    except BackendUnavailable as error:
+        return str(error)
+    others = [f"{op} on {name}" for op, name in chosen.items() if name != "cpp"]
+    if others:
+        return cpp.why_not("linear", device, torch.float32) or f"the chosen backends run {', '.join(others)}"
+    return None
+
+
+def fastest_float() -> str:
+    """The precision of floats that this CPU multiplies fastest: bf16 where it has instructions for it, else fp32."""
+    return "bf16" if cpp.isa() == "avx512_bf16" else "fp32"
+
+
+class NativeModel:
+    """A GPT's weights, packed for this CPU in one precision. It never changes, and may be shared between threads.
+
+    `tensors` are (name, tensor) pairs under `GPT.state_dict()`'s names, taken one at a time; quantised ones are used as
+    they are where `formats` says so, others are brought into the precision asked for. `formats` gives the matrices that
+    differ from "fp32" or "bf16", as `quantization.plan` does; it defaults to that plan.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        tensors: Iterable[tuple[str, Tensor | QuantizedWeight]],
+        precision: str,
+        formats: Mapping[str, str] | None = None,
+    ):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be {', '.join(PRECISIONS)}, got {precision!r}")
+        if (reason := cpp.why_not("linear", torch.device("cpu"), torch.float32)) is not None:
+            raise ValueError(f"there is no native decoder here: {reason}")
+        self.config, self.precision = config, precision
+        floats = precision if precision in ("fp32", "bf16") else fastest_float()
+        formats = formats if formats is not None else plan(config, precision) if floats != precision else {}
+        matrices = matrix_names(config)
+        self.formats = {name: formats.get(name, floats) for name in matrices}
+        ops = torch.ops.llmfast
+        self._number = ops.native_model(
+            [config.vocab_size, config.n_positions, config.n_embd, config.n_layer, config.n_head, config.inner_dim],
+            "gelu_tanh" if config.gelu_approximate == "tanh" else "gelu",
+            config.layer_norm_epsilon,
+            config.tie_word_embeddings,
+            [FORMATS[self.formats[name]] for name in matrices],
+        )
+        weakref.finalize(self, ops.native_model_free, self._number)
+        threads = thread_count()
+        for name, tensor in tensors:
+            if name == "lm_head.weight" and config.tie_word_embeddings:
+                continue
+            values, scale = _in_format(tensor, self.formats.get(name))
+            ops.native_model_give(self._number, name, values, scale, threads)
+            del tensor, values, scale  # before the next one is read: they may be a mapped part of the file
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the packed weights."""
+        return torch.ops.llmfast.native_model_bytes(self._number)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeModel:
+        return self  # it never changes
+
+    def __reduce__(self) -> Any:
+        raise TypeError("packed weights can't be pickled: save the model instead, and load it where it is needed")
+
+
+def next_token(
+    logits: Tensor, settings: SamplingSettings, generators: list[torch.Generator] | None, vocabulary: int
+) -> Tensor:
+    """`sampling.next_token` in one C++ call, among the first `vocabulary` tokens; without a repetition penalty."""
+    return torch.ops.llmfast.sample(
+        logits,
+        vocabulary,
+        settings.temperature,
+        settings.top_k or 0,
+        1.0 if settings.top_p is None else settings.top_p,
+        settings.min_p or 0.0,
+        uniform_numbers(len(logits), generators, logits.device),
+    )
+
+
+def matrix_names(config: GPTConfig) -> list[str]:
+    """The weights that are packed, in the order of `csrc/native_decoder.cpp`."""
+    kinds = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    names = [f"transformer.h.{layer}.{kind}.weight" for layer in range(config.n_layer) for kind in kinds]
+    return [*names, "transformer.wte.weight", *([] if config.tie_word_embeddings else ["lm_head.weight"])]
+
+
+def _in_format(tensor: Tensor | QuantizedWeight, form: str | None) -> tuple[Tensor, Tensor | None]:
+    """The tensor's values, and its scale if it is quantised, as the C++ side takes them for `form`."""
+    if form in ("int8", "int4"):
+        if not isinstance(tensor, QuantizedWeight):
+            tensor = quantize(tensor.float(), form)
+        elif tensor.precision != form:
+            tensor = quantize(tensor.dequantize(), form)
+        return tensor.values, tensor.scale
+    if isinstance(tensor, QuantizedWeight):
+        tensor = tensor.dequantize()
+    tensor = tensor.detach()
+    return (tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()), None
+
+
+class NativeDecoder:
+    """`batch` sequences of up to `capacity` tokens, one C++ call a step: see `Decoder` for the protocol.
+
+    The cache holds fp32, bf16 or int8 (with a scale for each token and head), by default fp32 for fp32 weights and
+    bf16 otherwise. Sequences may have any lengths: a step takes each one's new tokens as they are, without padding,
+    and reads every weight once for all of them. Not for two threads at once.
+    """
+
+    def __init__(
+        self,
+        model: NativeModel,
+        batch: int = 1,
+        capacity: int | None = None,
+        cache_precision: str | None = None,
+        vocabulary: int | None = None,
+    ):
+        config = model.config
+        if cache_precision is None:
+            cache_precision = "fp32" if model.precision == "fp32" else "bf16"
+        if cache_precision not in CACHE_PRECISIONS:
+            raise ValueError(f"cache_precision must be {', '.join(CACHE_PRECISIONS)}, got {cache_precision!r}")
+        self.model, self.batch = model, batch
+        self.capacity = config.n_positions if capacity is None else capacity
+        self.vocabulary = config.vocab_size if vocabulary is None else vocabulary
+        self.lengths = [0] * batch
+        self.best = torch.empty(0, dtype=torch.int64)  # of the last step's logits, the largest below `vocabulary`
+        self._most_rows = max(batch, min(MOST_ROWS, batch * self.capacity))
+        self._number = torch.ops.llmfast.native_decoder(
+            model._number, batch, self.capacity, self._most_rows, cache_precision
+        )
+        weakref.finalize(self, torch.ops.llmfast.native_decoder_free, self._number)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the cache."""
+        return torch.ops.llmfast.native_decoder_bytes(self._number)
+
+    def prefill(self, prompts: list[list[int]]) -> Tensor:
+        """Starts over: prompts of any lengths, at least one token each -> logits (B, V)."""
+        if len(prompts) != self.batch or not all(prompts):
+            raise ValueError(f"prefill takes {self.batch} prompts of at least one token")
+        self.lengths = [0] * self.batch
+        logits = torch.empty(self.batch, self.model.config.vocab_size)
+        best = torch.empty(self.batch, dtype=torch.int64)
+        pieces = self._pieces(prompts)
+        for piece in pieces:
+            last = [slot for slot, start, count in piece if start + count == len(prompts[slot])]
+            out = self._run(_tokens(prompts, piece), piece)
+            for row, (slot, _, _) in enumerate(piece):
+                if slot in last:
+                    logits[slot], best[slot] = out[row], self.best[row]
+        self.lengths, self.best = [len(prompt) for prompt in prompts], best
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """One token more for every sequence: (B,) int64 -> logits (B, V)."""
+        segments = [(slot, length, 1) for slot, length in enumerate(self.lengths)]
+        logits = self._run(tokens, segments)
+        self.lengths = [length + 1 for length in self.lengths]
+        return logits
+
+    def step_block(self, tokens: Tensor) -> Tensor:
+        """T tokens more for the only sequence: (T,) int64 -> the logits after each, (T, V).
+
+        Up to `BLOCK_ROWS` tokens, every row has the same bits as `step` would have given it. `rewind` forgets tokens.
+        """
+        if self.batch != 1:
+            raise ValueError("a block of tokens is for one sequence")
+        logits = self._run(tokens, [(0, self.lengths[0], len(tokens))], all_rows=True)
+        self.lengths[0] += len(tokens)
+        return logits
+
+    def read(self, sequences: list[list[int]], skip: list[int], rows: int = MOST_ROWS) -> Iterator[Tensor]:
+        """Starts over: the logits (n, V) after every token of each sequence but its first `skip`, for which the head
+        does not run; one sequence after the other, up to `rows` at a time.
+        """
+        if len(sequences) != self.batch or not all(sequences):
+            raise ValueError(f"read takes {self.batch} sequences of at least one token")
+        skipped = [sequence[:count] for sequence, count in zip(sequences, skip, strict=True)]
+        for piece in self._pieces(skipped):
+            if piece:
+                self._run(_tokens(sequences, piece), piece)
+        self.lengths = [len(sequence) for sequence in sequences]
+        for piece in self._pieces(sequences, skip, rows):
+            yield self._run(_tokens(sequences, piece), piece, all_rows=True)
+
+    def rewind(self, length: int) -> None:
+        """Forgets what the only sequence has beyond its first `length` tokens."""
+        if self.batch != 1 or not 0 <= length <= self.lengths[0]:
+            raise ValueError(f"can't rewind {self.lengths} to {length} tokens")
+        self.lengths[0] = length
+
+    def _pieces(
+        self, prompts: list[list[int]], starts: list[int] | None = None, most: int = MOST_ROWS
+    ) -> list[list[tuple[int, int, int]]]:
+        """The prompts, from `starts` on, cut into steps of at most `most` rows: lists of (slot, start, count)."""
+        pieces: list[list[tuple[int, int, int]]] = [[]]
+        most = min(most, self._most_rows)
+        room = most
+        for slot, prompt in enumerate(prompts):
+            start = 0 if starts is None else starts[slot]
+            while start < len(prompt):
+                if room == 0 or any(slot == other for other, _, _ in pieces[-1]):
+                    pieces.append([])
+                    room = most
+                count = min(room, len(prompt) - start)
+                pieces[-1].append((slot, start, count))
+                start, room = start + count, room - count
+        return pieces
+
+    def _run(self, ids: Tensor, segments: list[tuple[int, int, int]], all_rows: bool = False) -> Tensor:
+        logits = torch.empty(len(ids) if all_rows else len(segments), self.model.config.vocab_size)
+        flat = [number for segment in segments for number in segment]
+        self.best = torch.ops.llmfast.native_step(
+            self._number, ids, flat, all_rows, self.vocabulary, thread_count(), logits
+        )
+        return logits
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeDecoder:
+        raise TypeError("a decoder can't be copied: make another from the same NativeModel")
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a decoder can't be pickled: make another from the model")
+
+
+def _tokens(sequences: list[list[int]], piece: list[tuple[int, int, int]]) -> Tensor:
+    """What the segments of a step cover."""
+    return torch.tensor([token for slot, start, count in piece for token in sequences[slot][start : start + count]])

@@ -1,0 +1,154 @@
+"""A decode step that is the same every time: fixed buffers, lengths on the device, and nothing asked of the host.
+
+    tokens (B,) -> [model] -> logits (B, V) -> [choose] -> tokens (B,) -> …
+
+`StaticDecoder` runs the two functions in brackets as they are, on any device. They read and write only memory that
+never moves, and never look at a value, so a CUDA graph can record them: `CudaGraphDecoder` replays them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from llmfast.inference.cache import StaticKVCache
+from llmfast.inference.decoders.eager import pad_left
+from llmfast.inference.sampling import SamplingSettings, check, choose
+from llmfast.models.gpt2 import GPT
+
+
+class StaticDecoder:
+    """`batch` sequences of up to `capacity` tokens: see `Decoder` for the protocol, and `generate` for a whole text.
+
+    Not for two threads at once.
+    """
+
+    def __init__(self, model: GPT, batch: int = 1, capacity: int | None = None):
+        config, device = model.config, model.device
+        self.model, self.batch = model, batch
+        self.capacity = config.n_positions if capacity is None else capacity
+        self.cache = StaticKVCache(config, batch, self.capacity, device, model.dtype)
+        self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.logits = torch.zeros(batch, config.vocab_size, dtype=torch.float32, device=device)
+        # One number a token and row, drawn beforehand, and how many rows of them are used.
+        self.uniform = torch.zeros(config.n_positions + 1, batch, dtype=torch.float64, device=device)
+        self.drawn = torch.zeros(1, dtype=torch.int64, device=device)
+        # The tokens that a repetition penalty applies to; made when there is one.
+        self.seen = torch.zeros(batch, 0, dtype=torch.bool, device=device)
+
+    # --- what is recorded: no sync, no size that varies, no tensor that leaves its place ---------------------------
+
+    def _model_step(self) -> None:
+        # A row whose logits were not finite has token -1, which the embedding must not see.
+        hidden = self.model.hidden(self.tokens.clamp(min=0).unsqueeze(1), self.cache)
+        self.logits.copy_(self.model.lm_head(hidden[:, -1]))
+
+    def _choose_step(self, settings: SamplingSettings, vocabulary: int) -> None:
+        uniform, seen = None, None
+        if settings.temperature > 0:
+            uniform = self.uniform.index_select(0, self.drawn).squeeze(0)
+            self.drawn.add_(1)
+        if settings.repetition_penalty != 1:
+            seen = self.seen[:, :vocabulary]
+        self.tokens.copy_(choose(self.logits[:, :vocabulary], settings, uniform, seen))
+        if seen is not None:
+            seen.scatter_(1, self.tokens.clamp(min=0).unsqueeze(1), True)
+
+    # --- how it is run, which a subclass replaces -----------------------------------------------------------------
+
+    def _prepare(self, settings: SamplingSettings, vocabulary: int) -> None:
+        """Before a text, and before its buffers are filled: what it takes to run `_choose_step` so."""
+        self._settings, self._vocabulary = settings, vocabulary
+
+    def _run_model(self) -> None:
+        self._model_step()
+
+    def _run_choose(self) -> None:
+        self._choose_step(self._settings, self._vocabulary)
+
+    # --- the protocol ---------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prefill(self, prompts: list[list[int]]) -> Tensor:
+        """Starts over: prompts of any lengths, at least one token each -> logits (B, V)."""
+        if len(prompts) != self.batch or not all(prompts):
+            raise ValueError(f"prefill takes {self.batch} prompts of at least one token")
+        self.cache.clear()
+        ids = pad_left(prompts, self.model.device)
+        hidden = self.model.hidden(ids, self.cache, lengths=[len(prompt) for prompt in prompts])
+        self.logits.copy_(self.model.lm_head(hidden[:, -1]))
+        return self.logits.clone()
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor) -> Tensor:
+        """One token more for every sequence: (B,) int64 -> logits (B, V)."""
+        self.tokens.copy_(tokens)
+        self._advance()
+        return self.logits.clone()
+
+    def _advance(self) -> None:
+        if self.cache.longest >= self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {self.cache.longest} + 1 do not fit")
+        self._run_model()
+        self.cache.longest += 1
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: list[list[int]],
+        count: int,
+        settings: SamplingSettings,
+        vocabulary: int,
+        generators: list[torch.Generator] | None = None,
+        seen: Tensor | None = None,
+    ) -> Generator[Tensor, None, None]:
+        """Prefills, and yields `count` times the next token of every sequence, (B,) int64 on the host.
+
+        Tokens are fed back on the device; the host reads them a step behind, while the next step runs. `generators`
+        and `seen` (B, V) are those of `next_token`; `self.seen` is what they become. Tokens from `vocabulary` on are
+        never chosen. `ValueError` where logits are not finite.
+        """
+        longest = max(map(len, prompts))
+        if longest + count - 1 > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {longest} + {count - 1} do not fit")
+        if seen is not None:
+            seen = seen.clone()  # it may be `self.seen`, which preparing may write to
+            if self.seen.shape != seen.shape:
+                self.seen = torch.zeros_like(seen)
+        self._prepare(settings, vocabulary)
+        if seen is not None:
+            self.seen.copy_(seen)
+        if generators is not None:
+            columns = [torch.rand(count, generator=g, dtype=torch.float64, device=g.device) for g in generators]
+            self.uniform[:count].copy_(torch.stack(columns, dim=1))
+            self.drawn.zero_()
+        self.prefill(prompts)
+        on_gpu = self.tokens.is_cuda
+        arrived = torch.empty(count, self.batch, dtype=torch.int64, pin_memory=on_gpu)
+        events: list[torch.cuda.Event] = []
+        try:
+            for step in range(count):
+                if step:
+                    self._advance()
+                self._run_choose()
+                arrived[step].copy_(self.tokens, non_blocking=True)
+                if on_gpu:
+                    events.append(torch.cuda.Event())
+                    events[step].record()
+                if step:
+                    yield _when_there(arrived, events, step - 1)
+            if count:
+                yield _when_there(arrived, events, count - 1)
+        finally:
+            if events:
+                events[-1].synchronize()  # whoever uses the buffers next may do so on another stream
+
+
+def _when_there(arrived: Tensor, events: list[torch.cuda.Event], step: int) -> Tensor:
+    """A row of `arrived`, after its event if it comes from a GPU."""
+    if events:
+        events[step].synchronize()
+    check(arrived[step])
+    return arrived[step]

@@ -1,0 +1,220 @@
+"""From logits to tokens: which tokens are kept, which is chosen, and how often."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from llmfast.inference.sampling import (
+    SamplingSettings,
+    apply_repetition_penalty,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    next_token,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Quarters are exact in float32, and tie now and then.
+LOGITS = st.lists(st.integers(-40, 40).map(lambda n: n / 4), min_size=1, max_size=12)
+
+
+def kept(logits: torch.Tensor) -> list[set[int]]:
+    return [{i for i, value in enumerate(row) if value > -math.inf} for row in logits.tolist()]
+
+
+def softmax(values: list[float]) -> list[float]:
+    weights = [math.exp(value - max(values)) for value in values]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(LOGITS, st.integers(1, 15))
+def test_top_k_keeps_the_k_largest_and_what_ties_with_the_last_of_them(values, k):
+    threshold = sorted(values, reverse=True)[min(k, len(values)) - 1]
+    result = keep_top_k(torch.tensor([values]), k)
+    assert kept(result) == [{i for i, value in enumerate(values) if value >= threshold}]
+    assert all(result[0, i] == values[i] for i in kept(result)[0])
+
+
+@given(LOGITS, st.floats(0.01, 1.0))
+def test_top_p_keeps_the_smallest_set_of_likeliest_tokens_that_reaches_p(values, p):
+    probability = softmax(values)
+    expected, total = set(), 0.0
+    for i in sorted(range(len(values)), key=lambda i: (-values[i], i)):
+        assume(abs(total - p) > 1e-5)  # where rounding decides
+        if total >= p:
+            break
+        expected.add(i)
+        total += probability[i]
+    assert kept(keep_top_p(torch.tensor([values]), p)) == [expected]
+
+
+def test_top_p_needs_no_further_token_once_p_is_reached_exactly():
+    assert kept(keep_top_p(torch.zeros(1, 4), 0.5)) == [{0, 1}]
+
+
+def test_top_p_of_one_keeps_even_tokens_too_unlikely_for_float32():
+    logits = torch.tensor([[0.0, -100.0, -50.0, -30.0]])
+    assert kept(keep_top_p(logits, 1.0)) == [{0, 1, 2, 3}]
+
+
+@given(LOGITS, st.floats(0.0, 1.0))
+def test_min_p_keeps_tokens_at_least_that_fraction_as_likely_as_the_likeliest(values, min_p):
+    ratios = [math.exp(value - max(values)) for value in values]
+    assume(all(abs(ratio - min_p) > 1e-5 * min_p for ratio in ratios if ratio < 1))
+    assert kept(keep_min_p(torch.tensor([values]), min_p)) == [{i for i, ratio in enumerate(ratios) if ratio >= min_p}]
+
+
+@given(LOGITS, LOGITS, st.integers(1, 5), st.floats(0.05, 0.95))
+def test_rows_are_filtered_independently(first, second, k, p):
+    width = min(len(first), len(second))
+    rows = torch.tensor([first[:width], second[:width]])
+    for keep in (lambda x: keep_top_k(x, k), lambda x: keep_top_p(x, p), lambda x: keep_min_p(x, p)):
+        assert torch.equal(keep(rows), torch.cat([keep(rows[:1]), keep(rows[1:])]))
+
+
+@given(LOGITS, st.floats(0.1, 5.0), st.data())
+def test_repetition_penalty_divides_positive_and_multiplies_negative_logits_of_seen_tokens(values, penalty, data):
+    marks = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    expected = [
+        (value / penalty if value > 0 else value * penalty) if mark else value
+        for value, mark in zip(values, marks, strict=True)
+    ]
+    result = apply_repetition_penalty(torch.tensor([values]), torch.tensor([marks]), penalty)
+    torch.testing.assert_close(result, torch.tensor([expected]))
+
+
+@given(st.lists(LOGITS.filter(lambda v: len(v) == 4), min_size=1, max_size=3))
+def test_temperature_zero_takes_the_largest_logit(rows):
+    logits = torch.tensor(rows)
+    chosen = next_token(logits, SamplingSettings(temperature=0))
+    assert chosen.shape == (len(rows),) and chosen.dtype == torch.int64
+    assert all(row[i] == max(row) for row, i in zip(rows, chosen.tolist(), strict=True))
+
+
+def test_a_penalty_can_change_the_greedy_choice():
+    logits, seen = torch.tensor([[2.0, 1.5, -1.0]]), torch.tensor([[True, False, False]])
+    assert next_token(logits, SamplingSettings(temperature=0, repetition_penalty=2.0), seen=seen).tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-38, 1e-42, 1e-50, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = torch.tensor([[1.0, 3.0, 2.9, -5.0], [80.0, -80.0, 79.0, 0.0]])
+    settings = SamplingSettings(temperature=temperature)
+    assert next_token(logits, settings, [generator(0), generator(1)]).tolist() == [1, 0]
+
+
+def test_a_huge_temperature_is_uniform():
+    logits = torch.tensor([[10.0, 0.0, -10.0, 3.0]]).expand(4000, 4)
+    torch.manual_seed(0)
+    counts = next_token(logits, SamplingSettings(temperature=1e9)).bincount(minlength=4)
+    assert ((counts - 1000).abs() < 150).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SamplingSettings(temperature=1.0),
+        SamplingSettings(temperature=0.5),
+        SamplingSettings(temperature=2.0, top_k=4),
+        SamplingSettings(temperature=1.0, top_p=0.8),
+        SamplingSettings(temperature=1.0, min_p=0.2),
+        SamplingSettings(temperature=0.8, top_k=5, top_p=0.9, min_p=0.05),
+    ],
+    ids=str,
+)
+def test_tokens_come_as_often_as_their_probability_says(settings):
+    values, n = [1.0, 0.5, 0.0, -0.5, -1.0, 2.0], 20000
+    scaled = [value / settings.temperature for value in values]
+    allowed = set(range(len(values)))
+    if settings.top_k:
+        allowed = set(sorted(allowed, key=lambda i: -values[i])[: settings.top_k])
+    if settings.top_p:
+        probability, total, nucleus = softmax([scaled[i] for i in sorted(allowed)]), 0.0, set()
+        of = dict(zip(sorted(allowed), probability, strict=True))
+        for i in sorted(allowed, key=lambda i: -scaled[i]):
+            if total < settings.top_p:
+                nucleus.add(i)
+            total += of[i]
+        allowed = nucleus
+    if settings.min_p:
+        allowed = {i for i in allowed if math.exp(scaled[i] - max(scaled)) >= settings.min_p}
+    probability = softmax([scaled[i] for i in sorted(allowed)])
+    expected = dict(zip(sorted(allowed), probability, strict=True))
+
+    torch.manual_seed(1)
+    drawn = next_token(torch.tensor([values]).expand(n, len(values)), settings).bincount(minlength=len(values))
+    assert {i for i, count in enumerate(drawn.tolist()) if count} == allowed
+    chi_square = sum((int(drawn[i]) - n * p) ** 2 / (n * p) for i, p in expected.items())
+    assert chi_square < 20.5  # 5 degrees of freedom: one run in a thousand is beyond, and the seed is fixed
+
+
+def test_each_row_draws_from_its_own_generator():
+    logits = torch.randn(3, 50, generator=generator(5))
+    settings = SamplingSettings(temperature=1.5)
+    together = [next_token(logits, settings, [generator(i) for i in range(3)]) for _ in range(2)]
+    alone = [next_token(logits[i : i + 1], settings, [generator(i)]) for i in range(3)]
+    assert torch.equal(together[0], together[1])
+    assert torch.equal(together[0], torch.cat(alone))
+
+
+def test_different_seeds_give_different_tokens():
+    logits = torch.zeros(1, 1000)
+    tokens = {int(next_token(logits, SamplingSettings(temperature=1.0), [generator(seed)])) for seed in range(20)}
+    assert len(tokens) > 10
+
+
+def test_logits_are_not_changed():
+    logits = torch.randn(2, 9)
+    before = logits.clone()
+    settings = SamplingSettings(0.7, top_k=4, top_p=0.9, min_p=0.01, repetition_penalty=1.3)
+    next_token(logits, settings, seen=torch.ones(2, 9, dtype=torch.bool))
+    assert torch.equal(logits, before)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=8),
+    st.floats(0, 1e6),
+    st.none() | st.integers(1, 10),
+    st.none() | st.floats(0, 1, exclude_min=True),
+    st.none() | st.floats(0, 1),
+)
+def test_any_valid_settings_choose_a_token(values, temperature, top_k, top_p, min_p):
+    chosen = next_token(torch.tensor([values]), SamplingSettings(temperature, top_k, top_p, min_p), [generator(0)])
+    assert 0 <= int(chosen) < len(values)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", 0),
+        ("top_k", -1),
+        ("top_k", 2.5),
+        ("top_k", math.nan),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_p", -0.5),
+        ("top_p", math.nan),
+        ("min_p", -0.01),
+        ("min_p", 1.5),
+        ("min_p", math.nan),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", -1.0),
+        ("repetition_penalty", math.nan),
+        ("repetition_penalty", math.inf),
+    ],
+)
+def test_an_invalid_setting_is_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        SamplingSettings(**{name: value})

@@ -1,0 +1,89 @@
+"""Guessing ahead: the same text, in fewer steps where it repeats itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_inference_native import MODEL, packed, pytestmark, tokens  # noqa: F401  (pytestmark skips these, too)
+
+import llmfast
+from llmfast.inference.decoders import NativeDecoder, SpeculatingDecoder
+from llmfast.inference.decoders.speculating import PromptLookup
+
+
+@given(text=st.lists(st.integers(0, 4), max_size=60), count=st.integers(0, 6), longest=st.integers(1, 4))
+def test_a_guess_is_what_followed_the_longest_run_that_was_there_before(text, count, longest):
+    expected: list[int] = []
+    for n in range(min(longest, len(text)), 0, -1):
+        run = text[-n:]
+        places = [i for i in range(n, len(text)) if text[i - n : i] == run]
+        if places:
+            expected = text[places[-1] : places[-1] + count]
+            break
+    assert PromptLookup(text, longest).guess(count) == expected
+
+
+def test_prompt_lookup_by_example():
+    assert PromptLookup([1, 2, 3, 4, 1, 2]).guess(2) == [3, 4]
+    assert PromptLookup([1, 2, 3]).guess(4) == []
+    assert PromptLookup([]).guess(4) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+def test_logits_have_the_same_bits_whatever_was_guessed(precision):
+    weights = packed(MODEL, precision)
+    prompt = [1, 2, 3, 4, 5, 1, 2]
+    plain, guessing = NativeDecoder(weights, 1, 80), SpeculatingDecoder(NativeDecoder(weights, 1, 80), 5)
+    assert torch.equal(plain.prefill([prompt]), guessing.prefill([prompt]))
+    following = [3, 4, 5, 1, 2, 3, 4, 9, 1, 2, 3, 3, 3, 3, 3, *tokens(20), 1, 2, 3, 4, 5]  # some guesses come true
+    for token in following:
+        assert torch.equal(plain.step(torch.tensor([token])), guessing.step(torch.tensor([token])))
+        assert torch.equal(plain.best, guessing.best)
+    assert guessing.steps < len(following)
+
+
+def test_guesses_stay_within_the_capacity():
+    guessing = SpeculatingDecoder(NativeDecoder(packed(MODEL), 1, 12), 8)
+    guessing.prefill([[1, 2, 1, 2, 1, 2]])
+    for token in (1, 2, 1, 2, 1, 2):
+        guessing.step(torch.tensor([token]))
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(temperature=0), dict(seed=3), dict(seed=3, repetition_penalty=1.3, top_p=0.9)]
+)
+def test_the_text_is_the_same(settings):
+    llm = llmfast.load("stories", precision="fp32")
+    prompt = "The cat sat. The dog sat. The cat sat. The dog"
+    plain = llm.generate(prompt, max_new_tokens=60, **settings)
+    for guesses in (1, 4, 15):
+        assert llm.generate(prompt, max_new_tokens=60, speculate=guesses, **settings) == plain
+    assert "".join(llm.stream(prompt, max_new_tokens=60, speculate=4, **settings)) == plain.removeprefix(prompt)
+
+
+def test_past_the_context_too():
+    llm = llmfast.load("stories", precision="fp32")
+    ids = torch.tensor(llm.tokenizer.encode("Once upon a time there was a cat. " * 60)[-500:])
+    with pytest.warns(UserWarning, match="outgrew the context"):
+        plain = llm.generate(ids, max_new_tokens=40, temperature=0)
+    with pytest.warns(UserWarning, match="outgrew the context"):
+        assert torch.equal(llm.generate(ids, max_new_tokens=40, temperature=0, speculate=6), plain)
+
+
+@pytest.mark.parametrize(
+    "prompt, settings, words",
+    [
+        ("The cat", dict(speculate=16), "speculate must be 0 to 15"),
+        ("The cat", dict(speculate=-1), "speculate must be 0 to 15"),
+        (["The cat", "A dog"], dict(speculate=2), "one sequence"),
+        ("The cat", dict(speculate=2, use_cache=False), "native decoder and its cache"),
+    ],
+)
+def test_what_cannot_be_is_said(prompt, settings, words):
+    llm = llmfast.load("stories", precision="fp32")
+    with pytest.raises(ValueError, match=words):
+        llm.generate(prompt, **settings)
+    with llmfast.use_backend("pytorch"), pytest.raises(ValueError, match="native decoder"):
+        llm.generate("The cat", speculate=2)
