@@ -5,7 +5,8 @@
 
 It is the GPT of `llmfast/models/gpt2.py` with two of its modules replaced: linear layers call `ops.quantized_linear`,
 and the token embedding turns the rows looked up into floats. Position embedding, LayerNorms, biases and all
-activations are in one dtype. (The native decoder of a CPU has packed weights of its own, and quantises activations too.)
+activations are in one dtype. (The native decoder of a CPU has packed weights of its own, and quantises activations
+too.)
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The layout differs from `llmfast.models.gpt2` in three ways: linear layers of a block are stored (in, out) ("Conv1D"),
 names may lack the prefix `transformer.`, and a tied head is left out. Quantised weights are this project's own:
-`config.json` lists them under "llmfast_quantization", and NAME.weight holds the integers, NAME.weight_scale their scale, both as
-in `llmfast.quantization`, that is (out, in).
+`config.json` lists them under "llmfast_quantization", and NAME.weight holds the integers, NAME.weight_scale their
+scale, both as in `llmfast.quantization`, that is (out, in).
 """
 
 from __future__ import annotations
