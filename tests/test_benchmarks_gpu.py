@@ -18,10 +18,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.gpu import __main__ as command  # noqa: E402
 from benchmarks.gpu import bench, decoding, plots, targets, training  # noqa: E402
 from llmfast import GPT, GPTConfig  # noqa: E402
-from llmfast.inference import generation  # noqa: E402
 from llmfast.benchmarking import records  # noqa: E402
 from llmfast.benchmarking.comparison import WrongResult  # noqa: E402
 from llmfast.benchmarking.records import Record, Spread, Versus  # noqa: E402
+from llmfast.inference import generation  # noqa: E402
 from llmfast.inference.decoders import DecoderPool, StaticDecoder, cuda_graph  # noqa: E402
 
 
