@@ -272,9 +272,10 @@ class LlamaConfig(ModelConfig):
             raise ValueError(f"it does not say {', '.join(missing)}")
         fields = {field.name for field in dataclasses.fields(cls)}
         for name, value in document.items():
-            if name in fields | READ | HARMLESS or value in (None, False, 0, 1.0, "") or name.endswith("_token_id"):
+            neutral = value is None or value is False or value == "" or (value in (0, 1) and value is not True)
+            if name in fields | READ | HARMLESS or name.endswith("_token_id"):
                 continue
-            if any(part in name.lower() for part in TELLING):
+            if not neutral and any(part in name.lower() for part in TELLING):
                 raise ValueError(f"it sets {name} to {value!r}, which this model does not compute")
         given = {name: value for name, value in document.items() if name in fields and value is not None}
         for name in ("head_dim", "bos_token_id", "eos_token_id", "sliding_window"):  # where null says something
@@ -301,6 +302,7 @@ class LlamaConfig(ModelConfig):
         for name in ("rope", "no_rope_blocks", "window_blocks"):
             del document[name]
         document |= {"architectures": [ARCHITECTURES[self.model_type]], "num_key_value_heads": self.key_heads}
+        document["pad_token_id"] = None  # or SmolLM3's class takes one beyond a small vocabulary
         document |= {"rope_theta": self.rope.rope_theta, "rope_parameters": self.rope.to_document()}
         if self.model_type in ("qwen2", "qwen3", "smollm3"):
             kinds = ["full_attention" if self.window(b) is None else "sliding_attention" for b in range(self.blocks)]
