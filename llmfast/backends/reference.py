@@ -26,12 +26,43 @@ def causal_attention(
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
     kv_lengths: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
+    B, T, S = q.shape[0], q.shape[2], k.shape[2]
+    visible = torch.zeros(B, 1, T, S, dtype=torch.bool, device=q.device)
+    for sequence, length in enumerate([S] * B if kv_lengths is None else kv_lengths.tolist()):
+        for t in range(T):
+            position = min(max(0, length), S) - T + t
+            first = 0 if window is None else max(0, position - window + 1)
+            visible[sequence, :, t, first : max(0, position + 1)] = True
+    return _attention(q, k, v, visible, scale, dropout_p, dropout_seed)
+
+
+def bidirectional_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+) -> Tensor:
+    B, T, S = q.shape[0], q.shape[2], k.shape[2]
+    visible = torch.ones(B, 1, T, S, dtype=torch.bool, device=q.device)
+    for sequence, length in enumerate([] if kv_lengths is None else kv_lengths.tolist()):
+        visible[sequence, ..., max(0, length) :] = False
+    return _attention(q, k, v, visible, scale, dropout_p, dropout_seed)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, dropout_p: float, dropout_seed: Tensor | None
+) -> Tensor:
+    """Over the keys that `visible` (B, 1, T, S) says; 0 for a query that sees none."""
     q, k, v = q.double(), k.double(), v.double()
     (B, H, T, _), S = q.shape, k.shape[2]
     if k.shape[1] != H:
         k, v = (x.repeat_interleave(H // k.shape[1], dim=1) for x in (k, v))
-    visible = _visible(B, T, S, kv_lengths, q.device)
     scores = (scale * q @ k.transpose(-2, -1)).masked_fill(~visible, -math.inf)
     blind = ~visible.any(-1, keepdim=True)  # rows that see no key: their softmax would be 0/0
     weights = torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(~visible, 0.0)
@@ -39,13 +70,6 @@ def causal_attention(
         assert dropout_seed is not None
         weights = weights * _kept(int(dropout_seed), dropout_p, B, H, T, S).to(weights.device) / (1 - dropout_p)
     return weights @ v
-
-
-def _visible(B: int, T: int, S: int, kv_lengths: Tensor | None, device: torch.device) -> Tensor:
-    """(B, 1, T, S) bool: a sequence's queries are its last T positions, and each sees the keys up to its own."""
-    lengths = [S] * B if kv_lengths is None else [min(max(0, length), S) for length in kv_lengths.tolist()]
-    masks = [torch.ones(T, S, dtype=torch.bool, device=device).tril(length - T) for length in lengths]
-    return torch.stack(masks).unsqueeze(1) if masks else torch.ones(0, 1, T, S, dtype=torch.bool, device=device)
 
 
 def _kept(seed: int, p: float, B: int, H: int, T: int, S: int) -> Tensor:
@@ -78,6 +102,27 @@ def add_layer_norm(
     return layer_norm(total, weight, bias, eps), total
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    x = x.double()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.double()
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    total = x.double() + residual.double()
+    return rms_norm(total, weight, eps), total
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    half = cos.shape[-1]
+    pair = torch.arange(half, device=x.device)
+    first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
+    x, cos, sin = x.double(), cos.double()[:, None], sin.double()[:, None]
+    turned = x.clone()
+    turned[..., first] = x[..., first] * cos - x[..., second] * sin
+    turned[..., second] = x[..., second] * cos + x[..., first] * sin
+    return turned
+
+
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     x = x.double()
     if approximate == "tanh":
@@ -85,10 +130,26 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
+def _activate(x: Tensor, activation: str | None) -> Tensor:
+    if activation == "silu":
+        return x / (1 + torch.exp(-x))
+    return x if activation is None else gelu(x, "tanh" if activation == "gelu_tanh" else "none")
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     y = x.double() @ weight.double().T
-    y = y if bias is None else y + bias.double()
-    return y if activation is None else gelu(y, "tanh" if activation == "gelu_tanh" else "none")
+    return _activate(y if bias is None else y + bias.double(), activation)
+
+
+def gated_linear(
+    x: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    return linear(x, gate_weight, gate_bias, activation) * linear(x, up_weight, up_bias)
 
 
 def quantized_linear(
