@@ -28,6 +28,8 @@ def attention(
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
     kv_lengths: Tensor | None = None,
+    window: int | None = None,
+    causal: bool = True,
 ) -> list[Any]:
     (B, H, T, D), (_, Hkv, S, _) = q.shape, k.shape
     queries, keys, values = q.tolist(), k.tolist(), v.tolist()
@@ -35,7 +37,8 @@ def attention(
     for b, h, t in itertools.product(range(B), range(H), range(T)):
         length = S if kv_lengths is None else sorted((0, int(kv_lengths[b]), S))[1]
         group = h * Hkv // H
-        seen = range(max(0, length - T + t + 1))
+        end = max(0, length - T + t + 1) if causal else length
+        seen = range(0 if window is None else max(0, end - window), end)
         scores = [scale * dot(queries[b][h][t], keys[b][group][s]) for s in seen]
         exponentials = [math.exp(score - max(scores)) for score in scores]
         for s, exponential in zip(seen, exponentials, strict=True):
@@ -44,6 +47,10 @@ def attention(
                 continue
             out[b][h][t] = [o + weight * x for o, x in zip(out[b][h][t], values[b][group][s], strict=True)]
     return [out]
+
+
+def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> list[Any]:
+    return attention(q, k, v, causal=False, **settings)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> list[Any]:
@@ -57,8 +64,32 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> list[Any]:
-    total = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(rows(x), rows(residual), strict=True)]
-    return [*layer_norm(torch.tensor(total, dtype=torch.float64).view(x.shape), weight, bias, eps), total]
+    total = x + residual
+    return [*layer_norm(total, weight, bias, eps), total.tolist()]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> list[Any]:
+    def normed(row: list[float]) -> list[float]:
+        size = math.sqrt(dot(row, row) / len(row) + eps)
+        return [value / size * w for value, w in zip(row, weight.tolist(), strict=True)]
+
+    return [[normed(row) for row in rows(x)]]
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> list[Any]:
+    total = x + residual
+    return [*rms_norm(total, weight, eps), total.tolist()]
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> list[Any]:
+    """Channels as complex numbers, turned by multiplying."""
+    out, half = x.tolist(), cos.shape[-1]
+    for b, h, t, i in itertools.product(*map(range, x.shape[:3]), range(half)):
+        first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+        angle = b % cos.shape[0], t, i
+        turned = complex(x[b, h, t, first], x[b, h, t, second]) * complex(cos[angle], sin[angle])
+        out[b][h][t][first], out[b][h][t][second] = turned.real, turned.imag
+    return [out]
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> list[Any]:
@@ -68,6 +99,18 @@ def gelu(x: Tensor, approximate: str = "tanh") -> list[Any]:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> list[Any]:
     outputs = list(zip(weight.tolist(), numbers(bias, weight), strict=True))
     return [[[activated(dot(row, w) + b, activation) for w, b in outputs] for row in rows(x)]]
+
+
+def gated_linear(
+    x: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    activation: str = "silu",
+) -> list[Any]:
+    (gates,), (ups,) = linear(x, gate_weight, gate_bias, activation), linear(x, up_weight, up_bias)
+    return [[[g * u for g, u in zip(*pair, strict=True)] for pair in zip(gates, ups, strict=True)]]
 
 
 def quantized_linear(
@@ -96,10 +139,15 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
 
 BY_HAND: dict[str, Callable[..., list[Any]]] = {
     "causal_attention": attention,
+    "bidirectional_attention": bidirectional_attention,
     "layer_norm": layer_norm,
     "add_layer_norm": add_layer_norm,
+    "rms_norm": rms_norm,
+    "add_rms_norm": add_rms_norm,
+    "rotary": rotary,
     "gelu": gelu,
     "linear": linear,
+    "gated_linear": gated_linear,
     "linear_cross_entropy": linear_cross_entropy,
     "quantized_linear": quantized_linear,
 }
@@ -118,6 +166,8 @@ def numbers(bias: Tensor | None, like: Any) -> list[float]:
 
 
 def activated(x: float, activation: str | None) -> float:
+    if activation == "silu":
+        return x / (1 + math.exp(-x))
     if activation == "gelu_tanh":
         return x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return x / 2 * (1 + math.erf(x / math.sqrt(2))) if activation == "gelu" else x
