@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llmfast.training.documents import Part, Source
+from llmfast.documents import Part, Source
 
 
 @dataclass
