@@ -39,15 +39,19 @@ def causal_attention(
     dropout_p: float,
     dropout_seed: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
+    window: int = 0,
+    causal: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q (B, H, T, D), k and v (B, Hkv, S, D) -> out (B, H, T, D), lse (B, H, T) in float32."""
+    if window or not causal:
+        raise NotImplementedError("the Triton kernels know causal attention without a window only")
     out = empty_heads_last(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if lse.numel() == 0:
         return out, lse
     if padding := -q.shape[3] % UNIT.value:
         q, k, v = (pad(tensor, (0, padding)) for tensor in (q, k, v))
-        wide, lse = causal_attention(q, k, v, scale, dropout_p, dropout_seed, kv_lengths)
+        wide, lse = causal_attention(q, k, v, scale, dropout_p, dropout_seed, kv_lengths, window, causal)
         return out.copy_(wide[..., :-padding]), lse
     q, k, v = walkable(q), walkable(k), walkable(v)
     if dropout_p <= 0.0 and is_few(q, k):
@@ -68,6 +72,8 @@ def causal_attention_backward(
     dropout_p: float,
     dropout_seed: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
+    window: int = 0,
+    causal: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of q, k and v, from what the forward pass got and gave."""
     dq, dk, dv = empty_heads_last(q), empty_heads_last(k), empty_heads_last(v)
@@ -76,7 +82,7 @@ def causal_attention_backward(
     inputs = (scale, dropout_p, dropout_seed, kv_lengths)
     if padding := -q.shape[3] % UNIT.value:
         grad_out, q, k, v, out = (pad(tensor, (0, padding)) for tensor in (grad_out, q, k, v, out))
-        wide = causal_attention_backward(grad_out, q, k, v, out, lse, *inputs)
+        wide = causal_attention_backward(grad_out, q, k, v, out, lse, *inputs, window, causal)
         for gradient, padded in zip((dq, dk, dv), wide, strict=True):
             gradient.copy_(padded[..., :-padding])
         return dq, dk, dv

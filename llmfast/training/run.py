@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmfast.files import write_atomic
 from llmfast.inference.generation import LLM, chosen_backend
-from llmfast.models.gpt2 import FLOATS
+from llmfast.models import FLOATS
 from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.training import checkpoints, directory, memory
 from llmfast.training.configuration import TrainingConfig
@@ -26,7 +26,8 @@ from llmfast.training.interruption import Interruption
 from llmfast.training.processes import Processes, processes
 from llmfast.training.report import Report
 from llmfast.training.trainer import Diverged, Trainer, best_precision
-from llmfast.weights import checkpoint
+from llmfast.weights.quantizing import TRAINING
+from llmfast.weights.saving import save
 
 SAMPLE_TOKENS = 120
 SMALLEST_SCALE = 1e-3  # below it fp16's gradients overflow for another reason than their scale
@@ -252,9 +253,9 @@ class Run:
         with self._writing("the model"):
             dtype = FLOATS[self.config.run.saved_precision]
             rounded = {name: tensor.to(dtype) for name, tensor in state.items()}
-            checkpoint.save(self.out, trainer.model.config, rounded, tokenizer_from=self.record.data)
+            save(self.out, trainer.model.config, rounded, tokenizer_from=self.record.data)
             content = json.dumps(record | {"arguments": arguments}, indent=2)
-            write_atomic(self.out / checkpoint.TRAINING, f"{content}\n".encode())
+            write_atomic(self.out / TRAINING, f"{content}\n".encode())
 
     def _checkpoint(self) -> None:
         if self.validation is None:
