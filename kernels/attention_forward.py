@@ -21,6 +21,7 @@ newer turn into bulk copies by the tensor memory accelerator; otherwise through 
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import triton
@@ -170,11 +171,12 @@ def key(q: torch.Tensor, dropout: bool) -> dict[str, int]:
     return {**tile_key(q), "heavy": dropout}
 
 
-def forward_candidates(family: str) -> list[ForwardTile]:
+@cache
+def forward_candidates(family: str) -> tuple[ForwardTile, ...]:
     """What a search tries."""
-    tiles = [ForwardTile(**vars(tile)) for tile in candidates((64, 128), (32, 64, 128))]
+    tiles = tuple(ForwardTile(**vars(tile)) for tile in candidates((64, 128), (32, 64, 128)))
     if family in ("hopper", "blackwell"):
-        tiles += [replace(tile, descriptors=True) for tile in tiles]
+        tiles += tuple(replace(tile, descriptors=True) for tile in tiles)
     return tiles
 
 
