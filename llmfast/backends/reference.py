@@ -25,12 +25,36 @@ def causal_attention(
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
     kv_lengths: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
+    visible = visible_keys(q.shape[2], k.shape[2], kv_lengths, q.device, window)
+    return _attention(q, k, v, visible, scale, dropout_p, dropout_seed)
+
+
+def bidirectional_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+) -> Tensor:
+    B, T, S = q.shape[0], q.shape[2], k.shape[2]
+    lengths = torch.full((B,), S, device=q.device) if kv_lengths is None else kv_lengths
+    visible = (torch.arange(S, device=q.device) < lengths.view(B, 1, 1, 1)).expand(B, 1, T, S)
+    return _attention(q, k, v, visible, scale, dropout_p, dropout_seed)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, dropout_p: float, dropout_seed: Tensor | None
+) -> Tensor:
+    """Over the keys that `visible` (B or 1, 1, T, S) says; 0 for a query that sees none."""
     q, k, v = q.double(), k.double(), v.double()
     (B, H, T, _), S = q.shape, k.shape[2]
     if k.shape[1] != H:
         k, v = (x.repeat_interleave(H // k.shape[1], dim=1) for x in (k, v))
-    visible = visible_keys(T, S, kv_lengths, q.device)
     scores = (scale * q @ k.transpose(-2, -1)).masked_fill(~visible, -math.inf)
     blind = ~visible.any(-1, keepdim=True)  # rows that see no key: their softmax would be 0/0
     weights = torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(~visible, 0.0)
@@ -40,12 +64,13 @@ def causal_attention(
     return weights @ v
 
 
-def visible_keys(T: int, S: int, kv_lengths: Tensor | None, device: torch.device) -> Tensor:
-    """(1 or B, 1, T, S) bool: query t sees keys 0 … length - T + t."""
+def visible_keys(T: int, S: int, kv_lengths: Tensor | None, device: torch.device, window: int | None = None) -> Tensor:
+    """(1 or B, 1, T, S) bool: query t, at position p = length - T + t, sees keys p - window + 1 … p."""
     key = torch.arange(S, device=device)
     query = torch.arange(T, device=device).view(T, 1)
     length = torch.tensor([S], device=device) if kv_lengths is None else kv_lengths.clamp(0, S)
-    return key <= length.view(-1, 1, 1, 1) - T + query
+    position = length.view(-1, 1, 1, 1) - T + query
+    return (key <= position) if window is None else (key <= position) & (key > position - window)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
@@ -62,6 +87,27 @@ def add_layer_norm(
     return layer_norm(total, weight, bias, eps), total
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    x = x.double()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.double()
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    total = x.double() + residual.double()
+    return rms_norm(total, weight, eps), total
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    half = cos.shape[-1]
+    pair = torch.arange(half, device=x.device)
+    first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
+    x, cos, sin = x.double(), cos.double()[:, None], sin.double()[:, None]
+    turned = x.clone()
+    turned[..., first] = x[..., first] * cos - x[..., second] * sin
+    turned[..., second] = x[..., second] * cos + x[..., first] * sin
+    return turned
+
+
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     x = x.double()
     if approximate == "tanh":
@@ -69,10 +115,26 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
+def _activate(x: Tensor, activation: str | None) -> Tensor:
+    if activation == "silu":
+        return x / (1 + torch.exp(-x))
+    return x if activation is None else gelu(x, "tanh" if activation == "gelu_tanh" else "none")
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     y = x.double() @ weight.double().T
-    y = y if bias is None else y + bias.double()
-    return y if activation is None else gelu(y, "tanh" if activation == "gelu_tanh" else "none")
+    return _activate(y if bias is None else y + bias.double(), activation)
+
+
+def gated_linear(
+    x: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    return linear(x, gate_weight, gate_bias, activation) * linear(x, up_weight, up_bias)
 
 
 def quantized_linear(
