@@ -1,4 +1,4 @@
-"""An architecture in one file outside of the package is known everywhere: the example of docs/add-an-architecture.md."""
+"""An architecture in one file outside of the package is known everywhere (docs/add-an-architecture.md)."""
 
 import sys
 from pathlib import Path
