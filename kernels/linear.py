@@ -76,13 +76,13 @@ def _preactivation_gradient(
     gradient = torch.empty_like(grad_out) if activation else None
     column_tiles = ceil_div(columns, COLUMNS)
     parts = min(ceil_div(rows, ROWS), ceil_div(4 * multiprocessors(grad_out), column_tiles))
-    partial = None if dbias is None else grad_out.new_empty((parts, columns), dtype=torch.float32)
+    partial = grad_out.new_empty((parts, columns), dtype=torch.float32) if dbias is not None else None
     with on_device(grad_out):
         _preactivation_gradient_kernel[(column_tiles, parts)](
             grad_out, preactivation if activation else None, gradient, partial, rows, columns,
             ACTIVATION=activation, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4,
         )  # fmt: skip
-        if dbias is not None:
+        if partial is not None and dbias is not None:
             sum_parts(partial, None, dbias, False)
     return grad_out if gradient is None else gradient
 

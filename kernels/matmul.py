@@ -204,11 +204,11 @@ def aligned_rows(matrix: torch.Tensor) -> torch.Tensor:
     return pad(matrix, (0, -matrix.shape[1] % 16)) if matrix.stride(0) % 16 else matrix
 
 
-def choose_size(a: torch.Tensor, rows: int, columns: int, split: bool) -> str:
+def choose_size(a: torch.Tensor, rows: int, columns: int, split: bool, kernel: str = "matrix_multiply") -> str:
     """The largest tile that is filled at least halfway down and, unless the inner dimension can be split, occupies
     the whole GPU. The number of rows chooses among these three and nothing else, so that it compiles nothing further.
     """
-    tiles = _tiles(gpu_family(a), a.element_size())
+    tiles = _tiles(kernel, gpu_family(a), a.element_size())
     for size in SIZES[:-1]:
         programs = ceil_div(rows, tiles[size].rows) * ceil_div(columns, tiles[size].columns)
         if 2 * rows > tiles[size].rows and (split or programs >= multiprocessors(a)):
@@ -217,9 +217,9 @@ def choose_size(a: torch.Tensor, rows: int, columns: int, split: bool) -> str:
 
 
 @cache
-def _tiles(family: str, element_bytes: int) -> dict[str, MatrixTile]:
+def _tiles(kernel: str, family: str, element_bytes: int) -> dict[str, MatrixTile]:
     key = {"element_bytes": element_bytes}
-    return {size: configuration("matrix_multiply", MatrixTile, family, **key, size=size) for size in SIZES}
+    return {size: configuration(kernel, MatrixTile, family, **key, size=size) for size in SIZES}
 
 
 def multiply_matrices(
@@ -269,7 +269,7 @@ def multiply_matrices(
                 sum_parts(target, multiplier, out, accumulate)
 
     if accumulate:  # a search would add to out again and again
-        launch(_tiles(gpu_family(a), a.element_size())[size])
+        launch(_tiles("matrix_multiply", gpu_family(a), a.element_size())[size])
     else:
         launch(choose("matrix_multiply", MatrixTile, a, CANDIDATES, launch, element_bytes=a.element_size(), size=size))
 
