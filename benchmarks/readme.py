@@ -85,8 +85,8 @@ def peers(results: Results) -> str:
     title = MODELS[next(row.model for row in rows if row.model)].title
     lines += [
         "",
-        f"Tokens a second of {title}, batch 1, on {facts['threads']} threads of an {facts['machine']['cpu']}: medians of "
-        "rounds in which the engines take turns, and in brackets how many times as fast llmfast is (the median of each "
+        f"Tokens a second of {title}, batch 1, on {facts['threads']} threads of an {facts['machine']['cpu']}: medians "
+        "of rounds in which the engines take turns, and in brackets how many times as fast llmfast is (the median of each "
         "round's ratio). The limit is the bandwidth of reading memory, when decoding, and arithmetic, for a prompt, "
         f"measured in the same run. {used}.",
     ]

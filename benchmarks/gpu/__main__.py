@@ -32,6 +32,7 @@ SECTIONS = {
     "decoding": (120, 45),
     "training": (125, 40),
     "layers": (110, 25),
+    "llama_layers": (60, 20),
     "attention": (95, 20),
     "memory": (20, 6),
 }
