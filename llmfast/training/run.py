@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmfast.files import write_atomic
 from llmfast.inference.generation import LLM, chosen_backend
+from llmfast.models import FLOATS
 from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.training import checkpoints, directory, memory
 from llmfast.training.configuration import TrainingConfig
@@ -250,7 +251,9 @@ class Run:
         arguments = {name: value for s in self.config.to_document().values() for name, value in s.items()}
         record = {"step": trainer.steps_done, "data": ", ".join(Path(f).name for f in self.record.files)} | figures
         with self._writing("the model"):
-            save(self.out, trainer.model.config, state, tokenizer_from=self.record.data)
+            dtype = FLOATS[self.config.run.saved_precision]
+            rounded = {name: tensor.to(dtype) for name, tensor in state.items()}
+            save(self.out, trainer.model.config, rounded, tokenizer_from=self.record.data)
             content = json.dumps(record | {"arguments": arguments}, indent=2)
             write_atomic(self.out / TRAINING, f"{content}\n".encode())
 
