@@ -93,6 +93,30 @@ def test_occupancy_is_the_tightest_of_registers_shared_memory_and_warps():
     assert mi300.occupancy(registers=64, shared=64 * KIB, warps=4) == 4 / 32
 
 
+SUMS_OF_A_PRODUCT = """
+import re, triton
+from triton.compiler import ASTSource
+from llmfast.kernels.aot.cases import _linear
+from llmfast.kernels.aot.chips import CHIPS
+from llmfast.kernels.aot.recorder import record
+
+for c in record(CHIPS["sm_90"], (call for call in _linear("float32", "hopper") if "small" in call[1])):
+    if c.name == "matmul.multiply" and not c.constants.get("bias"):
+        source = ASTSource(c.kernel, c.signature, c.constants, c.attributes)
+        compiled = triton.compile(source, target=c.chip.target, options=c.options)
+        print(len(re.findall(r"add(?:\\.rn)?\\.f32", compiled.asm["ptx"])))
+"""
+
+
+def test_float32_products_are_summed_by_themselves_before_they_are_added_to_the_rest():
+    """Triton may not fold the sum into one long chain of fused additions, whose errors grow with the inner size."""
+    result = run("-c", SUMS_OF_A_PRODUCT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    sums = [int(line) for line in result.stdout.split()]
+    # 16 by 16 elements, two a thread: one sum for each in the loop, and one after it.
+    assert len(sums) >= 2 and min(sums) >= 4
+
+
 # --- how many lengths ------------------------------------------------------------------------------------------------
 
 
