@@ -102,6 +102,23 @@ class Arithmetic:
     logits_divisor: float = 1.0
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a new model is to be, in words that every family understands."""
+
+    vocab_size: int
+    context: int
+    width: int
+    blocks: int
+    heads: int
+    key_heads: int | None = None  # as many as there are heads when None
+    inner_dim: int | None = None  # what the family usually has when None
+    dropout: float = 0.0  # of embeddings and residual branches
+    attention_dropout: float = 0.0
+    tie_word_embeddings: bool = True
+    end_of_text: int | None = None  # the token that begins and ends a text
+
+
 class ModelConfig:
     """The hyperparameters of an architecture, and what the rest of the house may ask of any of them.
 
@@ -149,6 +166,11 @@ class ModelConfig:
     def end_tokens(self) -> tuple[int, ...]:
         """The tokens that end a text."""
         return ()
+
+    @classmethod
+    def shaped(cls, shape: Shape, model_type: str) -> ModelConfig:
+        """A new model to train. `ValueError` for what the family has no place for."""
+        raise NotImplementedError
 
     def parameters(self) -> list[Parameter]:
         """Every tensor of a model of this shape, in the order in which it computes; a tied head is not one."""

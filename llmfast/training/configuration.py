@@ -45,11 +45,14 @@ def setting(
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The shape, under `GPTConfig`'s names; the vocabulary comes from the tokenizer."""
+    """The family and the shape, under GPT-2's names; the vocabulary comes from the tokenizer."""
 
-    n_layer: int = setting(4, "blocks", least=1)
+    family: str = setting("gpt2", "gpt2, llama, mistral, qwen2, qwen3, smollm3, granite")
+    n_layer: int = setting(4, "blocks", least=1, most=10_000)
     n_head: int = setting(6, "attention heads, a divisor of n_embd", least=1)
+    n_key_head: int = setting(0, "heads of keys and values, a divisor of n_head; 0 for n_head", least=0)
     n_embd: int = setting(192, "width", least=1)
+    n_inner: int = setting(0, "width of the feed-forward layers; 0 for what the family usually has", least=0)
     n_positions: int = setting(256, "the context, in tokens", least=1)
     dropout: float = setting(0.0, "of embeddings and residual branches", least=0, below=1)
     attention_dropout: float = setting(0.0, "of the weights of attention", least=0, below=1)
@@ -214,6 +217,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         validation_documents=500, rows="documents", batch_size=12, optimizer="muon", lr=3e-3, schedule="linear",
         hold=0.3, steps=2600, warmup=50, beta2=0.95, saved_precision="bf16", evaluate_every=250,
         checkpoint_every=250, sample_every=500, sample_prompt="Once upon a time",
+    ),
+    # A small model of the Llama family: 7.9 million parameters, minutes on a CPU.
+    "llama-small": dict(
+        family="llama", n_layer=4, n_head=6, n_key_head=2, n_embd=384, n_positions=256, tokenizer="bpe",
+        vocab_size=2000, batch_size=16, lr=2e-3, steps=1000, warmup=50, beta2=0.95, evaluate_every=250,
+        checkpoint_every=250, sample_every=500,
     ),
     # GPT-2 124M, half a million tokens a step, 10 billion in all: for a node of GPUs.
     "gpt2": dict(

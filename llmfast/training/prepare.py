@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from llmfast.documents import Source, find_sources
-from llmfast.files import write_atomic
+from llmfast.files import file_sha256, write_atomic
 from llmfast.tokenizers import TRAINABLE, Tokenizer, gpt2_tokenizer, load_tokenizer, train_tokenizer
 from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.training.division import Division, scan
 from llmfast.training.encoding import Encoder, encode_all
-from llmfast.training.manifest import MANIFEST, Manifest, Shard, Split, file_sha256
+from llmfast.training.manifest import MANIFEST, Manifest, Shard, Split
 from llmfast.weights.locate import EMBEDDED, locate_model
 
 SHARD_TOKENS = 1 << 24

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from llmfast.inference.decoders.native import fastest_float
-from llmfast.models import FLOATS, GPT, GPTConfig
+from llmfast.models import FLOATS, ModelConfig, Shape, create, shaped
 from llmfast.training import checkpoints
 from llmfast.training.configuration import TrainingConfig
 from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader, rows_of
@@ -55,22 +55,23 @@ class Validation:
         return self.nats / self.tokens
 
 
-def model_config(config: TrainingConfig, vocab_size: int, end_of_text: int | None) -> GPTConfig:
+def model_config(config: TrainingConfig, vocab_size: int, end_of_text: int | None) -> ModelConfig:
     """The model's configuration, as its `config.json` will have it."""
-    shape = config.model
-    return GPTConfig(
+    asked = config.model
+    shape = Shape(
         vocab_size=vocab_size,
-        n_positions=shape.n_positions,
-        n_embd=shape.n_embd,
-        n_layer=shape.n_layer,
-        n_head=shape.n_head,
-        embd_pdrop=shape.dropout,
-        attn_pdrop=shape.attention_dropout,
-        resid_pdrop=shape.dropout,
-        tie_word_embeddings=shape.tie_word_embeddings,
-        bos_token_id=end_of_text,
-        eos_token_id=end_of_text,
+        context=asked.n_positions,
+        width=asked.n_embd,
+        blocks=asked.n_layer,
+        heads=asked.n_head,
+        key_heads=asked.n_key_head or None,
+        inner_dim=asked.n_inner or None,
+        dropout=asked.dropout,
+        attention_dropout=asked.attention_dropout,
+        tie_word_embeddings=asked.tie_word_embeddings,
+        end_of_text=end_of_text,
     )
+    return shaped(asked.family, shape)
 
 
 def best_precision(device: torch.device) -> str:
@@ -104,17 +105,18 @@ class Trainer:
                 f"{config.data.accumulation} × {group.world_size}"
             )
         T, rows, place = config.model.n_positions, config.data.batch_size, (run.seed, group.rank, group.world_size)
+        self.padding = end_of_text or 0
         self.loader: WindowLoader | DocumentLoader
         if config.data.rows == "documents":
             self.loader = DocumentLoader(data, T, rows * (T + 1), *place, end_of_text)
         else:
             self.loader = WindowLoader(data, T, rows, *place)
         torch.manual_seed(run.seed)  # the initial weights are made on the CPU: the same on every device
-        model = GPT(model_config(config, vocab_size, end_of_text)).to(self.device)
+        model = create(model_config(config, vocab_size, end_of_text)).to(self.device)
         self.model = model.train()
         dtype = FLOATS[run.precision]
         if run.activation_checkpointing:
-            for block in model.transformer.h:
+            for block in model.block_modules:
                 block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
         if group.sharded and run.precision == "fp16":
             raise ValueError("fsdp computes in fp32 or bf16: fp16 would overflow in one process and not in another")
@@ -197,7 +199,7 @@ class Trainer:
             for first in range(0, len(batches), world):  # as many for everyone, as sharded weights need it
                 index = first + self.group.rank
                 starts, lengths = zip(*batches[index % len(batches)], strict=True)
-                ids, targets = rows_of(data, starts, lengths, lengths[0], self.model.config.eos_token_id or 0)
+                ids, targets = rows_of(data, starts, lengths, lengths[0], self.padding)
                 count = int((targets != IGNORED).sum()) if index < len(batches) else 0
                 if count == 0:
                     targets = targets.clamp(min=0)
