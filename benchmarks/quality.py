@@ -26,14 +26,17 @@ from torch import Tensor
 
 import llmfast
 from llmfast.benchmarking.facts import facts
+from llmfast.documents import read_text, split_documents
 from llmfast.files import write_atomic
 from llmfast.inference.scoring import Window, batch_logits, batches, windows
-from llmfast.quantization import formats as quantization
-from llmfast.training.stories import read_stories
-from llmfast.weights import checkpoint
+from llmfast.quantization.plan import PRECISIONS as QUANTIZED
+from llmfast.training.configuration import TrainingConfig
+from llmfast.weights.checkpoint import load, stream
+from llmfast.weights.config_file import record_quality
 
 LOGITS_AT_ONCE = 1 << 23
-PRECISIONS = ("bf16", *quantization.PRECISIONS)
+HELD_OUT = TrainingConfig.preset("stories").data.validation_documents
+PRECISIONS = ("bf16", *QUANTIZED)
 
 
 def logits_of(llm: llmfast.LLM, batch: Sequence[Window]) -> Tensor:
@@ -47,7 +50,7 @@ def windows_of(llm: llmfast.LLM, documents: list[str]) -> list[Window]:
     assert llm.tokenizer is not None and llm.tokenizer.end_of_text is not None
     end = llm.tokenizer.end_of_text
     sequences = ([end, *llm.tokenizer.encode(document), end] for document in documents)
-    return [window for sequence in sequences for window in windows(sequence, llm.config.n_positions)]
+    return [window for sequence in sequences for window in windows(sequence, llm.config.context)]
 
 
 @torch.inference_mode()
@@ -111,9 +114,10 @@ def main() -> None:
     try:
         texts: dict[str, list[str]] = {}
         if arguments.stories:
-            texts[arguments.stories.name] = read_stories(arguments.stories)[1][:limit]
+            held_out = split_documents(read_text(arguments.stories))[-HELD_OUT:]
+            texts[arguments.stories.name] = held_out[:limit]
         for path in arguments.text:
-            texts[path.name] = [path.read_text(encoding="utf-8")[: limit and 1000 * limit]]
+            texts[path.name] = [read_text(path)[: limit and 1000 * limit]]
         if not texts:
             raise ValueError("no text to measure on: give --stories or --text")
         reference = llmfast.load(arguments.model, precision="fp32", device="cpu")
@@ -129,15 +133,15 @@ def main() -> None:
         record: dict[str, Any] = {"model": arguments.model, "limit": limit, "results": results, "facts": facts()}
         write_atomic(arguments.out, (json.dumps(record, indent=2) + "\n").encode())
     if recorded is not None:
-        checkpoint.record_quality(arguments.record, {text: rows[recorded] for text, rows in results.items()})
+        record_quality(arguments.record, {text: rows[recorded] for text, rows in results.items()})
 
 
 def precision_of(directory: Path, others: Mapping[str, llmfast.LLM]) -> str:
     """Which of the models to be measured a directory holds."""
-    precision = checkpoint.stream(directory).precision
+    precision = stream(directory).precision
     if precision is None or precision not in others:
         raise ValueError(f"{directory} holds none of {', '.join(others)}, which are to be measured")
-    stored = checkpoint.load(directory)[1]
+    stored = load(directory)[1]
     measured = others[precision].model.state_dict()
     if not all(name in stored and torch.equal(tensor, stored[name].float()) for name, tensor in measured.items()):
         raise ValueError(f"{directory} does not hold the weights that are to be measured")

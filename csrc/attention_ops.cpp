@@ -27,7 +27,8 @@ struct Call {
   std::vector<i64> lengths;
 
   Call(const Tensor& q_, const Tensor& k_, const Tensor& v_, double scale, double dropout_p,
-       const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths) {
+       const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths, i64 window, bool causal) {
+    check(window == 0 && causal, "the C++ kernels know causal attention without a window only");
     check(q_.dim() == 4, "q has shape ", shape(q_), ", expected (B, H, T, D)");
     check(k_.dim() == 4, "k has shape ", shape(k_), ", expected (B, Hkv, S, D)");
     check_same_shape(v_, "v", k_, "k");
@@ -73,8 +74,8 @@ struct Call {
 }  // namespace
 
 Tensors2 causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, double dropout_p,
-                          const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths) {
-  Call call(q, k, v, scale, dropout_p, dropout_seed, kv_lengths);
+                          const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths, int64_t window, bool causal) {
+  Call call(q, k, v, scale, dropout_p, dropout_seed, kv_lengths, window, causal);
   AttentionArgs& a = call.args;
   const Tensor out = empty_like_heads(q), lse = allocate({a.B, a.H, a.T}, ScalarType::Float);
   a.out = writable(out);
@@ -86,8 +87,8 @@ Tensors2 causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, dou
 
 Tensors3 causal_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
                                    const Tensor& out, const Tensor& lse, double scale, double dropout_p,
-                                   const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths) {
-  Call call(q, k, v, scale, dropout_p, dropout_seed, kv_lengths);
+                                   const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths, int64_t window, bool causal) {
+  Call call(q, k, v, scale, dropout_p, dropout_seed, kv_lengths, window, causal);
   AttentionArgs& a = call.args;
   check_same_shape(grad_out, "grad_out", q, "q");
   check_same_shape(out, "out", q, "q");

@@ -10,7 +10,7 @@
 //   sample                  native_decoder_ops.cpp     sampling.cpp
 //   limit_read, limit_...   limits_ops.cpp             limits.inl
 //
-// Only CPU kernels are registered here; fake kernels and autograd formulas come from llmfast/backends/registered.py,
+// Only CPU kernels are registered here; fake kernels and autograd formulas come from llmfast/backends/registered/,
 // for these operators and for the Triton ones of the same schemas alike.
 
 #include <torch/csrc/stable/library.h>
@@ -26,10 +26,10 @@ std::string cpu_isa() { return kernels().name; }
 STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def(
       "causal_attention(Tensor q, Tensor k, Tensor v, float scale, float dropout_p, Tensor? dropout_seed, "
-      "Tensor? kv_lengths) -> (Tensor, Tensor)");
+      "Tensor? kv_lengths, int window, bool causal) -> (Tensor, Tensor)");
   m.def(
       "causal_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale, "
-      "float dropout_p, Tensor? dropout_seed, Tensor? kv_lengths) -> (Tensor, Tensor, Tensor)");
+      "float dropout_p, Tensor? dropout_seed, Tensor? kv_lengths, int window, bool causal) -> (Tensor, Tensor, Tensor)");
   m.def("layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)");
   m.def(
       "layer_norm_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor mean, Tensor rstd) "

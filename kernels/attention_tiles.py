@@ -51,15 +51,6 @@ def head_and_tile(program, tiles, heads, heads_together):
 
 
 @triton.jit
-def visible_length(lengths, batch, key_count):
-    """How many keys of this batch element are there."""
-    length = key_count
-    if lengths is not None:
-        length = tl.maximum(tl.minimum(tl.load(lengths + batch), key_count), 0).to(tl.int32)
-    return length
-
-
-@triton.jit
 def load_rows(
     base, first_row, row_stride, rows_end, dims, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, MASK_ROWS: tl.constexpr
 ):

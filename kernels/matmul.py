@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch.nn.functional import pad
 
+from .activations import activate
 from .configurations import configuration
-from .gelu import gelu_of
 from .launch import ceil_div, gpu_family, multiprocessors, on_device
 from .tuning import choose, describe
 
@@ -169,12 +169,9 @@ def _multiply_kernel(
     if bias is not None:
         bias_row = tl.load(bias + first_column + column, mask=first_column + column < columns, other=0.0)
         result += bias_row.to(tl.float32)[None, :]
-    if ACTIVATION != "":
-        if preactivation is not None:
-            tl.store(preactivation + tile + offsets, result.to(preactivation.dtype.element_ty), mask=mask)
-        result = gelu_of(result, ACTIVATION == "gelu_tanh")
-    elif preactivation is not None:
+    if preactivation is not None:
         tl.store(preactivation + tile + offsets, result.to(preactivation.dtype.element_ty), mask=mask)
+    result = activate(result, ACTIVATION)
     if ACCUMULATE:
         result += tl.load(out + tile + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + tile + offsets, result.to(out.dtype.element_ty), mask=mask)

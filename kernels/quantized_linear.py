@@ -23,8 +23,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .activations import activate, check_activation
 from .configurations import configuration
-from .gelu import gelu_of
 from .launch import ceil_div, gpu_family, multiprocessors, on_device
 from .matmul import CANDIDATES, MatrixTile, add_product, grouped_tile, precision, unseen_zero
 from .tuning import choose
@@ -49,9 +49,7 @@ def _finish(result, scale, bias, first_column, column, columns, BITS: tl.constex
         result *= tl.load(scale + first_column + column, mask=mask, other=0.0)[:, None]
     if bias is not None:
         result += tl.load(bias + first_column + column, mask=mask, other=0.0).to(tl.float32)[:, None]
-    if ACTIVATION != "":
-        result = gelu_of(result, ACTIVATION == "gelu_tanh")
-    return result
+    return activate(result, ACTIVATION)
 
 
 @triton.jit
@@ -206,8 +204,7 @@ def quantized_linear(
     x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> torch.Tensor:
     """x (..., K), a weight (N, K) as values and scale (see above) -> activation(x W^T + b) (..., N)."""
-    if activation not in ("", "gelu_tanh", "gelu"):
-        raise ValueError(f'quantized_linear: activation must be "", "gelu_tanh" or "gelu", not {activation!r}')
+    check_activation("quantized_linear", activation)
     x, values, scale = x.contiguous(), values.contiguous(), scale.contiguous()
     bias = None if bias is None else bias.contiguous()
     columns, inner = values.shape[0], x.shape[-1]

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from training_runs import SMALL, TEXT, losses, validations
 
 import llmfast
 from llmfast.cli import cli
-from llmfast.training import checkpoints
+from llmfast.training import checkpoints, directory
 from llmfast.training.configuration import configure
 from llmfast.training.run import train
 from llmfast.training.trainer import Diverged, Trainer
@@ -84,6 +84,23 @@ def test_a_text_in_another_encoding(tmp_path):
         train([path], tmp_path / "out", small(steps=1), quiet=True)
     train([path], tmp_path / "out", small(steps=1, encoding="latin-1"), quiet=True)  # nothing was in the way
     assert "ç" in (tmp_path / "out" / "vocab.json").read_text("utf-8")
+
+
+def test_the_model_is_saved_in_the_precision_that_was_asked_for(text, tmp_path):
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        out = tmp_path / precision
+        train([text], out, small(steps=4, saved_precision=precision), quiet=True)
+        assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {dtype}
+        newest = load_file(out / "checkpoints" / "step-000004" / "model.safetensors")
+        assert {tensor.dtype for tensor in newest.values()} == {torch.float32}
+
+
+def test_a_run_of_an_earlier_version_had_one_setting_for_all_dropout(text, tmp_path):
+    train([text], tmp_path / "out", small(steps=4), quiet=True)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["config"]["model"]["attention_dropout"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    assert directory.RunRecord.read(tmp_path / "out").config.model.attention_dropout == SMALL["dropout"] > 0
 
 
 def test_every_checkpoint_is_a_model_with_its_tokenizer(text, tmp_path):
@@ -287,7 +304,7 @@ def test_bad_input_is_one_line(arguments, message, text, tmp_path):
 
 def test_files_that_are_not_there_or_can_not_be_read_are_named(text, tmp_path):
     assert "nowhere.txt" in invoke(tmp_path / "nowhere.txt", "--out", tmp_path / "out", *settings(), code=2).stderr
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "binary.txt").write_bytes(b"\x00\xff\x00\x81")
     assert "binary.txt" in invoke(tmp_path / "binary.txt", "--out", tmp_path / "out", *settings(), code=2).stderr
     assert not (tmp_path / "out" / "run.json").exists()
     assert "no files" in invoke("--out", tmp_path / "out", *settings(), code=2).stderr

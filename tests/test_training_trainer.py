@@ -12,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import llmfast
+from llmfast.evaluation.perplexity import document_perplexity
 from llmfast.training import checkpoints
 from llmfast.training.configuration import configure
 from llmfast.training.dataset import TokenDataset
@@ -163,6 +164,27 @@ def test_evaluation_scores_every_token_once():
     assert result.tokens == 82 and result.nats == pytest.approx(nats, rel=1e-5)
     made.model.train()
     assert made.model.training
+
+
+def documents_of(sizes):
+    """Documents of so many tokens, none of them the end-of-text."""
+    stream = iter(tokens(sum(sizes)) % (VOCABULARY - 1))
+    return [[int(next(stream)) for _ in range(size)] for size in sizes]
+
+
+def test_rows_of_documents_are_learned_and_each_is_scored_alone():
+    end, corpus = VOCABULARY - 1, documents_of([5, 12, 3, 20, 7, 9] * 6)
+    data = TokenDataset.from_tokens([token for document in corpus for token in [*document, end]])
+    config = configure(changes=BASE | {"rows": "documents", "steps": 60, "dropout": 0.1, "attention_dropout": 0.1})
+    made = Trainer(config, data, VOCABULARY, end)
+    losses = run(made, 60)
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+    held_out = documents_of([4, 8, 9, 21])
+    stream = [token for document in held_out for token in [*document, end]]
+    result = made.evaluate(TokenDataset.from_tokens(stream))
+    expected = document_perplexity(made.model, [(document, 1) for document in held_out], end)
+    assert result.tokens == expected.tokens == len(stream)
+    assert result.nats == pytest.approx(expected.nats, rel=1e-5)
 
 
 def test_a_batch_that_can_not_be_divided_is_an_error():

@@ -25,14 +25,15 @@ from llmfast.training.configuration import SECTIONS, TrainingConfig
 from llmfast.training.manifest import MANIFEST
 from llmfast.training.metrics import METRICS
 from llmfast.training.prepare import prepare
-from llmfast.weights import checkpoint
+from llmfast.weights.files import WEIGHT_FILES
+from llmfast.weights.quantizing import TRAINING
 
 RUN, DATA, CHECKPOINTS = "run.json", "data", "checkpoints"
-OURS = (RUN, CHECKPOINTS, METRICS, checkpoint.TRAINING, "config.json", *checkpoint.WEIGHT_FILES)
+OURS = (RUN, CHECKPOINTS, METRICS, TRAINING, "config.json", *WEIGHT_FILES)
 VERSION = 1
 # What a run can't change on the way: with another of these it would be another run.
 FIXED = {"n_layer", "n_head", "n_embd", "n_positions", "tie_word_embeddings", "tokenizer", "vocab_size", "validation"}
-FIXED |= {"encoding", "batch_size", "seed", "optimizer"}
+FIXED |= {"validation_documents", "encoding", "rows", "batch_size", "seed", "optimizer"}
 
 Progress = Callable[[str, int, int], None]
 
@@ -72,7 +73,10 @@ class RunRecord:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["version"] != VERSION:
                 raise ValueError(f"its version is {document['version']}, and this llmfast reads {VERSION}")
-            config = TrainingConfig.from_document(document["config"])
+            settings = document["config"]
+            # Earlier runs had one setting for both.
+            settings["model"].setdefault("attention_dropout", settings["model"]["dropout"])
+            config = TrainingConfig.from_document(settings)
             return cls(config, out / document["data"], tuple(document["files"]), document["fingerprint"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
@@ -105,6 +109,7 @@ def prepare_data(files: Sequence[str | Path], out: Path, config: TrainingConfig,
         settings.tokenizer,
         vocab_size,
         settings.validation,
+        settings.validation_documents,
         encoding=settings.encoding,
         overwrite=True,
         progress=progress,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmfast.files import write_atomic
 from llmfast.inference.generation import LLM, chosen_backend
+from llmfast.models import FLOATS
 from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.training import checkpoints, directory, memory
 from llmfast.training.configuration import TrainingConfig
@@ -25,7 +26,8 @@ from llmfast.training.interruption import Interruption
 from llmfast.training.processes import Processes, processes
 from llmfast.training.report import Report
 from llmfast.training.trainer import Diverged, Trainer, best_precision
-from llmfast.weights import checkpoint
+from llmfast.weights.quantizing import TRAINING
+from llmfast.weights.saving import save
 
 SAMPLE_TOKENS = 120
 SMALLEST_SCALE = 1e-3  # below it fp16's gradients overflow for another reason than their scale
@@ -249,9 +251,11 @@ class Run:
         arguments = {name: value for s in self.config.to_document().values() for name, value in s.items()}
         record = {"step": trainer.steps_done, "data": ", ".join(Path(f).name for f in self.record.files)} | figures
         with self._writing("the model"):
-            checkpoint.save(self.out, trainer.model.config, state, tokenizer_from=self.record.data)
+            dtype = FLOATS[self.config.run.saved_precision]
+            rounded = {name: tensor.to(dtype) for name, tensor in state.items()}
+            save(self.out, trainer.model.config, rounded, tokenizer_from=self.record.data)
             content = json.dumps(record | {"arguments": arguments}, indent=2)
-            write_atomic(self.out / checkpoint.TRAINING, f"{content}\n".encode())
+            write_atomic(self.out / TRAINING, f"{content}\n".encode())
 
     def _checkpoint(self) -> None:
         if self.validation is None:
