@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmfast.inference.decoders import NativeDecoder, NativeModel
+from llmfast.inference.finite import NonFiniteLogits, are_finite
 from llmfast.models.gpt2 import GPT
 from llmfast.threads import fork_safe_torch
 
@@ -84,7 +85,8 @@ def predictions(
 ) -> Iterator[tuple[int, Prediction]]:
     """(index, prediction) of every window, in the order that is best for batches.
 
-    Runs under the backends chosen around it. `progress(done, total)` hears of tokens predicted.
+    Runs under the backends chosen around it. `progress(done, total)` hears of tokens predicted. `NonFiniteLogits` where
+    the model gives no probabilities.
     """
     lengths = [len(window.ids) - 1 for window in windows]
     total, done = sum(len(window.ids) - window.first for window in windows), 0
@@ -97,6 +99,8 @@ def predictions(
             rows = slice(start, start + len(logits))
             target = targets[rows, None].to(logits.device)
             with fork_safe_torch():
+                if not bool(are_finite(logits).all()):
+                    raise NonFiniteLogits("they give no probabilities")
                 chances[rows] = torch.log_softmax(logits, dim=-1).gather(1, target)[:, 0].cpu()
                 likeliest[rows] = (logits.gather(1, target)[:, 0] >= logits.amax(dim=-1)).cpu()
             start = rows.stop

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from llmfast.inference.cache import StaticKVCache
 from llmfast.inference.decoders.eager import pad_left
-from llmfast.inference.sampling import SamplingSettings, check, choose
+from llmfast.inference.finite import check_chosen
+from llmfast.inference.sampling import SamplingSettings, choose
 from llmfast.models.gpt2 import GPT
 
 
@@ -108,7 +109,7 @@ class StaticDecoder:
 
         Tokens are fed back on the device; the host reads them a step behind, while the next step runs. `generators`
         and `seen` (B, V) are those of `next_token`; `self.seen` is what they become. Tokens from `vocabulary` on are
-        never chosen. `ValueError` where logits are not finite.
+        never chosen. `NonFiniteLogits` where logits are not finite.
         """
         longest = max(map(len, prompts))
         if longest + count - 1 > self.capacity:
@@ -150,5 +151,5 @@ def _when_there(arrived: Tensor, events: list[torch.cuda.Event], step: int) -> T
     """A row of `arrived`, after its event if it comes from a GPU."""
     if events:
         events[step].synchronize()
-    check(arrived[step])
+    check_chosen(arrived[step])
     return arrived[step]
