@@ -32,6 +32,6 @@ def are_finite(logits: Tensor) -> Tensor:
 
 
 def check_chosen(tokens: Tensor) -> None:
-    """`NonFiniteLogits` where a token is -1, the mark of a row from which none could be chosen. Waits for the device."""
+    """`NonFiniteLogits` where a token is -1, which marks a row that none could be chosen from. Waits for the device."""
     if min(tokens.tolist(), default=0) < 0:
         raise NonFiniteLogits

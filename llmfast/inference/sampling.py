@@ -53,7 +53,7 @@ class Sampler:
     def of(
         cls, settings: SamplingSettings, vocabulary: int, seed: int | None, rows: list[list[int]], device: torch.device
     ) -> Sampler:
-        """For texts that begin with `rows`; row i draws from `seed` + i, None is a seed drawn from torch's generator."""
+        """For texts that begin with `rows`. Row i draws from `seed` + i; without a seed torch's generator gives one."""
         generators = row_generators(seed, len(rows)) if settings.temperature > 0 else None
         if settings.repetition_penalty == 1:
             return cls(settings, vocabulary, generators)

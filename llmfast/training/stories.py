@@ -24,6 +24,7 @@ from torch import Tensor
 from llmfast.backends import BackendUnavailable, use_backend
 from llmfast.evaluation.perplexity import Perplexity, document_perplexity
 from llmfast.files import write_atomic
+from llmfast.inference.decoders import EagerReader
 from llmfast.models import GPT, GPTConfig
 from llmfast.tokenizers import BPETokenizer
 from llmfast.tokenizers.protocol import END_OF_TEXT
@@ -100,7 +101,7 @@ def make_optimizers(model: GPT, lr: float, weight_decay: float) -> list[torch.op
 def evaluate(model: GPT, stories: list[str], tokenizer: BPETokenizer) -> Perplexity:
     assert tokenizer.end_of_text is not None
     documents = [(tokenizer.encode(story), len(story.encode())) for story in stories]
-    return document_perplexity(model, documents, tokenizer.end_of_text)
+    return document_perplexity(EagerReader(model), documents, tokenizer.end_of_text)
 
 
 def card(record: dict[str, Any], config: GPTConfig) -> str:
