@@ -113,6 +113,14 @@ def parrot() -> llmfast.LLM:
 
 
 @pytest.fixture(scope="session")
+def wanderer() -> llmfast.LLM:
+    """A random model with a context of 7, and no tokenizer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return llmfast.LLM(llmfast.GPT(tiny_config(n_positions=7, initializer_range=0.6)))
+
+
+@pytest.fixture(scope="session")
 def storyteller() -> llmfast.LLM:
     """A model of BPE tokens and a context of 96, trained on a few stories."""
     tokenizer = BPETokenizer.train(STORY_TEXTS, vocab_size=300)
