@@ -87,8 +87,8 @@ def peers(results: Results) -> str:
         "",
         f"Tokens a second of {title}, batch 1, on {facts['threads']} threads of an {facts['machine']['cpu']}: medians "
         "of rounds in which the engines take turns, and in brackets how many times as fast llmfast is (the median of "
-        "each round's ratio). The limit is the bandwidth of reading memory, when decoding, and arithmetic, for a prompt, "
-        f"measured in the same run. {used}.",
+        "each round's ratio). The limit is the bandwidth of reading memory, when decoding, and arithmetic, for a "
+        f"prompt, measured in the same run. {used}.",
     ]
     return "\n".join(lines)
 

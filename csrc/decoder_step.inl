@@ -45,27 +45,30 @@ LLMFAST_INLINE void prepare_terms(const PackedMatrix& m, float* x, uint8_t* to) 
   prepare_row(m.format, x, m.K, to + row_bytes(m.format, m.K));
 }
 
-// The rows of the next product's input, in its format: source(row, out) gives them in float32. A few rows every thread
-// prepares for itself, with its first chunk of the product; more are handed out before it.
+// The rows of the next product's input, in its format: source(row, out) gives them in float32. Every thread prepares a few
+// rows for itself; more are shared out before the product, and where they are not too many, every thread takes a copy.
 template <class Source>
 struct Input {
   const PackedMatrix& m;
   const i64 rows;
   const Source source;
-  uint8_t* own;  // a thread's own copy, or null
-  const uint8_t* shared;
-  mutable bool ready;
+  uint8_t* own;           // the thread's copy, or null
+  const uint8_t* shared;  // what was prepared together, or null
+  mutable bool ready;     // the thread's copy, at its first chunk of the product
 
   const uint8_t* read(Commit& commit) const {
     if (!own) return shared;
-    if (!ready) {
+    const i64 bytes = m.terms * row_bytes(m.format, m.K);
+    if (!ready && shared) {
+      memcpy(own, shared, size_t(rows * bytes));
+    } else if (!ready) {
       Scratch row(round_up(m.K, W));
       for (i64 r = 0; r < rows; r++) {
         source(r, row.data);
-        prepare_terms(m, row.data, own + r * m.terms * row_bytes(m.format, m.K));
+        prepare_terms(m, row.data, own + r * bytes);
       }
-      ready = true;
     }
+    ready = true;
     commit.detach();
     return own;
   }
@@ -86,7 +89,7 @@ Input<Source> prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own, 
     }
     if (commit()) memcpy(w.d.prepared + r0 * bytes, to, size_t(n * bytes));
   });
-  return {m, rows, source, nullptr, w.d.prepared, true};
+  return {m, rows, source, rows <= SHORT ? own : nullptr, w.d.prepared, false};
 }
 
 // finish(row, count, column, columns, tile) writes rows of act(input W^T + b): a tile of TILE_COLS wide rows.
@@ -209,6 +212,7 @@ struct DecoderStep {
     float *q = memory.data, *scores = q + s.count * D_padded, *out = scores + s.count * KEYS_PER_RUN;
     for (i64 r = 0; r < s.count; r++)
       for (i64 j = 0; j < D; j += W) store(q + r * D_padded + j, load_upto(d.q + (s.row + r) * C + head * D + j, D - j) * scale);
+    commit.detach();  // the rows of the cache stay: a step that goes back waits for us (native_decoder.cpp)
     // 8-bit keys and values are widened once for all rows.
     constexpr bool widen = sizeof(T) == 1;
     Scratch wide(widen ? 2 * keys * D : 1);
@@ -389,7 +393,7 @@ void decoder_step(DecoderState& d, const StepJob& job, const Segment* segments, 
   Worker w{d, job, segments, index, job.first_phase};
   const DecoderStep step(w);
   const DecoderModel& m = *d.model;
-  Scratch own(OWN_ROWS * decoder_row_bytes(m) / 4);
+  Scratch own(min_of(job.rows, SHORT) * decoder_row_bytes(m) / 4);
   step.embed();
   for (i64 i = 0; i < m.layers; i++) step.layer(i, reinterpret_cast<uint8_t*>(own.data));
   if (job.outputs > 0) step.logits(reinterpret_cast<uint8_t*>(own.data));

@@ -92,7 +92,7 @@ def kept_by_a_block(config: ModelConfig) -> int:
     heads = 2 * (config.heads + config.key_heads)
     if any(p.role == "query_norm" for p in config.parameters()):
         heads += config.heads + config.key_heads
-    wide = 4 if config.arithmetic().gated else 2
+    wide = 4 if any(p.role == "gate" for p in config.parameters()) else 2
     return int(4 * config.width + heads * config.head_dim + wide * config.inner_dim)
 
 
