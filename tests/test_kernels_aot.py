@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from llmfast.kernels.aot import report
+from llmfast.kernels.aot import report, versions
 from llmfast.kernels.aot.chips import CHIPS, KIB
 from llmfast.kernels.aot.compiler import Resources
 
@@ -38,6 +38,24 @@ def test_the_kernels_are_those_of_the_table_and_the_nearest_to_spilling_do_not_s
 def test_every_kernel_compiles_to_what_the_table_says():
     result = run("-m", "llmfast.kernels.aot", "--check", "--all")
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_nearest_to_spilling_do_not_spill_under_the_oldest_triton_either():
+    result = run("-m", "llmfast.kernels.aot", "--triton", "3.6.0", "--sample")
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
+    assert ", 0 problems (Triton 3.6.0)" in result.stdout
+
+
+def test_another_triton_comes_before_the_one_that_is_here(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(versions, "FOLDER", tmp_path)
+    (tmp_path / "triton-1.2.3" / "triton").mkdir(parents=True)
+    (tmp_path / "triton-1.2.3" / "triton" / "__init__.py").write_text("raise SystemExit(f'found {__file__}')\n")
+    assert versions.run_with("1.2.3", ["--check"]) == 1
+    assert "found" in (said := capfd.readouterr().err) and "triton-1.2.3" in said
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(RuntimeError, match="pip can't install triton 0.0.1"):
+        versions.run_with("0.0.1", [])
 
 
 def test_every_chip_dtype_and_kernel_family_is_in_the_table():

@@ -59,13 +59,13 @@ def attention(tokens: int, dtype: torch.dtype):
 
 def forward(tokens: int):
     q, k, v = attention(tokens, torch.bfloat16)
-    return lambda: causal_attention.causal_attention(q, k, v, 0.1, 0.0, None, None)
+    return lambda: causal_attention.causal_attention(q, k, v, 0.1, 0.0, None, None, 0, True)
 
 
 def backward(dtype: torch.dtype):
     q, k, v = attention(64, dtype)
     lse = torch.zeros(1, 2, 64)
-    return lambda: causal_attention.causal_attention_backward(q, q, k, v, q, lse, 0.1, 0.0, None, None)
+    return lambda: causal_attention.causal_attention_backward(q, q, k, v, q, lse, 0.1, 0.0, None, None, 0, True)
 
 
 def rows():

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmfast.backends.philox import dropout_keep
-from llmfast.backends.reference import visible_keys
 from llmfast.quantization.formats import dequantize
 
 # The most memory that one chunk of logits takes in linear_cross_entropy: on a CPU, what stays in its cache (fresh
@@ -101,6 +100,15 @@ def _attention(
         weights = torch.softmax(scores, dim=-1) * dropout_keep(dropout_seed, dropout_p, B, H, T, S) / (1 - dropout_p)
         out = weights.to(v.dtype) @ v
     return out if seeing is None else torch.where(seeing, out, torch.zeros((), dtype=out.dtype, device=out.device))
+
+
+def visible_keys(T: int, S: int, kv_lengths: Tensor | None, device: torch.device, window: int | None = None) -> Tensor:
+    """(1 or B, 1, T, S) bool: query t, at position p = length - T + t, sees keys p - window + 1 … p."""
+    key = torch.arange(S, device=device)
+    query = torch.arange(T, device=device).view(T, 1)
+    length = torch.tensor([S], device=device) if kv_lengths is None else kv_lengths.clamp(0, S)
+    position = length.view(-1, 1, 1, 1) - T + query
+    return (key <= position) if window is None else (key <= position) & (key > position - window)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:

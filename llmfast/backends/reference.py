@@ -1,14 +1,15 @@
-"""What every backend is held to: the contract in float64, written as its formulas. For tests, not for speed."""
+"""What every backend is held to: the contract in float64, written as its formulas. For tests, not for speed.
+
+It shares no code with what it judges: its mask, its random numbers and its reading of quantised weights are its own.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from llmfast.backends.philox import dropout_keep
-from llmfast.quantization.formats import dequantize
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -27,7 +28,13 @@ def causal_attention(
     kv_lengths: Tensor | None = None,
     window: int | None = None,
 ) -> Tensor:
-    visible = visible_keys(q.shape[2], k.shape[2], kv_lengths, q.device, window)
+    B, T, S = q.shape[0], q.shape[2], k.shape[2]
+    visible = torch.zeros(B, 1, T, S, dtype=torch.bool, device=q.device)
+    for sequence, length in enumerate([S] * B if kv_lengths is None else kv_lengths.tolist()):
+        for t in range(T):
+            position = min(max(0, length), S) - T + t
+            first = 0 if window is None else max(0, position - window + 1)
+            visible[sequence, :, t, first : max(0, position + 1)] = True
     return _attention(q, k, v, visible, scale, dropout_p, dropout_seed)
 
 
@@ -42,15 +49,16 @@ def bidirectional_attention(
     kv_lengths: Tensor | None = None,
 ) -> Tensor:
     B, T, S = q.shape[0], q.shape[2], k.shape[2]
-    lengths = torch.full((B,), S, device=q.device) if kv_lengths is None else kv_lengths
-    visible = (torch.arange(S, device=q.device) < lengths.view(B, 1, 1, 1)).expand(B, 1, T, S)
+    visible = torch.ones(B, 1, T, S, dtype=torch.bool, device=q.device)
+    for sequence, length in enumerate([] if kv_lengths is None else kv_lengths.tolist()):
+        visible[sequence, ..., max(0, length) :] = False
     return _attention(q, k, v, visible, scale, dropout_p, dropout_seed)
 
 
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, dropout_p: float, dropout_seed: Tensor | None
 ) -> Tensor:
-    """Over the keys that `visible` (B or 1, 1, T, S) says; 0 for a query that sees none."""
+    """Over the keys that `visible` (B, 1, T, S) says; 0 for a query that sees none."""
     q, k, v = q.double(), k.double(), v.double()
     (B, H, T, _), S = q.shape, k.shape[2]
     if k.shape[1] != H:
@@ -60,17 +68,24 @@ def _attention(
     weights = torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(~visible, 0.0)
     if dropout_p > 0:
         assert dropout_seed is not None
-        weights = weights * dropout_keep(dropout_seed, dropout_p, B, H, T, S) / (1 - dropout_p)
+        weights = weights * _kept(int(dropout_seed), dropout_p, B, H, T, S).to(weights.device) / (1 - dropout_p)
     return weights @ v
 
 
-def visible_keys(T: int, S: int, kv_lengths: Tensor | None, device: torch.device, window: int | None = None) -> Tensor:
-    """(1 or B, 1, T, S) bool: query t, at position p = length - T + t, sees keys p - window + 1 … p."""
-    key = torch.arange(S, device=device)
-    query = torch.arange(T, device=device).view(T, 1)
-    length = torch.tensor([S], device=device) if kv_lengths is None else kv_lengths.clamp(0, S)
-    position = length.view(-1, 1, 1, 1) - T + query
-    return (key <= position) if window is None else (key <= position) & (key > position - window)
+def _kept(seed: int, p: float, B: int, H: int, T: int, S: int) -> Tensor:
+    """(B, H, T, S) bool: the weights that dropout keeps, those whose word of Philox4x32-10 begins with 31 bits of at
+    least p · 2³¹ (Salmon et al., 2011)."""
+    low = np.uint64(0xFFFFFFFF)
+    head, query, key = (index.astype(np.uint64) for index in np.indices((B * H, T, S)))
+    x0, x1, x2, x3 = key, query, head, np.zeros_like(key)
+    keys = [seed % 2**32, seed // 2**32 % 2**32]
+    for _ in range(10):
+        first, third = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
+        x0 = third >> np.uint64(32) ^ x1 ^ np.uint64(keys[0])
+        x2 = first >> np.uint64(32) ^ x3 ^ np.uint64(keys[1])
+        x1, x3 = third & low, first & low
+        keys = [(keys[0] + 0x9E3779B9) % 2**32, (keys[1] + 0xBB67AE85) % 2**32]
+    return torch.from_numpy(x0 // np.uint64(2) >= np.uint64(int(p * 2**31))).view(B, H, T, S)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
@@ -140,7 +155,12 @@ def gated_linear(
 def quantized_linear(
     x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    return linear(x, dequantize(values, scale, x.shape[-1]), bias, activation)
+    if values.dtype == torch.int8:
+        weight = values.double() * scale.double()[:, None]
+    else:  # element 2j in the low half of byte j, 2j + 1 in the high one; groups of 32 share a scale
+        integers = torch.stack([values % 16, values // 16], dim=-1).flatten(1).double() - 8
+        weight = (integers * scale.double().repeat_interleave(32, dim=1))[:, : x.shape[-1]]
+    return linear(x, weight, bias, activation)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:

@@ -33,6 +33,8 @@ def why_not(config: ModelConfig, device: torch.device) -> str | None:
     """Why a model of this shape can't be run natively under the current choice of backends, or None."""
     if device.type != "cpu":
         return f"it runs on a CPU, not on {device}"
+    if config.arithmetic() is None:
+        return "the model's block is one that only its module computes"
     if config.head_dim > cpp.MAX_HEAD_DIM:
         return f"the model's heads have {config.head_dim} channels, more than {cpp.MAX_HEAD_DIM}"
     try:
@@ -74,11 +76,13 @@ class NativeModel:
         formats = formats if formats is not None else plan(config, precision) if floats != precision else {}
         matrices = matrix_names(config)
         self.formats = {name: formats.get(name, floats) for name in matrices}
+        described = config.arithmetic()
+        assert described is not None
         ops = torch.ops.llmfast
         self._number = ops.native_model(
             [config.vocab_size, config.context, config.width, config.blocks, config.heads, config.inner_dim],
-            config.arithmetic().activation,
-            config.arithmetic().norm_epsilon,
+            described.activation,
+            described.norm_epsilon,
             config.tie_word_embeddings,
             [FORMATS[self.formats[name]] for name in matrices],
         )
