@@ -46,7 +46,7 @@ def calls(family: str) -> Iterator[Call]:
     yield from _attention("bfloat16", HEAD_DIMS, (ORDINARY, HEAVY, WINDOW, HEAVY_WINDOW, BIDIRECTIONAL))
     yield from _attention("bfloat16", HEAD_DIMS, (HEAVY_BIDIRECTIONAL,))
     yield from _attention("bfloat16", (64, 128), (PLAIN,))
-    yield from _attention("float32", HEAD_DIMS, (ORDINARY, HEAVY, WINDOW, HEAVY_WINDOW, BIDIRECTIONAL))
+    yield from _attention("float32", HEAD_DIMS, (ORDINARY, HEAVY, HEAVY_WINDOW))
     yield from _attention("float16", (64,), (PLAIN,))
     yield from _decoding("bfloat16", HEAD_DIMS, (PLAIN, "grouped, ragged", "window, grouped, ragged"))
     yield from _decoding("float32", HEAD_DIMS, ("grouped, ragged", "window, grouped, ragged"))
