@@ -13,11 +13,17 @@ namespace {
 //
 #include "gelu.inl"
 //
+#include "activation.inl"
+//
 #include "linear.inl"
+//
+#include "gated_linear.inl"
 //
 #include "cross_entropy.inl"
 //
-#include "layer_norm.inl"
+#include "norm.inl"
+//
+#include "rotary.inl"
 //
 #include "quantise.inl"
 //
@@ -39,8 +45,9 @@ namespace {
 
 const Kernels& LLMFAST_KERNELS() {
   static constexpr Kernels table = {
-      LLMFAST_ISA_NAME, attention, attention_backward, layer_norm, layer_norm_backward, gelu, gelu_backward,
-      linear, linear_backward, cross_entropy, cross_entropy_backward,
+      LLMFAST_ISA_NAME, attention, attention_backward, layer_norm, layer_norm_backward,
+      rms_norm, rms_norm_backward, rotary, gelu, gelu_backward,
+      linear, linear_backward, gated_linear, gated_linear_backward, cross_entropy, cross_entropy_backward,
       TILE_COLS, packed_bytes, pack_weight, decoder_row_bytes, decoder_partial_floats, decoder_chunks, decoder_step,
       exp_of_scaled, limit_read, limit_arithmetic};
   return table;

@@ -72,7 +72,7 @@ struct alignas(64) PhaseRun {
 
 struct BestLogit {
   float value;
-  int32_t index;
+  int32_t index;  // -1, and an infinite value, where a logit is not finite
 };
 
 constexpr int MOST_THREADS = 64;
@@ -91,7 +91,7 @@ struct DecoderState : TeamJob {
   BestLogit* best;                 // (outputs, panels of the head)
   i64* ids;                        // (most_rows,)
   PhaseRun runs[MOST_THREADS];
-  uint64_t* owners;  // of each chunk: the phase's tag, its thread, and whether it is finished
+  uint64_t* owners;  // of each chunk: the phase's tag, its thread, and how far that is (phases.inl)
 };
 
 }  // namespace llmfast

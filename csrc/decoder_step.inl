@@ -45,19 +45,40 @@ LLMFAST_INLINE void prepare_terms(const PackedMatrix& m, float* x, uint8_t* to) 
   prepare_row(m.format, x, m.K, to + row_bytes(m.format, m.K));
 }
 
-// The rows of the next product's input, in its format: source(row, out) gives them in float32.
+// The rows of the next product's input, in its format: source(row, out) gives them in float32. Every thread prepares a few
+// rows for itself; more are shared out before the product, and where they are not too many, every thread takes a copy.
 template <class Source>
-const uint8_t* prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own, const Source& source) {
-  const i64 bytes = m.terms * row_bytes(m.format, m.K);
-  Scratch row(round_up(m.K, W));
-  if (rows <= OWN_ROWS) {
-    if (!is_over(w))
+struct Input {
+  const PackedMatrix& m;
+  const i64 rows;
+  const Source source;
+  uint8_t* own;           // the thread's copy, or null
+  const uint8_t* shared;  // what was prepared together, or null
+  mutable bool ready;     // the thread's copy, at its first chunk of the product
+
+  const uint8_t* read(Commit& commit) const {
+    if (!own) return shared;
+    const i64 bytes = m.terms * row_bytes(m.format, m.K);
+    if (!ready && shared) {
+      memcpy(own, shared, size_t(rows * bytes));
+    } else if (!ready) {
+      Scratch row(round_up(m.K, W));
       for (i64 r = 0; r < rows; r++) {
         source(r, row.data);
         prepare_terms(m, row.data, own + r * bytes);
       }
+    }
+    ready = true;
+    commit.detach();
     return own;
   }
+};
+
+template <class Source>
+Input<Source> prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own, const Source& source) {
+  if (rows <= OWN_ROWS) return {m, rows, source, own, nullptr, false};
+  const i64 bytes = m.terms * row_bytes(m.format, m.K);
+  Scratch row(round_up(m.K, W));
   Scratch some(PREPARED_AT_ONCE * bytes / 4);
   uint8_t* to = reinterpret_cast<uint8_t*>(some.data);
   phase(w, ceil_div(rows, PREPARED_AT_ONCE), [&](i64 chunk, Commit& commit) {
@@ -68,16 +89,17 @@ const uint8_t* prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own,
     }
     if (commit()) memcpy(w.d.prepared + r0 * bytes, to, size_t(n * bytes));
   });
-  return w.d.prepared;
+  return {m, rows, source, rows <= SHORT ? own : nullptr, w.d.prepared, false};
 }
 
-// finish(row, count, column, columns, tile) writes rows of act(prepared W^T + b): a tile of TILE_COLS wide rows.
-template <class Finish>
-void multiply(Worker& w, const PackedMatrix& m, i64 rows, const uint8_t* prepared, Activation activation, const Finish& finish) {
+// finish(row, count, column, columns, tile) writes rows of act(input W^T + b): a tile of TILE_COLS wide rows.
+template <class Input, class Finish>
+void multiply(Worker& w, const PackedMatrix& m, i64 rows, const Input& input, Activation activation, const Finish& finish) {
   const i64 panels = ceil_div(m.N, TILE_COLS), blocks = ceil_div(rows, ROWS_PER_CHUNK);
   const i64 bytes = m.terms * row_bytes(m.format, m.K);
   Scratch tile(min_of(rows, ROWS_PER_CHUNK) * m.terms * TILE_COLS);
   phase(w, panels * blocks, [&](i64 chunk, Commit& commit) {
+    const uint8_t* prepared = input.read(commit);
     const i64 panel = chunk / blocks, r0 = chunk % blocks * ROWS_PER_CHUNK, n = min_of(ROWS_PER_CHUNK, rows - r0);
     const i64 column = panel * TILE_COLS;
     panel_product(m, panel, n * m.terms, prepared + r0 * bytes, tile.data);
@@ -86,11 +108,11 @@ void multiply(Worker& w, const PackedMatrix& m, i64 rows, const uint8_t* prepare
         for (i64 j = 0; j < TILE_COLS; j += W)
           store(tile.data + r * TILE_COLS + j,
                 load(tile.data + 2 * r * TILE_COLS + j) + load(tile.data + (2 * r + 1) * TILE_COLS + j));
-    if (m.bias)
+    if (m.bias || activation != Activation::none)
       for (i64 r = 0; r < n; r++)
         for (i64 j = 0; j < TILE_COLS; j += W) {
           float* at = tile.data + r * TILE_COLS + j;
-          store(at, activate(activation, load(at) + load(m.bias + column + j)));
+          store(at, activate(activation, m.bias ? load(at) + load(m.bias + column + j) : load(at)));
         }
     if (commit()) finish(r0, n, column, min_of<i64>(TILE_COLS, m.N - column), tile.data);
   });
@@ -141,9 +163,10 @@ struct DecoderStep {
     }
   }
 
-  void query_key_value(i64 layer, const uint8_t* prepared) const {
+  template <class Input>
+  void query_key_value(i64 layer, const Input& input) const {
     const bool eight_bits = d.cache_type == CacheType::i8;
-    multiply(w, m.layer[layer].qkv, w.job.rows, prepared, Activation::none, [&](i64 r0, i64 n, i64 column, i64 columns, const float* tile) {
+    multiply(w, m.layer[layer].qkv, w.job.rows, input, Activation::none, [&](i64 r0, i64 n, i64 column, i64 columns, const float* tile) {
       for (i64 r = 0; r < n; r++) {
         const Segment& s = segment_of(r0 + r);
         for (i64 j = 0; j < columns;) {
@@ -189,6 +212,7 @@ struct DecoderStep {
     float *q = memory.data, *scores = q + s.count * D_padded, *out = scores + s.count * KEYS_PER_RUN;
     for (i64 r = 0; r < s.count; r++)
       for (i64 j = 0; j < D; j += W) store(q + r * D_padded + j, load_upto(d.q + (s.row + r) * C + head * D + j, D - j) * scale);
+    commit.detach();  // the rows of the cache stay: a step that goes back waits for us (native_decoder.cpp)
     // 8-bit keys and values are widened once for all rows.
     constexpr bool widen = sizeof(T) == 1;
     Scratch wide(widen ? 2 * keys * D : 1);
@@ -302,8 +326,9 @@ struct DecoderStep {
     }
   }
 
-  void add_to_residual(const PackedMatrix& matrix, const uint8_t* prepared) const {
-    multiply(w, matrix, w.job.rows, prepared, Activation::none, [&](i64 r0, i64 n, i64 column, i64 columns, const float* tile) {
+  template <class Input>
+  void add_to_residual(const PackedMatrix& matrix, const Input& input) const {
+    multiply(w, matrix, w.job.rows, input, Activation::none, [&](i64 r0, i64 n, i64 column, i64 columns, const float* tile) {
       for (i64 r = 0; r < n; r++) {
         float* to = d.x + (r0 + r) * C + column;
         for (i64 j = 0; j < columns; j += W)
@@ -322,8 +347,8 @@ struct DecoderStep {
     query_key_value(i, prepare(w, l.qkv, rows, own, normalised(l.ln_1)));
     attend(i);
     add_to_residual(l.attention_out, prepare(w, l.attention_out, rows, own, [&](i64 r, float* out) { merge_row(r, out); }));
-    const uint8_t* prepared = prepare(w, l.mlp_in, rows, own, normalised(l.ln_2));
-    multiply(w, l.mlp_in, rows, prepared, m.activation, [&](i64 r0, i64 n, i64 column, i64 columns, const float* tile) {
+    const auto input = prepare(w, l.mlp_in, rows, own, normalised(l.ln_2));
+    multiply(w, l.mlp_in, rows, input, m.activation, [&](i64 r0, i64 n, i64 column, i64 columns, const float* tile) {
       for (i64 r = 0; r < n; r++) memcpy(d.inner + (r0 + r) * inner + column, tile + r * TILE_COLS, size_t(columns) * 4);
     });
     add_to_residual(l.mlp_out, prepare(w, l.mlp_out, rows, own, [&](i64 r, float* out) {
@@ -338,16 +363,23 @@ struct DecoderStep {
   void logits(uint8_t* own) const {
     const i64 V = m.vocabulary, panels = ceil_div(V, TILE_COLS);
     const float eps = m.layer_norm_epsilon;
-    const uint8_t* prepared = prepare(w, m.head, w.job.outputs, own, [&](i64 output, float* out) {
+    const auto input = prepare(w, m.head, w.job.outputs, own, [&](i64 output, float* out) {
       normalise_row(m.ln_f, d.x + output_row(output) * C, C, eps, out);
     });
-    multiply(w, m.head, w.job.outputs, prepared, Activation::none, [&](i64 r0, i64 n, i64 column, i64 columns, const float* tile) {
+    multiply(w, m.head, w.job.outputs, input, Activation::none, [&](i64 r0, i64 n, i64 column, i64 columns, const float* tile) {
       for (i64 r = 0; r < n; r++) {
         const float* row = tile + r * TILE_COLS;
         if (w.job.logits) memcpy(w.job.logits + (r0 + r) * V + column, row, size_t(columns) * 4);
+        const i64 known = min_of(columns, w.job.vocabulary - column);
         BestLogit best{-INFINITY, int32_t(column)};
-        for (i64 j = 0; j < min_of(columns, w.job.vocabulary - column); j++)
+        for (i64 j = 0; j < known; j++)
           if (row[j] > best.value) best = {row[j], int32_t(column + j)};
+        vf difference = zeros();  // x - x is 0, and NaN where x is not finite
+        for (i64 j = 0; j < known; j += W) {
+          const vf x = load_upto(row + j, known - j);
+          difference += x - x;
+        }
+        if (sum_lanes(difference) != 0.0f) best = {INFINITY, -1};  // above every other panel's
         d.best[(r0 + r) * panels + column / TILE_COLS] = best;
       }
     });
@@ -368,7 +400,7 @@ void decoder_step(DecoderState& d, const StepJob& job, const Segment* segments, 
   Worker w{d, job, segments, index, job.first_phase};
   const DecoderStep step(w);
   const DecoderModel& m = *d.model;
-  Scratch own(OWN_ROWS * decoder_row_bytes(m) / 4);
+  Scratch own(min_of(job.rows, SHORT) * decoder_row_bytes(m) / 4);
   step.embed();
   for (i64 i = 0; i < m.layers; i++) step.layer(i, reinterpret_cast<uint8_t*>(own.data));
   if (job.outputs > 0) step.logits(reinterpret_cast<uint8_t*>(own.data));

@@ -139,8 +139,48 @@ const DecoderModel& NativeModel::ready() const {
   return model_;
 }
 
+namespace {
+
+constexpr size_t kJobWords = sizeof(StepJob) / 8, kSegmentWords = sizeof(Segment) / 8;
+static_assert(sizeof(StepJob) % 8 == 0 && sizeof(Segment) % 8 == 0, "both are copied by words");
+
+}  // namespace
+
+Bulletin::Bulletin(i64 most_segments) : words_(kJobWords + size_t(std::max<i64>(most_segments, 0)) * kSegmentWords) {}
+
+void Bulletin::write(const StepJob& job, const std::vector<Segment>& segments) {
+  const auto put = [&](size_t at, const void* from, size_t words) {
+    for (size_t i = 0; i < words; i++) {
+      uint64_t word;
+      std::memcpy(&word, static_cast<const uint8_t*>(from) + 8 * i, 8);
+      words_[at + i].store(word, std::memory_order_release);
+    }
+  };
+  const uint64_t before = serial_.load(std::memory_order_relaxed);
+  serial_.store(before + 1, std::memory_order_relaxed);  // seen by all who see one of the words
+  put(0, &job, kJobWords);
+  put(kJobWords, segments.data(), segments.size() * kSegmentWords);
+  serial_.store(before + 2, std::memory_order_release);
+}
+
+bool Bulletin::read(StepJob& job, std::vector<Segment>& segments) const {
+  const auto get = [&](size_t at, void* to, size_t words) {
+    for (size_t i = 0; i < words; i++) {
+      const uint64_t word = words_[at + i].load(std::memory_order_acquire);
+      std::memcpy(static_cast<uint8_t*>(to) + 8 * i, &word, 8);
+    }
+  };
+  const uint64_t before = serial_.load(std::memory_order_acquire);
+  if (before % 2) return false;
+  get(0, &job, kJobWords);
+  const i64 most = i64((words_.size() - kJobWords) / kSegmentWords);
+  segments.resize(size_t(std::max<i64>(0, std::min(job.segments, most))));  // half a job may say anything
+  get(kJobWords, segments.data(), segments.size() * kSegmentWords);
+  return serial_.load(std::memory_order_relaxed) == before;
+}
+
 NativeDecoder::NativeDecoder(std::shared_ptr<const NativeModel> model, i64 batch, i64 capacity, i64 most_rows, CacheType cache_type)
-    : model_(std::move(model)), segments_(size_t(std::max<i64>(batch, 0))) {
+    : model_(std::move(model)), bulletin_(batch), ends_(size_t(std::max<i64>(batch, 0))) {
   const DecoderModel& m = model_->ready();
   const Kernels& k = model_->kernels();
   if (batch < 1 || capacity < 1 || most_rows < 1) throw std::runtime_error("batch, capacity and rows must be positive");
@@ -181,21 +221,10 @@ void NativeDecoder::help(TeamJob* job, int worker) {
   State& state = *static_cast<State*>(job);
   NativeDecoder& self = *state.owner;
   thread_local std::vector<Segment> segments;
-  StepJob mine;
-  for (;;) {  // a copy of the whole job, not half of this one and half of the next
-    const uint64_t before = self.serial_.load(std::memory_order_acquire);
-    if (before % 2) {
-      team_yield();
-      continue;
-    }
-    mine = self.job_;
-    segments.resize(size_t(state.batch));
-    std::copy_n(self.segments_.data(), std::min(mine.segments, state.batch), segments.data());
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (self.serial_.load(std::memory_order_relaxed) == before) break;
-  }
+  StepJob todo;
+  while (!self.bulletin_.read(todo, segments)) team_yield();
   uint64_t last;
-  self.model_->kernels().decoder_step(state, mine, segments.data(), worker, &last);
+  self.model_->kernels().decoder_step(state, todo, segments.data(), worker, &last);
 }
 
 void NativeDecoder::step(const int64_t* ids, std::vector<Segment> segments, bool all_rows, i64 vocabulary, int threads,
@@ -221,21 +250,27 @@ void NativeDecoder::step(const int64_t* ids, std::vector<Segment> segments, bool
       throw std::runtime_error("token id " + std::to_string(ids[i]) + " is not in the vocabulary of " + std::to_string(m.vocabulary));
   threads = std::max(1, std::min(threads, MOST_THREADS));
 
-  serial_.fetch_add(1);
-  std::copy_n(ids, rows, state_.ids);
-  std::copy(segments.begin(), segments.end(), segments_.begin());
-  const i64 count = i64(segments.size()), outputs = all_rows ? rows : count;
-  job_ = StepJob{next_phase_, threads, rows, count, outputs, all_rows, std::min(vocabulary, m.vocabulary), logits};
-  serial_.fetch_add(1);
-
   Team& team = Team::instance();
+  bool goes_back = false;
+  for (const Segment& s : segments) {
+    goes_back |= s.start < ends_[size_t(s.slot)];
+    ends_[size_t(s.slot)] = s.start + s.count;
+  }
+  // A helper may be late: it still reads keys and values of an earlier step, which must not be overwritten before it left.
+  if (goes_back) team.wait_until_left(&state_);
+
+  std::copy_n(ids, rows, state_.ids);
+  const i64 count = i64(segments.size()), outputs = all_rows ? rows : count;
+  const StepJob job{next_phase_, threads, rows, count, outputs, all_rows, std::min(vocabulary, m.vocabulary), logits};
+  bulletin_.write(job, segments);
+
   const bool helped = team.begin(&state_, threads - 1);
-  model_->kernels().decoder_step(state_, job_, segments_.data(), 0, &next_phase_);
+  model_->kernels().decoder_step(state_, job, segments.data(), 0, &next_phase_);
   if (helped) team.end();
 
   if (!best) return;
   const i64 panels = (m.vocabulary + model_->kernels().panel_columns - 1) / model_->kernels().panel_columns;
-  for (i64 i = 0; i < job_.outputs; i++) {
+  for (i64 i = 0; i < outputs; i++) {
     BestLogit top{-INFINITY, 0};
     for (i64 p = 0; p < panels; p++)
       if (const BestLogit& b = state_.best[i * panels + p]; b.value > top.value) top = b;

@@ -68,6 +68,19 @@ class NativeModel {
   Memory packed_, vectors_;
 };
 
+// What one thread at a time writes and others copy: all of one step or nothing (a sequence lock). Its words are atomic,
+// so that a copy taken while they change is merely thrown away.
+class Bulletin {
+ public:
+  explicit Bulletin(i64 most_segments);
+  void write(const StepJob& job, const std::vector<Segment>& segments);
+  bool read(StepJob& job, std::vector<Segment>& segments) const;  // false while it is being written
+
+ private:
+  std::atomic<uint64_t> serial_{0};  // odd while it is being written
+  std::vector<std::atomic<uint64_t>> words_;
+};
+
 // The state of `batch` sequences of up to `capacity` tokens. One caller at a time.
 class NativeDecoder {
  public:
@@ -88,15 +101,14 @@ class NativeDecoder {
   static void help(TeamJob* job, int worker);
 
   std::shared_ptr<const NativeModel> model_;
-  // Helpers get the state from the team; the job is copied by each under the sequence lock `serial_`.
+  // Helpers get the state from the team, and what to do from the bulletin.
   struct State : DecoderState {
     NativeDecoder* owner;
   } state_{};
   Memory cache_, scratch_;
   std::mutex in_use_;
-  std::atomic<uint64_t> serial_{0};
-  StepJob job_{};
-  std::vector<Segment> segments_;  // one for each slot, never moved: a helper may be copying them
+  Bulletin bulletin_;
+  std::vector<i64> ends_;  // of each slot: the tokens its last step left in the cache
   uint64_t next_phase_ = 1;
 };
 

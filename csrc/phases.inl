@@ -1,16 +1,18 @@
 // A step of the decoder is a row of phases; a phase is a number of chunks that may be done in any order, by any thread.
 // Every thread walks through all phases, and a phase is over when its chunks are finished, not when the threads have
-// arrived: one that lost its CPU holds nobody up.
+// arrived: one that lost its CPU between two chunks, or before it joined, holds nobody up.
 //
 //   take      every thread has a run of neighbouring chunks; when that is empty it takes from the others' runs
 //   compute   into memory of its own
-//   commit    one compare-and-swap; whoever wins writes the chunk's results, exactly once
-//   wait      until all chunks are finished; a chunk that takes too long is computed again by whoever waits, and the
-//             slower of the two loses the commit
+//   commit    one compare-and-swap; whichever thread wins writes the chunk's results, exactly once
+//   wait      until all chunks are finished; one that takes too long is computed again by those who wait, if it may be
 //
-// A thread that was away for long may still be reading memory that others have moved on to use for something else. It
-// reads nonsense then, from valid addresses, and loses the commit. All words that decide anything carry the phase's tag,
-// which only grows, so that an old claim on them fails.
+// Memory that the phases share is read only by a thread that holds a chunk of the phase, and rewritten only in later
+// phases: nobody reads what another rewrites. A chunk may be computed again only once the thread that holds it has said,
+// by `detach`, that what it still reads is a copy of its own or never changes. Where a matrix is multiplied by a few rows
+// that is nearly all of the time: the rows are copied, and the weights are constant.
+//
+// All words that decide anything carry the phase's tag, which only grows, so that an old claim on them fails.
 
 constexpr int TAG_SHIFT = 24;
 constexpr uint64_t VALUE_MASK = (uint64_t{1} << TAG_SHIFT) - 1;
@@ -34,21 +36,29 @@ struct Worker {
   uint64_t tag;  // of the phase it is at
 };
 
-// Wins or loses the right to write a chunk's results.
+// A thread's claim on a chunk.
 struct Commit {
+  static constexpr uint64_t WON = 1, DETACHED = 2, FLAGS = 3;
   uint64_t* owner;
   uint64_t mine;
   bool won = false;
+
+  // From here on the thread reads nothing that a later phase rewrites: the chunk may be computed again by others.
+  void detach() {
+    mine |= DETACHED;
+    __atomic_store_n(owner, mine, __ATOMIC_RELEASE);
+  }
+  // Wins or loses the right to write the chunk's results.
   bool operator()() {
     uint64_t expected = mine;
-    return won = __atomic_compare_exchange_n(owner, &expected, mine | 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    return won = __atomic_compare_exchange_n(owner, &expected, mine | WON, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
   }
 };
 
 template <class F>
 void attempt(Worker& w, i64 chunk, uint64_t seen, PhaseRun& run, const F& f) {
   uint64_t* owner = &w.d.owners[chunk];
-  const uint64_t mine = w.tag << TAG_SHIFT | uint64_t(w.index) << 1;
+  const uint64_t mine = w.tag << TAG_SHIFT | uint64_t(w.index) * (Commit::FLAGS + 1);
   if (!__atomic_compare_exchange_n(owner, &seen, mine, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) return;
   Commit commit{owner, mine};
   f(chunk, commit);
@@ -58,9 +68,6 @@ void attempt(Worker& w, i64 chunk, uint64_t seen, PhaseRun& run, const F& f) {
     next = w.tag << TAG_SHIFT | uint64_t(tag_of(done) == w.tag ? value_of(done) + 1 : 1);
   } while (!__atomic_compare_exchange_n(&run.done, &done, next, true, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
 }
-
-// True when the phase this worker is at has long been finished by the others.
-LLMFAST_INLINE bool is_over(const Worker& w) { return tag_of(__atomic_load_n(&w.d.runs[0].next, __ATOMIC_ACQUIRE)) > w.tag; }
 
 // f(chunk, commit) computes a chunk, asks commit(), and if that says yes writes the results.
 template <class F>
@@ -85,8 +92,7 @@ void phase(Worker& w, i64 chunks, const F& f) {
       word = __atomic_load_n(&run.next, __ATOMIC_ACQUIRE);
     }
   }
-  // About 20 microseconds, a few chunks' time; long products have long chunks.
-  const i64 patience = 400 * (w.job.rows <= 16 ? 1 : w.job.rows);
+  constexpr i64 PATIENCE = 400;  // about 20 microseconds, a few chunks' time
   for (i64 waited = 0;; waited++) {
     bool finished = true;
     for (i64 r = 0; r < runs && finished; r++) {
@@ -95,7 +101,7 @@ void phase(Worker& w, i64 chunks, const F& f) {
       finished = tag_of(done) == w.tag ? value_of(done) == begin_of(r + 1) - begin_of(r) : begin_of(r + 1) == begin_of(r);
     }
     if (finished) break;
-    if (waited < patience) {
+    if (waited < PATIENCE) {
       spin_pause();
       continue;
     }
@@ -104,7 +110,8 @@ void phase(Worker& w, i64 chunks, const F& f) {
       for (i64 chunk = begin_of(r); chunk < begin_of(r + 1); chunk++) {
         const uint64_t owner = __atomic_load_n(&w.d.owners[chunk], __ATOMIC_ACQUIRE);
         if (tag_of(owner) > w.tag) continue;
-        if (tag_of(owner) == w.tag && (value_of(owner) & 1)) continue;  // finished, or being written
+        // Finished, or being written; or a thread reads there what the phase's end would let others rewrite.
+        if (tag_of(owner) == w.tag && (value_of(owner) & Commit::FLAGS) != Commit::DETACHED) continue;
         attempt(w, chunk, owner, w.d.runs[r], f);
         redone = true;
       }

@@ -2,13 +2,18 @@
 // or a sanitizer. tests/check_core.sh says how.
 //
 //   core                runs a small random model in every precision and prints a few of its logits
-//   core | core         with another LLMFAST_CPU_ISA: the second reads the first's and compares
+//   core | core compare with another LLMFAST_CPU_ISA: the second reads the first's and compares
+//   core threads        generates from several threads at once with one model, each with helpers
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../csrc/native_decoder.h"
@@ -49,7 +54,7 @@ WeightSource random_weight(Format format, i64 N, i64 K, Stored& s) {
   }
 }
 
-std::vector<float> run(Format format, CacheType cache, int threads) {
+std::shared_ptr<NativeModel> random_model(Format format, int threads) {
   const NativeShape shape{101, 300, 48, 2, 3, 100, Activation::gelu_tanh, 1e-5f, true};
   state = 1;
   auto model = std::make_shared<NativeModel>(shape, std::vector<Format>(9, format));
@@ -65,28 +70,83 @@ std::vector<float> run(Format format, CacheType cache, int threads) {
     const i64 K = place.K ? place.K : 1;
     model->give(name, random_weight(place.matrix ? format : Format::f32, place.N, K, stored), team_threads(threads));
   }
-  NativeDecoder decoder(model, 2, 300, 290, cache);
+  return model;
+}
+
+// Logits after two prompts, a few tokens, a block of tokens whose end is taken back, and others in their place.
+std::vector<float> generate(std::shared_ptr<const NativeModel> model, CacheType cache, int threads) {
+  NativeDecoder decoder(std::move(model), 2, 300, 290, cache);
   std::vector<int64_t> ids;
   for (int i = 0; i < 283; i++) ids.push_back(i * 7 % 101);
   std::vector<float> logits(2 * 101);
-  int64_t best[2];
+  int64_t best[16];
   decoder.step(ids.data(), {{0, 0, 270, 0}, {1, 0, 13, 0}}, false, 101, threads, logits.data(), best);
   for (int step = 0; step < 6; step++) {
     decoder.step(best, {{1, 13 + step, 1, 0}, {0, 270 + step, 1, 0}}, false, 101, threads, logits.data(), best);
     best[0] = (best[0] + sample({logits.data(), 101, 0.8, 10, 0.9, 0.01, 0.5})) * 0 + step;
     best[1] = 2 * step;
   }
+  decoder.step(ids.data(), {{0, 276, 9, 0}}, true, 101, threads, nullptr, best);
+  for (int step = 0; step < 4; step++) {
+    const int64_t next[2] = {step, 3 * step + 1};
+    decoder.step(next, {{0, 279 + step, 1, 0}, {1, 19 + step, 1, 0}}, false, 101, threads, logits.data(), best);
+  }
   return logits;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * 4);
+}
+
+// The activation does not wait for a bias: without one, the bits are those of a bias of zeros.
+bool activates_without_bias() {
+  std::vector<float> logits[2];
+  for (const bool without : {false, true}) {
+    const auto model = random_model(Format::f32, 1);
+    for (int layer = 0; layer < 2; layer++) {
+      const std::string name = "transformer.h." + std::to_string(layer) + ".mlp.c_fc.bias";
+      std::fill_n(model->place(name).vector, model->place(name).N, 0.0f);
+      if (without) const_cast<DecoderLayer&>(model->ready().layer[layer]).mlp_in.bias = nullptr;
+    }
+    logits[without] = generate(model, CacheType::f32, 2);
+  }
+  return same_bits(logits[0], logits[1]);
+}
+
+int threads_at_once() {
+  for (const Format format : {Format::f32, Format::bf16, Format::i8, Format::i4})
+    for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
+      const auto model = random_model(format, 3);
+      const std::vector<float> expected = generate(model, cache, 1);
+      std::atomic<int> wrong{0};
+      std::vector<std::thread> threads;
+      for (int i = 0; i < 3; i++)
+        threads.emplace_back([&, i] {
+          for (int turn = 0; turn < 3; turn++) wrong += !same_bits(generate(model, cache, 2 + i), expected);
+        });
+      for (std::thread& thread : threads) thread.join();
+      if (wrong) {
+        std::fprintf(stderr, "several threads at once change the logits\n");
+        return 1;
+      }
+    }
+  std::printf("%s: threads at once get the logits of one\n", kernels().name);
+  return 0;
 }
 
 }  // namespace
 
-int main(int argc, char**) {
+int main(int argc, char** argv) {
+  if (argc == 2 && !std::strcmp(argv[1], "threads")) return threads_at_once();
+  if (!activates_without_bias()) {
+    std::fprintf(stderr, "a product without a bias loses its activation\n");
+    return 1;
+  }
   std::vector<float> all;
   for (const Format format : {Format::f32, Format::bf16, Format::i8, Format::i4})
     for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
-      const std::vector<float> one = run(format, cache, 1), four = run(format, cache, 4);
-      if (std::memcmp(one.data(), four.data(), one.size() * 4)) {
+      const std::vector<float> one = generate(random_model(format, 1), cache, 1);
+      if (!same_bits(one, generate(random_model(format, 4), cache, 4))) {
         std::fprintf(stderr, "the number of threads changes the logits\n");
         return 1;
       }

@@ -24,6 +24,7 @@ from llmfast.evaluation.perplexity import (
     loses_text,
     text_perplexity,
 )
+from llmfast.inference.decoders import EagerReader
 from llmfast.inference.scoring import half_overlapping
 from llmfast.tokenizers import BPETokenizer
 from llmfast.training.prepare import prepare
@@ -58,7 +59,7 @@ def direct(model: llmfast.GPT, documents) -> tuple[float, int]:
 @given(DOCUMENTS, st.sampled_from([1, 20, 8192]))
 def test_it_is_what_the_definition_says_however_the_blocks_are_batched(model, documents, tokens_per_batch):
     nats, tokens = direct(model, documents)
-    result = document_perplexity(model, documents, END, tokens_per_batch)
+    result = document_perplexity(EagerReader(model), documents, END, tokens_per_batch)
     assert result.tokens == tokens == sum(len(ids) + 1 for ids, _ in documents)
     assert result.nats == pytest.approx(nats, rel=1e-5)
     assert result.bytes == sum(length for _, length in documents)
@@ -70,7 +71,7 @@ def test_every_backend_measures_the_same(model, place):
     moved = llmfast.GPT(model.config).to(device).eval()
     moved.load_state_dict(model.state_dict())
     with llmfast.use_backend(backend):
-        result = document_perplexity(moved, documents, END)
+        result = document_perplexity(EagerReader(moved), documents, END)
     assert result.nats == pytest.approx(direct(model, documents)[0], rel=1e-4)
 
 
@@ -83,7 +84,7 @@ def test_the_numbers_it_is_stated_by():
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
     model = llmfast.GPT(tiny_config(initializer_range=1e-6)).eval()
-    assert document_perplexity(model, [([1, 2, 3], 3)], END).perplexity == pytest.approx(19, rel=1e-3)
+    assert document_perplexity(EagerReader(model), [([1, 2, 3], 3)], END).perplexity == pytest.approx(19, rel=1e-3)
 
 
 def test_a_trained_model_finds_its_text_less_surprising_than_noise(parrot):
@@ -211,8 +212,8 @@ def stories(tmp_path):
 
 
 def test_the_command_scores_a_text(storyteller, storyteller_directory, tmp_path):
-    text = "The cat was happy.\r\nThe sun was warm."
-    (tmp_path / "text.txt").write_bytes(text.encode())
+    text = "The cat was happy.\nThe sun was warm."
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     result = run(storyteller_directory, tmp_path / "text.txt", "--precision", "fp32", "--stride", 10, "--json")
     assert result.exit_code == 0, result.output
     facts, expected = json.loads(result.stdout), text_perplexity(storyteller, text, 10)
@@ -247,6 +248,13 @@ def test_the_command_scores_what_prepared_data_keep_out_of_training(storyteller,
     assert "can't give all of its text back" in run(storyteller_directory, tmp_path / "lossy").stderr
 
 
+def test_a_file_has_as_many_tokens_in_evaluation_as_in_training(storyteller_directory, tmp_path):
+    (tmp_path / "text.txt").write_bytes("\ufeffThe cat was happy.\r\nThe sun was warm.\r\n".encode("utf-16-le") * 9)
+    data = prepare([tmp_path / "text.txt"], tmp_path / "data", storyteller_directory, validation=0)
+    result = run(storyteller_directory, tmp_path / "text.txt", "--precision", "fp32", "--json")
+    assert json.loads(result.stdout)["tokens"] + 1 == data.splits["train"].tokens  # which has an end-of-text too
+
+
 def test_the_command_says_what_it_does_not_take(storyteller_directory, stories, tmp_path):
     assert "--documents scores what is between" in run(storyteller_directory, stories).stderr
     (tmp_path / "bytes").write_bytes(b"abc\xff")
@@ -256,7 +264,7 @@ def test_the_command_says_what_it_does_not_take(storyteller_directory, stories, 
         ((stories, "--last", 2), "--last counts documents"),
         ((stories, "--documents", "--last", 4), "holds 3 documents, fewer than --last 4"),
         ((stories, "--documents", "--stride", 97), "context of 96 tokens, got 97"),
-        ((tmp_path / "bytes",), "bytes is not UTF-8 text: byte 3"),
+        ((tmp_path / "bytes",), "bytes is not utf-8: byte 3"),
         ((tmp_path / "empty",), "empty is empty"),
         ((tmp_path / "blank", "--documents"), "too short"),
         ((tmp_path / "missing",), "No such file"),

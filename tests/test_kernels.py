@@ -80,9 +80,9 @@ def test_tensor_descriptors_give_the_same_bits_as_pointers(dtype: torch.dtype, l
     tile = configuration(
         "attention_forward", ForwardTile, family, element_bytes=dtype.itemsize, head_dim=128, heavy=False
     )
-    out, lse = causal_attention(q, k, v, 0.1, 0.0, None, lengths)
+    out, lse = causal_attention(q, k, v, 0.1, 0.0, None, lengths, 0, True)
     with using("attention_forward", replace(tile, descriptors=True)):
-        by_descriptors, its_lse = causal_attention(q, k, v, 0.1, 0.0, None, lengths)
+        by_descriptors, its_lse = causal_attention(q, k, v, 0.1, 0.0, None, lengths, 0, True)
     assert out.isfinite().all() and torch.equal(out, by_descriptors) and torch.equal(lse, its_lse)
 
 

@@ -9,16 +9,15 @@ arXiv:1912.00582): 67 paradigms of 1,000 pairs each. A model that knows nothing 
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from statistics import fmean
 
-from llmfast.inference.generation import LLM
-from llmfast.inference.scoring import Window, half_overlapping, predictions, windows
+from llmfast.documents import Source, find_sources
+from llmfast.inference.llm import LLM
+from llmfast.inference.scoring import Progress, Window, half_overlapping, windows
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,14 @@ def read_pairs(path: str | Path) -> list[MinimalPair]:
     A line is a JSON object with `sentence_good` and `sentence_bad`, and in BLiMP `UID` and `linguistics_term`.
     `OSError` or `ValueError` names the file and the line that can't be read.
     """
-    path = Path(path)
-    pairs = [pair for name, lines in _files(path) for pair in _pairs_of(name, lines)]
+    sources = find_sources([path], suffixes=(".jsonl", ".zip"))
+    pairs = [pair for source in sources for pair in _pairs_of(source)]
     if not pairs:
         raise ValueError(f"{path} holds no minimal pairs: expected .jsonl files")
     return pairs
 
 
-def minimal_pair_outcomes(
-    llm: LLM, pairs: Sequence[MinimalPair], progress: Callable[[int, int], object] | None = None
-) -> list[float]:
+def minimal_pair_outcomes(llm: LLM, pairs: Sequence[MinimalPair], progress: Progress | None = None) -> list[float]:
     """For every pair 1 where the model finds the good sentence likelier, 0 where the bad one, ½ where neither.
 
     A sentence's log-probability is the sum over its tokens, the first one given end-of-text, where the model has that
@@ -84,9 +81,8 @@ def minimal_pair_outcomes(
         made = windows(sentence, context, half_overlapping(context))
         pieces += made
         owners += [sentence] * len(made)
-    with llm.using_backend():
-        for index, prediction in predictions(llm.native() or llm.model, pieces, progress=progress):
-            totals[owners[index]] += float(prediction.log_probabilities.double().sum())
+    for index, prediction in llm.predictions(pieces, progress=progress):
+        totals[owners[index]] += float(prediction.log_probabilities.double().sum())
     return [0.5 + 0.5 * _sign(totals[good] - totals[bad]) for good, bad in encoded]
 
 
@@ -102,36 +98,14 @@ def _sign(x: float) -> float:
     return float(x > 0) - float(x < 0)
 
 
-def _files(path: Path) -> Iterator[tuple[PurePath, bytes]]:
-    """Name and content of every `.jsonl` file, without those that macOS leaves in its archives (`._name`)."""
-    if path.is_dir():
-        for each in sorted(path.rglob("*.jsonl")):
-            if not each.name.startswith("."):
-                yield each, each.read_bytes()
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                inner = PurePath(name)
-                if inner.suffix == ".jsonl" and not inner.name.startswith("."):
-                    try:
-                        yield path / inner, archive.read(name)
-                    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-                        raise ValueError(f"{path} can't be unpacked: {error}") from None
-    else:
-        yield path, path.read_bytes()
-
-
-def _pairs_of(name: PurePath, content: bytes) -> Iterator[MinimalPair]:
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
+def _pairs_of(source: Source) -> Iterator[MinimalPair]:
+    for number, record in source.records():
         try:
-            record = json.loads(line)
             good, bad = record["sentence_good"], record["sentence_bad"]
             if not (isinstance(good, str) and isinstance(bad, str) and good and bad):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             wanted = "a JSON object with the texts sentence_good and sentence_bad"
-            raise ValueError(f"{name}, line {number}: expected {wanted}") from None
-        paradigm = str(record.get("UID", name.stem))
+            raise ValueError(f"{source.name}, line {number}: expected {wanted}") from None
+        paradigm = str(record.get("UID", PurePath(source.name).stem))
         yield MinimalPair(good, bad, paradigm, str(record.get("linguistics_term", paradigm)))

@@ -23,6 +23,7 @@ from llmfast.models.architecture import (
     ModelConfig,
     Parameter,
     Role,
+    Shape,
     positive_integers,
     positive_numbers,
     probabilities,
@@ -212,6 +213,27 @@ class LlamaConfig(ModelConfig):
         """How many keys a query of this block sees at most, itself included; None for all."""
         here = self.window_blocks is None or block in self.window_blocks
         return self.sliding_window if here else None
+
+    @classmethod
+    def shaped(cls, shape: Shape, model_type: str) -> LlamaConfig:
+        if shape.dropout > 0:
+            raise ValueError(f"{model_type} has no dropout but of attention: set attention_dropout instead")
+        # Three matrices of 8/3 of the width have as many weights as GPT-2's two of four times the width.
+        usual = -(-8 * shape.width // 3 // 64) * 64
+        return cls(
+            model_type,
+            vocab_size=shape.vocab_size,
+            max_position_embeddings=shape.context,
+            hidden_size=shape.width,
+            num_hidden_layers=shape.blocks,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_heads,
+            intermediate_size=usual if shape.inner_dim is None else shape.inner_dim,
+            attention_dropout=shape.attention_dropout,
+            tie_word_embeddings=shape.tie_word_embeddings,
+            bos_token_id=shape.end_of_text,
+            eos_token_id=shape.end_of_text,
+        )
 
     def parameters(self) -> list[Parameter]:
         C, D, inner = self.hidden_size, self.head_channels, self.intermediate_size
