@@ -57,8 +57,16 @@ class Operator:
         return self._eager(*inputs)
 
     def run_backward(self, *inputs: Any) -> Any:
-        """The backward operator."""
-        return getattr(getattr(torch.ops, self._namespace), f"{self.name}_backward")(*inputs)
+        """The backward operator; where nobody wants its own gradient, below the dispatcher's autograd (`_eager_call`).
+
+        Not around all of `backward`: what is saved may first have to be computed again (activation checkpointing), with
+        a gradient.
+        """
+        operator = getattr(getattr(torch.ops, self._namespace), f"{self.name}_backward")
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # the registered operator refuses second ones
+            return operator(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
 
     def register(self) -> None:
         """Gives the two operators, already defined and implemented, their fake kernels and gradients."""
@@ -87,10 +95,7 @@ class Operator:
 
             @staticmethod
             def backward(ctx: Any, *grads: Any) -> Any:
-                if torch.is_grad_enabled():  # second derivatives are wanted: the registered operator refuses them
-                    return differentiate(ctx, *grads)
-                with torch._C._AutoDispatchBelowAutograd():
-                    return differentiate(ctx, *grads)
+                return differentiate(ctx, *grads)
 
         def call(*inputs: Any) -> Any:
             if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
