@@ -59,8 +59,17 @@ class Operator:
         return self._eager(*inputs)
 
     def run_backward(self, *inputs: Any) -> Any:
-        """The backward operator."""
-        return getattr(getattr(torch.ops, self._namespace), f"{self.name}_backward")(*inputs)
+        """The backward operator; where its own gradient is not wanted, below the dispatcher's autograd.
+
+        Not around all of `backward`: what is saved may first have to be computed again (activation checkpointing), with
+        a gradient.
+        """
+        operator = getattr(getattr(torch.ops, self._namespace), f"{self.name}_backward")
+        # The registered operator refuses second derivatives.
+        if torch.is_grad_enabled() or transformed() or torch.compiler.is_compiling():
+            return operator(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
 
     def register(self) -> None:
         """Gives the two operators, already defined and implemented, their fake kernels and gradients."""
@@ -100,10 +109,7 @@ def with_gradient(operator: Any, setup_context: Any, backward: Any) -> Callable[
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            if torch.is_grad_enabled() or transformed():  # more derivatives: the backward operator refuses them
-                return backward(ctx, *grads)
-            with torch._C._AutoDispatchBelowAutograd():
-                return backward(ctx, *grads)
+            return backward(ctx, *grads)
 
     def call(*inputs: Any) -> Any:
         if differentiating():
