@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from conftest import PARROT_TEXT, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import llmfast
 from llmfast.cli import cli
@@ -246,6 +248,25 @@ def test_the_command_scores_what_prepared_data_keep_out_of_training(storyteller,
     assert json.loads(result.stdout)["bytes"] == len(kept_out) and result.stderr == ""
     prepare([tmp_path / "text.txt"], tmp_path / "lossy", "word", 8, validation=0.3)
     assert "can't give all of its text back" in run(storyteller_directory, tmp_path / "lossy").stderr
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_model_that_gives_no_probabilities_has_no_perplexity(precision, storyteller_directory, stories, tmp_path):
+    shutil.copytree(storyteller_directory, tmp_path / "poisoned")
+    tensors = load_file(tmp_path / "poisoned" / "model.safetensors")
+    tensors["transformer.ln_f.weight"][3] = float("nan")
+    save_file(tensors, tmp_path / "poisoned" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "The cat was.", "sentence_bad": "The was cat."}\n')
+    for command in (
+        ["perplexity", stories],
+        ["perplexity", stories, "--documents"],
+        ["blimp", tmp_path / "pairs.jsonl"],
+    ):
+        name, file, *options = map(str, command)
+        arguments = ["eval", name, str(tmp_path / "poisoned"), file, *options, "--precision", precision, "--json"]
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 2 and result.stdout == "" and "logits are not finite" in result.stderr, result.output
+        assert len([line for line in result.stderr.splitlines() if not line.startswith("note")]) == 1
 
 
 def test_a_file_has_as_many_tokens_in_evaluation_as_in_training(storyteller_directory, tmp_path):

@@ -287,6 +287,24 @@ def test_a_trainer_put_back_from_its_checkpoint_goes_on_with_the_same_bits(optim
         assert torch.equal(one.weights.values, other.weights.values)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", [{"dropout": 0.1}, LLAMA | {"attention_dropout": 0.1}])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_on_a_gpu_a_trainer_learns_and_goes_on_with_the_same_bits(optimizer, family, tmp_path):
+    group = Processes(device=torch.device("cuda"))
+    config = configure(changes=BASE | family | {"optimizer": optimizer, "precision": "bf16", "device": "cuda"})
+    data = TokenDataset.from_tokens(tokens())
+    one, other = (Trainer(config, data, VOCABULARY, group=group) for _ in range(2))
+    losses = run(one, 20)
+    assert sum(losses[-5:]) < sum(losses[:5]) - 1
+    one.checkpoint(tmp_path, 1, tmp_path, {"version": checkpoints.VERSION})
+    path = checkpoints.found(tmp_path)[0]
+    other.load(path, checkpoints.read_state(path))
+    assert run(one, 5) == run(other, 5)
+    assert torch.equal(one.weights.values, other.weights.values)
+    assert one.evaluate(data).loss == pytest.approx(other.evaluate(data).loss, rel=1e-6)
+
+
 def test_a_checkpoint_without_the_optimizer_it_needs_is_damaged(tmp_path):
     trainer_one = trainer(optimizer="sgd")
     run(trainer_one, 1)
