@@ -126,5 +126,6 @@ void gelu_backward(const GeluArgs& a, const Threads& threads) { gelu(a, threads)
 LLMFAST_INLINE vf activate(Activation kind, vf x) {
   if (kind == Activation::gelu_tanh) return Gelu<Activation::gelu_tanh>::value(x);
   if (kind == Activation::gelu_erf) return Gelu<Activation::gelu_erf>::value(x);
+  if (kind == Activation::silu) return x / (1.0f + exp(-x));
   return x;
 }

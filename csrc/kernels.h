@@ -63,7 +63,7 @@ struct LayerNormArgs {
   void *dx, *dweight, *dbias;
 };
 
-enum class Activation { none, gelu_tanh, gelu_erf };
+enum class Activation { none, gelu_tanh, gelu_erf, silu };
 
 struct GeluArgs {
   DType dtype;
@@ -98,6 +98,8 @@ struct CrossEntropyArgs {
 enum class Format;
 struct PackedMatrix;
 struct WeightSource;
+struct RowOrder;
+struct DecoderShape;
 struct DecoderModel;
 struct DecoderState;
 struct StepJob;
@@ -122,8 +124,11 @@ struct Kernels {
   void (*cross_entropy_backward)(const CrossEntropyArgs&, const Threads&);
   // The native decoder (decoder.h).
   i64 panel_columns;
+  i64 (*mlp_in_rows)(const DecoderShape&);
   i64 (*packed_bytes)(Format, i64 N, i64 K);
-  void (*pack_weight)(const PackedMatrix&, const WeightSource&, const Threads&);
+  bool (*packs)(Format, const WeightSource&);
+  i64 (*packed_row)(const RowOrder&, i64 n);
+  void (*pack_weight)(const PackedMatrix&, const RowOrder&, i64 N, const WeightSource&, const Threads&);
   i64 (*decoder_row_bytes)(const DecoderModel&);
   i64 (*decoder_partial_floats)(const DecoderState&);
   i64 (*decoder_chunks)(const DecoderState&);
