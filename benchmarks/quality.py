@@ -28,12 +28,13 @@ import llmfast
 from llmfast.benchmarking.facts import facts
 from llmfast.files import write_atomic
 from llmfast.inference.scoring import Window, batch_logits, batches, windows
-from llmfast.quantization import formats as quantization
+from llmfast.quantization.plan import PRECISIONS as QUANTIZED
 from llmfast.training.stories import read_stories
-from llmfast.weights import checkpoint
+from llmfast.weights.checkpoint import load, stream
+from llmfast.weights.config_file import record_quality
 
 LOGITS_AT_ONCE = 1 << 23
-PRECISIONS = ("bf16", *quantization.PRECISIONS)
+PRECISIONS = ("bf16", *QUANTIZED)
 
 
 def logits_of(llm: llmfast.LLM, batch: Sequence[Window]) -> Tensor:
@@ -47,7 +48,7 @@ def windows_of(llm: llmfast.LLM, documents: list[str]) -> list[Window]:
     assert llm.tokenizer is not None and llm.tokenizer.end_of_text is not None
     end = llm.tokenizer.end_of_text
     sequences = ([end, *llm.tokenizer.encode(document), end] for document in documents)
-    return [window for sequence in sequences for window in windows(sequence, llm.config.n_positions)]
+    return [window for sequence in sequences for window in windows(sequence, llm.config.context)]
 
 
 @torch.inference_mode()
@@ -129,15 +130,15 @@ def main() -> None:
         record: dict[str, Any] = {"model": arguments.model, "limit": limit, "results": results, "facts": facts()}
         write_atomic(arguments.out, (json.dumps(record, indent=2) + "\n").encode())
     if recorded is not None:
-        checkpoint.record_quality(arguments.record, {text: rows[recorded] for text, rows in results.items()})
+        record_quality(arguments.record, {text: rows[recorded] for text, rows in results.items()})
 
 
 def precision_of(directory: Path, others: Mapping[str, llmfast.LLM]) -> str:
     """Which of the models to be measured a directory holds."""
-    precision = checkpoint.stream(directory).precision
+    precision = stream(directory).precision
     if precision is None or precision not in others:
         raise ValueError(f"{directory} holds none of {', '.join(others)}, which are to be measured")
-    stored = checkpoint.load(directory)[1]
+    stored = load(directory)[1]
     measured = others[precision].model.state_dict()
     if not all(name in stored and torch.equal(tensor, stored[name].float()) for name, tensor in measured.items()):
         raise ValueError(f"{directory} does not hold the weights that are to be measured")

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from llmfast.benchmarking.facts import facts
 from llmfast.files import write_atomic
-from llmfast.models.config import GPTConfig
+from llmfast.models import GPTConfig
 from llmfast.training.configuration import configure
 from llmfast.training.dataset import TokenDataset
 from llmfast.training.hardware import flops_per_token, peak_flops

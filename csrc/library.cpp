@@ -10,7 +10,7 @@
 //   sample                  native_decoder_ops.cpp     sampling.cpp
 //   limit_read, limit_...   limits_ops.cpp             limits.inl
 //
-// Only CPU kernels are registered here; fake kernels and autograd formulas come from llmfast/backends/registered.py,
+// Only CPU kernels are registered here; fake kernels and autograd formulas come from llmfast/backends/registered/,
 // for these operators and for the Triton ones of the same schemas alike.
 
 #include <torch/csrc/stable/library.h>

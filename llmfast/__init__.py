@@ -9,8 +9,7 @@
 from llmfast.backends import BackendUnavailable, backends, explain, load_backend, register_backend, use_backend
 from llmfast.inference.generation import LLM
 from llmfast.inference.loading import generate, load
-from llmfast.models.config import GPTConfig
-from llmfast.models.gpt2 import GPT
+from llmfast.models import GPT, GPTConfig
 
 __version__ = "0.1.0"
 

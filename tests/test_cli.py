@@ -16,6 +16,7 @@ import pytest
 import llmfast
 from llmfast.tokenizers import BPETokenizer
 from llmfast.weights import checkpoint
+from llmfast.weights.config_file import record_quality
 from llmfast.weights.locate import ASSETS
 
 STORIES = ASSETS / "stories"
@@ -111,7 +112,7 @@ def test_info_of_a_quantised_model(quantised, tmp_path):
     assert "quality" not in facts
 
     shutil.copytree(quantised, tmp_path / "measured")
-    checkpoint.record_quality(tmp_path / "measured", {"a-text.txt": {"loss_change": 0.0123, "top1_agreement": 0.97}})
+    record_quality(tmp_path / "measured", {"a-text.txt": {"loss_change": 0.0123, "top1_agreement": 0.97}})
     measured = json.loads(run("info", str(tmp_path / "measured"), "--json").stdout)
     assert measured["quality"] == {"a-text.txt": {"loss_change": 0.0123, "top1_agreement": 0.97}}
     text = " ".join(run("info", str(tmp_path / "measured"), COLUMNS="200").stdout.split())

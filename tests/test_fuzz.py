@@ -17,7 +17,8 @@ from test_inference_native import MODEL, packed, pytestmark  # noqa: F401  (pyte
 import llmfast
 from llmfast import GPT, GPTConfig
 from llmfast.inference.decoders import NativeDecoder
-from llmfast.quantization.formats import plan, quantize
+from llmfast.quantization.formats import quantize
+from llmfast.quantization.plan import plan
 from llmfast.weights import checkpoint
 
 OPS = torch.ops.llmfast

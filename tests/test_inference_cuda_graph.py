@@ -24,8 +24,9 @@ from llmfast.backends import _registry, pytorch
 from llmfast.inference.cache import StaticKVCache
 from llmfast.inference.decoders import CudaGraphDecoder, DecoderPool, EagerDecoder, StaticDecoder, cuda_graph
 from llmfast.inference.sampling import SamplingSettings
-from llmfast.quantization.formats import plan, quantize
-from llmfast.quantization.modules import QuantizedGPT
+from llmfast.quantization.formats import quantize
+from llmfast.quantization.modules import fill
+from llmfast.quantization.plan import plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,11 +41,13 @@ def model() -> GPT:
     return GPT(tiny_config(n_positions=24, initializer_range=0.5)).eval()
 
 
-def quantized(model: GPT, precision: str) -> QuantizedGPT:
+def quantized(model: GPT, precision: str) -> GPT:
     formats = plan(model.config, precision)
     state = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
     weights = ((name, quantize(t, formats[name]) if name in formats else t) for name, t in state.items())
-    return QuantizedGPT(model.config, precision, weights, torch.float32)
+    with torch.device("meta"):
+        empty = GPT(model.config)
+    return fill(empty, precision, weights, torch.float32)
 
 
 def generated(decoder: StaticDecoder, count: int, settings: SamplingSettings = GREEDY, prompts=PROMPTS, **others):

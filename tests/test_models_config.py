@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmfast
-from llmfast.models.config import PRESETS, GPTConfig
+from llmfast.models.gpt2 import PRESETS, GPTConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,6 +118,8 @@ def test_num_parameters_is_the_count_of_the_model(vocab_size, n_positions, n_hea
     assert config.num_parameters == sum(p.numel() for p in llmfast.GPT(config).parameters())
 
 
-@pytest.mark.parametrize("name, approximate", [("gelu_new", "tanh"), ("gelu_pytorch_tanh", "tanh"), ("gelu", "none")])
-def test_activation_names_mean_what_hugging_face_means(name, approximate):
-    assert GPTConfig(activation_function=name).gelu_approximate == approximate
+@pytest.mark.parametrize(
+    "name, activation", [("gelu_new", "gelu_tanh"), ("gelu_pytorch_tanh", "gelu_tanh"), ("gelu", "gelu")]
+)
+def test_activation_names_mean_what_hugging_face_means(name, activation):
+    assert GPTConfig(activation_function=name).arithmetic().activation == activation

@@ -12,6 +12,7 @@ import torch
 
 import llmfast
 from llmfast.weights import checkpoint
+from llmfast.weights.quantizing import quantize_checkpoint
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "quality.py"
 TEXT = "Once upon a time there was a big cat. The dog liked to sing in the park."
@@ -63,12 +64,12 @@ def test_the_figures_are_what_their_names_say(storyteller, storyteller_directory
 
 
 def test_the_figures_are_recorded_with_the_model_they_are_of(storyteller_directory, text, tmp_path):
-    checkpoint.quantize(storyteller_directory, tmp_path / "small", "int8")
+    quantize_checkpoint(storyteller_directory, tmp_path / "small", "int8")
     arguments = ("--model", storyteller_directory, "--text", text, "--precisions", "int8", "--record")
     assert measure(*arguments, tmp_path / "small").returncode == 0
     quality = checkpoint.stream(tmp_path / "small").quantization.quality
     assert quality["text.txt"].keys() == {"loss_change", "kl_divergence", "top1_agreement"}
 
-    checkpoint.quantize(storyteller_directory, tmp_path / "other", "int4")
+    quantize_checkpoint(storyteller_directory, tmp_path / "other", "int4")
     result = measure(*arguments, tmp_path / "other")
     assert result.returncode == 2 and "other holds none of int8" in result.stderr and "Traceback" not in result.stderr

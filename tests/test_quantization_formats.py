@@ -9,16 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import llmfast
-from llmfast.quantization.formats import (
-    FORMATS,
-    PRECISIONS,
-    Quantization,
-    QuantizedWeight,
-    layout,
-    plan,
-    quantize,
-    squared_error,
-)
+from llmfast.quantization.formats import FORMATS, QuantizedWeight, layout, quantize, squared_error
+from llmfast.quantization.plan import PRECISIONS, Quantization, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,9 +14,11 @@ import llmfast
 from llmfast import ops
 from llmfast.contract import check
 from llmfast.contract.cases import quantized_linear
-from llmfast.quantization.formats import FORMATS, PRECISIONS, plan, quantize
-from llmfast.quantization.modules import QuantizedGPT, QuantizedLinear
+from llmfast.quantization.formats import FORMATS, quantize
+from llmfast.quantization.modules import QuantizedLinear
+from llmfast.quantization.plan import PRECISIONS, plan
 from llmfast.weights import checkpoint
+from llmfast.weights.quantizing import quantize_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,7 +105,7 @@ def places_and_precisions() -> list:
 @pytest.mark.parametrize("backend, device, precision", places_and_precisions())
 def test_a_quantised_model_gives_the_text_of_its_dequantised_weights(storyteller_directory, backend, device, precision):
     llm = llmfast.load(storyteller_directory, backend=backend, device=device, precision=precision)
-    assert llm.precision == precision and isinstance(llm.model, QuantizedGPT)
+    assert llm.precision == precision == llm.model.quantized_to
     floats = llmfast.load(storyteller_directory, backend="pytorch", device=device, precision="fp32")
     with torch.no_grad():
         for name, form in plan(llm.config, precision).items():
@@ -129,7 +131,7 @@ def test_a_tied_head_and_embedding_are_one_weight_in_memory(storyteller_director
 def test_a_quantised_model_saves_what_quantize_writes(storyteller_directory, tmp_path):
     llm = llmfast.load(storyteller_directory, backend="pytorch", device="cpu", precision="int4")
     llm.save_pretrained(tmp_path / "saved")
-    checkpoint.quantize(storyteller_directory, tmp_path / "written", "int4")
+    quantize_checkpoint(storyteller_directory, tmp_path / "written", "int4")
     saved, written = (dict(checkpoint.stream(tmp_path / name)) for name in ("saved", "written"))
     assert saved.keys() == written.keys()
     for name in plan(llm.config, "int4"):
@@ -139,7 +141,7 @@ def test_a_quantised_model_saves_what_quantize_writes(storyteller_directory, tmp
 
 
 def test_a_quantised_file_runs_in_another_precision_too(storyteller_directory, tmp_path):
-    checkpoint.quantize(storyteller_directory, tmp_path, "int8")
+    quantize_checkpoint(storyteller_directory, tmp_path, "int8")
     llm = llmfast.load(tmp_path, backend="pytorch", device="cpu", precision="int4")
     assert llm.precision == "int4"
     formats = {f"{n}.weight": m.precision for n, m in llm.model.named_modules() if hasattr(m, "stored")}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmfast
-from llmfast.models.config import PRESETS
+from llmfast.models.gpt2 import PRESETS
 from llmfast.training import stories
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,8 +16,12 @@ from hypothesis import strategies as st
 
 import llmfast
 from llmfast import GPT
-from llmfast.quantization.formats import PRECISIONS, QuantizedWeight, plan, quantize
+from llmfast.quantization.formats import QuantizedWeight, quantize
+from llmfast.quantization.plan import PRECISIONS, plan
 from llmfast.weights import checkpoint
+from llmfast.weights.config_file import record_quality
+from llmfast.weights.quantizing import quantize_checkpoint
+from llmfast.weights.saving import save
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
@@ -475,12 +479,6 @@ def test_what_is_not_there_is_a_file_not_found_error(saved, tmp_path):
         GPT.from_pretrained(directory)
 
 
-def test_expected_shapes_are_those_of_the_model():
-    for config in (tiny_config(), tiny_config(n_inner=5, tie_word_embeddings=False, n_layer=1)):
-        shapes = {name: tuple(t.shape) for name, t in GPT(config).state_dict().items()}
-        assert shapes == checkpoint.expected_shapes(config)
-
-
 # --- a tensor at a time -----------------------------------------------------------------------------------------
 
 
@@ -542,10 +540,10 @@ def resident_bytes() -> int:
 def test_a_stream_holds_one_tensor_in_memory(tmp_path, precision, stored_head):
     def memory_to_read(config) -> tuple[checkpoint.Stream, int, int]:
         directory = tmp_path / str(config.vocab_size)
-        state = {name: torch.ones(shape) for name, shape in checkpoint.expected_shapes(config).items()}
+        state = {parameter.name: torch.ones(parameter.shape) for parameter in config.parameters()}
         if precision is not None:
             state |= {name: quantize(state[name], stored) for name, stored in plan(config, precision).items()}
-        checkpoint.save(directory, config, state, precision=precision)
+        save(directory, config, state, precision=precision)
         del state
         if stored_head:
             edit_weights(directory, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()}))
@@ -600,7 +598,7 @@ def test_a_quantised_model_is_read_as_it_was_written(saved, tmp_path, precision,
     torch.manual_seed(0)
     model = GPT(tiny_config(**shape)).eval()
     model.save_pretrained(tmp_path / "model")
-    checkpoint.quantize(tmp_path / "model", tmp_path / "small", precision)
+    quantize_checkpoint(tmp_path / "model", tmp_path / "small", precision)
     source = checkpoint.stream(tmp_path / "small")
     assert source.config == model.config
     assert source.precision == source.quantization.precision == precision
@@ -625,7 +623,7 @@ def test_a_quantised_model_is_read_as_it_was_written(saved, tmp_path, precision,
 def small(saved):
     """The small model quantised by the mixed plan, the directory of it."""
     _, directory = saved
-    checkpoint.quantize(directory, directory.parent / "small", "int4")
+    quantize_checkpoint(directory, directory.parent / "small", "int4")
     return directory.parent / "small"
 
 
@@ -670,7 +668,7 @@ def test_what_is_not_quantised_keeps_its_dtype(saved, tmp_path):
     model, _ = saved
     half = GPT(model.config).to(torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
-    checkpoint.quantize(tmp_path / "half", tmp_path / "small", "int8")
+    quantize_checkpoint(tmp_path / "half", tmp_path / "small", "int8")
     weights = dict(checkpoint.stream(tmp_path / "small"))
     assert weights["transformer.wpe.weight"].dtype == weights["transformer.ln_f.bias"].dtype == torch.bfloat16
     assert json.loads((tmp_path / "small" / "config.json").read_text())["dtype"] == "bfloat16"
@@ -752,7 +750,7 @@ def test_a_damaged_quantised_model_is_one_clear_error(small, damage):
 def test_damaged_headers_of_quantised_files_never_raise_anything_but_value_error(tmp_path_factory, data):
     directory = tmp_path_factory.mktemp("flipped")
     GPT(tiny_config(n_layer=1, n_embd=4, n_head=1, vocab_size=3)).save_pretrained(directory / "whole")
-    checkpoint.quantize(directory / "whole", directory / "small", "int4")
+    quantize_checkpoint(directory / "whole", directory / "small", "int4")
     file = directory / "small" / "model.safetensors"
     content = bytearray(file.read_bytes())
     header = int.from_bytes(content[:8], "little")
@@ -775,7 +773,7 @@ def test_every_kind_of_checkpoint_is_quantised(saved, tmp_path, kind):
     elif kind == "file":
         source = source / "model.safetensors"
     seen = []
-    parts = checkpoint.quantize(source, tmp_path / "deep" / "small", "int8", progress=lambda *step: seen.append(step))
+    parts = quantize_checkpoint(source, tmp_path / "deep" / "small", "int8", progress=lambda *step: seen.append(step))
     loaded = GPT.from_pretrained(tmp_path / "deep" / "small").state_dict()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=float(tensor.abs().max()) / 250)
@@ -795,7 +793,7 @@ def test_a_tokenizer_and_a_card_come_along(storyteller_directory, tmp_path):
     shutil.copytree(storyteller_directory, tmp_path / "source")
     (tmp_path / "source" / "README.md").write_text("# A model\n")
     (tmp_path / "source" / "training.json").write_text("{}")
-    checkpoint.quantize(tmp_path / "source", tmp_path / "small", "int4")
+    quantize_checkpoint(tmp_path / "source", tmp_path / "small", "int4")
     card = (tmp_path / "small" / "README.md").read_text()
     assert card.startswith("# A model\n") and "llmfast quantize --precision int4" in card
     names = {p.name for p in (tmp_path / "source").iterdir()} - {"training.json"}
@@ -805,7 +803,7 @@ def test_a_tokenizer_and_a_card_come_along(storyteller_directory, tmp_path):
 
 def test_a_quantised_model_is_not_quantised_again(small, tmp_path):
     with pytest.raises(ValueError, match=r"small is quantised already \(int4\)"):
-        checkpoint.quantize(small, tmp_path / "smaller", "int8")
+        quantize_checkpoint(small, tmp_path / "smaller", "int8")
     assert not (tmp_path / "smaller").exists()
 
 
@@ -818,7 +816,7 @@ def test_a_model_is_never_overwritten_by_its_own_quantisation(saved):
         (directory, directory.parent / "elsewhere" / ".." / directory.name),
     ]:
         with pytest.raises(ValueError, match="holds the model to quantise"):
-            checkpoint.quantize(source, target, "int8", overwrite=True)
+            quantize_checkpoint(source, target, "int8", overwrite=True)
     assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
 
 
@@ -828,9 +826,9 @@ def test_another_model_is_overwritten_only_on_demand_and_leaves_nothing(saved, s
     for extra in ("README.md", "training.json", "notes.txt"):
         (tmp_path / "other" / extra).write_text("{}")
     with pytest.raises(ValueError, match="other holds a model already: .*--overwrite"):
-        checkpoint.quantize(source, tmp_path / "other", "int8")
+        quantize_checkpoint(source, tmp_path / "other", "int8")
     llmfast.load(tmp_path / "other")  # unharmed
-    checkpoint.quantize(source, tmp_path / "other", "int8", overwrite=True)
+    quantize_checkpoint(source, tmp_path / "other", "int8", overwrite=True)
     assert checkpoint.stream(tmp_path / "other").quantization.precision == "int8"
     assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
 
@@ -839,11 +837,11 @@ def test_a_target_that_holds_something_else_is_kept_as_it_is(saved, tmp_path):
     _, source = saved
     (tmp_path / "file").write_text("keep")
     with pytest.raises(ValueError, match="file is a file: name a directory"):
-        checkpoint.quantize(source, tmp_path / "file", "int8", overwrite=True)
+        quantize_checkpoint(source, tmp_path / "file", "int8", overwrite=True)
     assert (tmp_path / "file").read_text() == "keep"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.txt").write_text("keep")
-    checkpoint.quantize(source, tmp_path / "folder", "int8")
+    quantize_checkpoint(source, tmp_path / "folder", "int8")
     assert (tmp_path / "folder" / "notes.txt").read_text() == "keep"
 
 
@@ -851,16 +849,16 @@ def test_weights_that_are_no_numbers_are_named_and_nothing_is_written(saved, tmp
     _, source = saved
     edit_weights(source, lambda tensors: tensors[C_FC][3].fill_(float("nan")))
     with pytest.raises(ValueError, match=f"{C_FC}: the weight holds infinities or NaN"):
-        checkpoint.quantize(source, tmp_path / "small", "int4")
+        quantize_checkpoint(source, tmp_path / "small", "int4")
     assert not (tmp_path / "small").exists()
 
 
 def test_what_can_not_be_quantised_says_why(saved, tmp_path):
     _, source = saved
     with pytest.raises(FileNotFoundError, match="no model at"):
-        checkpoint.quantize(tmp_path / "nowhere", tmp_path / "small", "int8")
+        quantize_checkpoint(tmp_path / "nowhere", tmp_path / "small", "int8")
     with pytest.raises(ValueError, match="precision must be int8, int4, int4-all, got 'int3'"):
-        checkpoint.quantize(source, tmp_path / "small", "int3")
+        quantize_checkpoint(source, tmp_path / "small", "int3")
     assert not (tmp_path / "small").exists()
 
 
@@ -869,11 +867,11 @@ def test_quantised_weights_and_the_name_of_their_plan_are_saved_together(saved, 
     state = model.state_dict()
     rounded = state | {"transformer.wte.weight": quantize(state["transformer.wte.weight"], "int8")}
     with pytest.raises(ValueError, match="precision is None, and 1 of the weights are quantised"):
-        checkpoint.save(tmp_path / "small", model.config, rounded)
+        save(tmp_path / "small", model.config, rounded)
     with pytest.raises(ValueError, match="precision is 'int8', and 0 of the weights"):
-        checkpoint.save(tmp_path / "small", model.config, state, precision="int8")
+        save(tmp_path / "small", model.config, state, precision="int8")
     assert not (tmp_path / "small").exists()
-    checkpoint.save(tmp_path / "small", model.config, rounded, precision="int8")  # not all that the plan names
+    save(tmp_path / "small", model.config, rounded, precision="int8")  # not all that the plan names
     assert checkpoint.stream(tmp_path / "small").quantization.weights == {"transformer.wte.weight": "int8"}
     assert torch.equal(
         dict(checkpoint.stream(tmp_path / "small"))["transformer.wpe.weight"], state["transformer.wpe.weight"]
@@ -883,9 +881,9 @@ def test_quantised_weights_and_the_name_of_their_plan_are_saved_together(saved, 
 def test_the_quality_of_a_quantised_model_is_recorded_with_it(small, saved):
     quality = {"stories": {"loss_change": 0.01, "top1_agreement": 0.95}}
     before = checkpoint.stream(small)
-    checkpoint.record_quality(small, quality)
+    record_quality(small, quality)
     after = checkpoint.stream(small)
     assert after.quantization.quality == quality
     assert (after.config, after.quantization.weights) == (before.config, before.quantization.weights)
     with pytest.raises(ValueError, match="is not quantised"):
-        checkpoint.record_quality(saved[1], quality)
+        record_quality(saved[1], quality)

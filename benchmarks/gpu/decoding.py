@@ -19,8 +19,9 @@ from benchmarks.gpu.bench import Bench
 from llmfast import GPT, LLM, GPTConfig
 from llmfast.benchmarking.comparison import Comparison, Contestant, Entry, Work
 from llmfast.benchmarking.timing import Effort, Turn
-from llmfast.quantization.formats import plan, quantize
-from llmfast.quantization.modules import QuantizedGPT
+from llmfast.quantization.formats import quantize
+from llmfast.quantization.modules import fill
+from llmfast.quantization.plan import plan
 
 BASELINE = "pytorch eager"
 EFFORT = Effort(seconds=1.0, rounds=(2, 5), turn=0.0)
@@ -51,13 +52,13 @@ TINY = GPTConfig(vocab_size=40, n_positions=16, n_embd=32, n_layer=1, n_head=2)
 
 
 def in_precision(trained: GPT, precision: str, dtype: torch.dtype) -> GPT:
+    with torch.device("meta"):
+        model = GPT(trained.config)
     if precision in ("int8", "int4"):
         formats = plan(trained.config, precision)
         state = {name: t for name, t in trained.state_dict().items() if name != "lm_head.weight"}
         weights = ((name, quantize(t, formats[name]) if name in formats else t) for name, t in state.items())
-        return QuantizedGPT(trained.config, precision, weights, dtype, trained.device)
-    with torch.device("meta"):
-        model = GPT(trained.config)
+        return fill(model, precision, weights, dtype, trained.device)
     to = torch.float32 if precision == "fp32" else torch.bfloat16
     model.load_state_dict({name: t.to(to) for name, t in trained.state_dict().items()}, assign=True)
     model.tie_head()

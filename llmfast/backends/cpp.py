@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfast.backends.registered import RegisteredOps, register
+from llmfast.backends.registered import contract_functions, register
 from llmfast.quantization.formats import dequantize
 
 MAX_HEAD_DIM = 256
@@ -68,16 +68,11 @@ def describe(op: str, *args: Any, **kwargs: Any) -> str:
     return f"{isa()} kernels, {torch.get_num_threads()} threads" + (DEQUANTIZES if op == "quantized_linear" else "")
 
 
-_ops = RegisteredOps("llmfast")
-causal_attention = _ops.causal_attention
-layer_norm = _ops.layer_norm
-add_layer_norm = _ops.add_layer_norm
-gelu = _ops.gelu
-linear = _ops.linear
-linear_cross_entropy = _ops.linear_cross_entropy
+_functions = contract_functions("llmfast")
+globals().update(_functions)
 
 
 def quantized_linear(
     x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    return linear(x, dequantize(values, scale, x.shape[-1]).to(x.dtype), bias, activation)
+    return _functions["linear"](x, dequantize(values, scale, x.shape[-1]).to(x.dtype), bias, activation)

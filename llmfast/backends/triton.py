@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfast.backends.registered import SCHEMAS, RegisteredOps, register
+from llmfast.backends.registered import SCHEMAS, contract_functions, register
 
 # For inference: it has no gradients, so it stands beside the operators that have them.
 QUANTIZED_LINEAR = "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str activation) -> Tensor"
@@ -81,13 +81,7 @@ def describe(op: str, *args: Any, **kwargs: Any) -> str:
     return f"{configuration}, interpreted" if INTERPRETED else configuration
 
 
-_ops = RegisteredOps("llmfast_triton")
-causal_attention = _ops.causal_attention
-layer_norm = _ops.layer_norm
-add_layer_norm = _ops.add_layer_norm
-gelu = _ops.gelu
-linear = _ops.linear
-linear_cross_entropy = _ops.linear_cross_entropy
+globals().update(contract_functions("llmfast_triton"))
 
 
 def quantized_linear(

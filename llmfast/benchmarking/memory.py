@@ -200,7 +200,7 @@ def _read(path: str, tokens: int, entry: Entry, device: str, decode: bool) -> No
 
 
 def _train(model: str, tokens: int, entry: Entry, device: str) -> None:
-    config = training_cases.without_dropout(models.config_of(model))
+    config = models.config_of(model).without_dropout()
     text = torch.zeros(training_cases.BATCH, tokens + 1, dtype=torch.int64, device=device)
     step = training_cases.Step(config, None, text, entry, device)
     for _ in range(2):  # the optimizer's state is there from the second step on

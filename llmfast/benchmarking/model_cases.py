@@ -51,7 +51,7 @@ def prefill(
             in_cache=read < cache_bytes(),
         )
 
-    for tokens in _within(lengths, config.n_positions):
+    for tokens in _within(lengths, config.context):
         yield Comparison(
             group="prefill",
             name="prefill",
@@ -102,7 +102,7 @@ def decode(
             in_cache=read < cache_bytes(),
         )
 
-    contexts = _within(contexts, config.n_positions - SPAN)
+    contexts = _within(contexts, config.context - SPAN)
     for batch, context in [(1, context) for context in contexts] + [(b, contexts[0]) for b in batches if b > 1]:
         yield Comparison(
             group="decode",
@@ -158,7 +158,7 @@ def generate(
     config = config_of(model)
     # Without its cache a model runs in PyTorch's dtypes, whoever packs it otherwise.
     entries = [entry for entry in competitors(precisions, device, chosen) if entry.precision in ("fp32", "bf16")]
-    for new in _within(lengths, config.n_positions - PROMPT):
+    for new in _within(lengths, config.context - PROMPT):
         for cache in (True, False):
             yield Comparison(
                 group="generate",
@@ -177,7 +177,7 @@ def first_token(
 ) -> Iterator[Comparison]:
     """From a prompt of each length to the first token chosen after it, in a process that has run before."""
     config = config_of(model)
-    for tokens in _within(lengths, config.n_positions):
+    for tokens in _within(lengths, config.context):
         yield Comparison(
             group="latency",
             name="first token",

@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 import llmfast
-from llmfast import GPT, LLM, GPTConfig
+from llmfast import LLM
 from llmfast.backends import OPS, backends
 from llmfast.benchmarking.comparison import Entry, WrongResult
 from llmfast.benchmarking.peers.counting import Formats
 from llmfast.benchmarking.peers.models import prompt_ids
 from llmfast.inference.decoders import EagerDecoder
 from llmfast.inference.loading import PRECISIONS
-from llmfast.models.config import PRESETS
-from llmfast.models.gpt2 import FLOATS
-from llmfast.quantization.formats import PRECISIONS as QUANTISED
-from llmfast.weights import checkpoint
+from llmfast.models import FLOATS, PRESETS, ModelConfig, create
+from llmfast.quantization.plan import PRECISIONS as QUANTISED
+from llmfast.weights.checkpoint import stream
 from llmfast.weights.locate import EMBEDDED, locate_model
 
 EXACT = 1e-3  # how far float32 logits may be from PyTorch's, relative to the largest
@@ -51,12 +50,12 @@ def path_of(model: str) -> Path:
     folder = tempfile.TemporaryDirectory(prefix=f"llmfast-{model}-")
     atexit.register(folder.cleanup)
     torch.manual_seed(0)
-    GPT(GPTConfig.preset(model)).save_pretrained(folder.name)
+    create(PRESETS[model]).save_pretrained(folder.name)
     return Path(folder.name)
 
 
-def config_of(model: str) -> GPTConfig:
-    return GPTConfig.preset(model) if model in PRESETS else checkpoint.stream(locate_model(model)).config
+def config_of(model: str) -> ModelConfig:
+    return PRESETS[model] if model in PRESETS else stream(locate_model(model)).config
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,20 +6,19 @@ the gradient of its input and one for that of its weight.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from llmfast import GPT, GPTConfig
 from llmfast.backends import use_backend
 from llmfast.benchmarking.comparison import Comparison, Contestant, Entry, Work, WrongResult
 from llmfast.benchmarking.models import ARITHMETIC, competitors, config_of, ops_of
 from llmfast.benchmarking.op_cases import COMPILED
 from llmfast.benchmarking.peers import counting
 from llmfast.benchmarking.timing import timed
+from llmfast.models import ModelConfig, create
 
 BATCH = 4
 ALLOWED = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}  # of the loss and the gradient's length, relative to PyTorch's
@@ -43,7 +42,7 @@ def training(
         operations = counting.training_operations(config, BATCH, tokens)
         return Work(tokens=BATCH * tokens, operations=operations, arithmetic=ARITHMETIC[entry.precision])
 
-    for tokens in [length for length in lengths if length <= config.n_positions] or [config.n_positions]:
+    for tokens in [length for length in lengths if length <= config.context] or [config.context]:
         yield Comparison(
             group="training",
             name="training step",
@@ -56,10 +55,10 @@ def training(
         )
 
 
-def _start(config: GPTConfig, tokens: int, device: str) -> Callable[[Entry], Contestant]:
-    config = without_dropout(config)
+def _start(config: ModelConfig, tokens: int, device: str) -> Callable[[Entry], Contestant]:
+    config = config.without_dropout()  # or every competitor would have gradients of its own
     torch.manual_seed(0)
-    initial = GPT(config).state_dict()
+    initial = create(config).state_dict()
     text = torch.randint(config.vocab_size, (BATCH, tokens + 1), device=device)
     expected = Step(config, initial, text, Entry("pytorch", "fp32"), device).first()
 
@@ -77,17 +76,12 @@ def _start(config: GPTConfig, tokens: int, device: str) -> Callable[[Entry], Con
     return ready
 
 
-def without_dropout(config: GPTConfig) -> GPTConfig:
-    """The same shape for everybody, with the same gradients."""
-    return dataclasses.replace(config, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
-
-
 class Step:
     """A model with `initial` weights (None: random ones) and its optimizer; calling it trains one step."""
 
-    def __init__(self, config: GPTConfig, initial: dict[str, Tensor] | None, text: Tensor, entry: Entry, device: str):
+    def __init__(self, config: ModelConfig, initial: dict[str, Tensor] | None, text: Tensor, entry: Entry, device: str):
         self.inputs, self.targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
-        self.model = GPT(config)
+        self.model = create(config)
         if initial is not None:
             self.model.load_state_dict(initial)
         self.model.to(device).train()

@@ -90,11 +90,11 @@ def perplexity(
             result = documents_perplexity(llm, texts, stride, progress)
         else:
             result = text_perplexity(llm, text, stride, progress)
-    stride = llm.config.n_positions if stride is None else stride
+    stride = llm.config.context if stride is None else stride
     facts: dict[str, Any] = {"model": model, "file": str(file), "precision": llm.precision}
     facts |= {"documents": len(texts)} if documents else {}
     facts |= {
-        "context": llm.config.n_positions,
+        "context": llm.config.context,
         "stride": stride,
         "first_token": "context only" if llm.start_token is None else "predicted from end-of-text",
         "tokens": result.tokens,

@@ -13,7 +13,6 @@ import torch
 import llmfast
 from llmfast.backends import cpp, resolve
 from llmfast.cli.common import backend_option, common_options
-from llmfast.quantization.modules import QuantizedGPT
 from llmfast.threads import thread_count
 
 
@@ -96,7 +95,7 @@ def _how(llm: Any, cache: bool) -> str:
     if llm.native() is not None:
         return f"native ({cpp.isa()}), {llm.precision}, {thread_count()} threads"
     model = llm.model
-    op = "quantized_linear" if isinstance(model, QuantizedGPT) else "linear"
+    op = "linear" if model.quantized_to is None else "quantized_linear"
     with llm.using_backend():
         backend, _ = resolve(op, model.device, model.dtype)
     where = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else str(model.device)

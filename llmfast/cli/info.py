@@ -11,8 +11,9 @@ from rich.table import Table
 
 from llmfast.cli.common import common_options
 from llmfast.tokenizers import load_tokenizer
-from llmfast.weights import checkpoint
+from llmfast.weights.checkpoint import stream as open_checkpoint
 from llmfast.weights.locate import locate_model
+from llmfast.weights.quantizing import CARD, TRAINING
 
 
 @click.command()
@@ -21,7 +22,7 @@ from llmfast.weights.locate import locate_model
 @common_options
 def info(model: str, as_json: bool) -> None:
     """What MODEL is: its shape, size, tokenizer and card."""
-    stream = checkpoint.stream(locate_model(model))
+    stream = open_checkpoint(locate_model(model))
     config, tokenizer = stream.config, load_tokenizer(stream.directory)
     by_precision: dict[str, int] = {}
     for name, size in stream.sizes.items():
@@ -33,17 +34,18 @@ def info(model: str, as_json: bool) -> None:
         "precision": stream.precision or ", ".join(by_precision),
         "bytes": sum(by_precision.values()),
         "bytes by precision": by_precision,
-        "layers": config.n_layer,
-        "width": config.n_embd,
-        "heads": config.n_head,
-        "context": config.n_positions,
+        "layers": config.blocks,
+        "width": config.width,
+        "heads": config.heads,
+        "key heads": config.key_heads,
+        "context": config.context,
         "vocabulary": config.vocab_size,
         "tied head": config.tie_word_embeddings,
         "tokenizer": None if tokenizer is None else f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens",
     }
     if stream.quantization is not None and stream.quantization.quality:
         facts["quality"] = stream.quantization.quality
-    training = stream.directory / checkpoint.TRAINING
+    training = stream.directory / TRAINING
     if training.exists():
         try:
             facts["training"] = dict(json.loads(training.read_text(encoding="utf-8")))
@@ -64,6 +66,6 @@ def info(model: str, as_json: bool) -> None:
         if not isinstance(value, dict):
             table.add_row(name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
-    card = stream.directory / checkpoint.CARD
+    card = stream.directory / CARD
     if card.exists():
         click.echo(f"card: {card}")

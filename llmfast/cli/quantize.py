@@ -11,9 +11,9 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from llmfast.cli.common import common_options
-from llmfast.quantization.formats import PRECISIONS
-from llmfast.weights import checkpoint
+from llmfast.quantization.plan import PRECISIONS
 from llmfast.weights.locate import locate_model
+from llmfast.weights.quantizing import quantize_checkpoint
 
 
 @click.command()
@@ -21,7 +21,7 @@ from llmfast.weights.locate import locate_model
 @click.option(
     "-p",
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(list(PRECISIONS)),
     required=True,
     help="int8; int4, with the embedding and the head at 8 bits; or int4-all.",
 )
@@ -34,7 +34,7 @@ def quantize(model: str, precision: str, out: Path, overwrite: bool, as_json: bo
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
         task = display.add_task(f"{model} to {precision}")
-        parts = checkpoint.quantize(
+        parts = quantize_checkpoint(
             locate_model(model),
             out,
             precision,

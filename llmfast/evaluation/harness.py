@@ -66,7 +66,7 @@ class HarnessLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        return self.llm.config.n_positions
+        return self.llm.config.context
 
     @property
     def eot_token_id(self) -> int:

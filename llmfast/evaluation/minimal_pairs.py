@@ -73,7 +73,7 @@ def minimal_pair_outcomes(
     A sentence's log-probability is the sum over its tokens, the first one given end-of-text, where the model has that
     (else it is context only). A sentence longer than the context is scored as `LLM.score` does.
     """
-    start, context, tokenizer = llm.start_token, llm.config.n_positions, llm.need_tokenizer()
+    start, context, tokenizer = llm.start_token, llm.config.context, llm.need_tokenizer()
     prefix = () if start is None else (start,)
     encoded = [tuple((*prefix, *tokenizer.encode(text)) for text in (pair.good, pair.bad)) for pair in pairs]
     # Sentences of the same tokens are scored once, so that they are exactly as likely.

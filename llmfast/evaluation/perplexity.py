@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from llmfast.inference.decoders import NativeModel
 from llmfast.inference.generation import LLM
 from llmfast.inference.scoring import TOKENS_AT_ONCE, Window, predictions, windows
-from llmfast.models.gpt2 import GPT
+from llmfast.models import LanguageModel
 from llmfast.tokenizers import Tokenizer
 
 Progress = Callable[[int, int], object]  # tokens done, tokens in all
@@ -52,7 +52,7 @@ def text_perplexity(llm: LLM, text: str, stride: int | None = None, progress: Pr
     ids, size = tokenizer.encode(text), len(text.encode())
     if (start := llm.start_token) is None:
         size -= len(tokenizer.decode_bytes(ids[:1]))
-    pieces = windows(ids if start is None else [start, *ids], llm.config.n_positions, stride)
+    pieces = windows(ids if start is None else [start, *ids], llm.config.context, stride)
     with llm.using_backend():
         nats, tokens = _total(llm.native() or llm.model, pieces, TOKENS_AT_ONCE, progress)
     return _checked(nats, tokens, size)
@@ -71,7 +71,7 @@ def documents_perplexity(
 
 
 def document_perplexity(
-    model: GPT | NativeModel,
+    model: LanguageModel | NativeModel,
     documents: Sequence[tuple[Sequence[int], int]],
     end_of_text: int | None,
     tokens_per_batch: int = TOKENS_AT_ONCE,
@@ -88,7 +88,7 @@ def document_perplexity(
     pieces: list[Window] = []
     for ids, _ in documents:
         sequence = ids if end_of_text is None else [end_of_text, *ids, end_of_text]
-        pieces += windows(sequence, model.config.n_positions, stride)
+        pieces += windows(sequence, model.config.context, stride)
     nats, tokens = _total(model, pieces, tokens_per_batch, progress)
     return _checked(nats, tokens, sum(length for _, length in documents))
 
@@ -99,7 +99,7 @@ def loses_text(tokenizer: Tokenizer, text: str) -> bool:
 
 
 def _total(
-    model: GPT | NativeModel, pieces: Sequence[Window], tokens_per_batch: int, progress: Progress | None
+    model: LanguageModel | NativeModel, pieces: Sequence[Window], tokens_per_batch: int, progress: Progress | None
 ) -> tuple[float, int]:
     """The nats and the number of the tokens predicted."""
     nats, tokens = 0.0, 0

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmfast.models.config import GPTConfig
+from llmfast.models import ModelConfig
 
 
 class KVCache:
-    """Keys and values of `batch` sequences in every layer, each (layers, B, H, capacity, D), filled from the front.
+    """Keys and values of `batch` sequences in every layer, each (blocks, B, Hkv, capacity, D), filled from the front.
 
     Sequences may have different lengths. A forward pass appends T tokens to each in three moves:
 
         cache.extend(T)                       # or extend(T, lengths): how many of the T each sequence really has
-        keys, values = cache.append(layer, k, v)      # in every layer; (B, H, T, D) in, (B, H, longest, D) out
+        keys, values = cache.append(layer, k, v)      # in every block; (B, Hkv, T, D) in, (…, longest, D) out
         ops.causal_attention(q, keys, values, kv_lengths=cache.kv_lengths)
 
     Ragged tokens are padded on the left, so that every sequence's last token is the last query, as
@@ -23,14 +23,14 @@ class KVCache:
 
     def __init__(
         self,
-        config: GPTConfig,
+        config: ModelConfig,
         batch: int = 1,
         capacity: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        self.capacity = config.n_positions if capacity is None else capacity
-        shape = (config.n_layer, batch, config.n_head, self.capacity, config.head_dim)
+        self.capacity = config.context if capacity is None else capacity
+        shape = (config.blocks, batch, config.key_heads, self.capacity, config.head_dim)
         # Zeros, not uninitialised memory: padding is read (and ignored), and must be finite.
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -77,7 +77,7 @@ class KVCache:
         return self._positions
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores one layer's new keys and values, (B, H, T, D), and returns views of all of them."""
+        """Stores one layer's new keys and values, (B, Hkv, T, D), and returns views of all of them."""
         for store, new in ((self.keys[layer], k), (self.values[layer], v)):
             if not self.ragged:
                 store[:, :, self.longest - self._new_tokens : self.longest] = new
@@ -106,7 +106,7 @@ class StaticKVCache(KVCache):
 
     def __init__(
         self,
-        config: GPTConfig,
+        config: ModelConfig,
         batch: int = 1,
         capacity: int | None = None,
         device: torch.device | str | None = None,

@@ -32,8 +32,7 @@ from llmfast.inference.decoders import (
 from llmfast.inference.decoding import DecodeLoop, Windows
 from llmfast.inference.sampling import SamplingSettings
 from llmfast.inference.scoring import half_overlapping, predictions, windows
-from llmfast.models.config import GPTConfig
-from llmfast.models.gpt2 import GPT
+from llmfast.models import LanguageModel, ModelConfig
 from llmfast.tokenizers import Tokenizer, gpt2_tokenizer
 
 GPT2_VOCAB_SIZE = 50257
@@ -60,22 +59,22 @@ class Score:
 class LLM:
     """A model, its tokenizer (None where it has none), and the backend that they run on.
 
-    `model` is a `GPT`, put into evaluation mode, or a function that reads one, called when `LLM.model` is first asked
-    for. `native` holds the same weights packed for this CPU: with it, generating runs natively wherever the backends
-    chosen are the C++ ones, and the module is not needed. Changing the module's parameters in place has them packed
-    again (changes through `parameter.data`, which PyTorch does not count, go unnoticed).
+    `model` is a `LanguageModel`, put into evaluation mode, or a function that reads one, called when `LLM.model` is
+    first asked for. `native` holds the same weights packed for this CPU: with it, generating runs natively wherever the
+    backends chosen are the C++ ones, and the module is not needed. Changing the module's parameters in place has them
+    packed again (changes through `parameter.data`, which PyTorch does not count, go unnoticed).
 
     Generating from several threads at once is safe.
     """
 
     def __init__(
         self,
-        model: GPT | Callable[[], GPT],
+        model: LanguageModel | Callable[[], LanguageModel],
         tokenizer: Tokenizer | None = None,
         backend: str | Mapping[str, str] = "auto",
         native: NativeModel | None = None,
     ):
-        self._model = model.eval() if isinstance(model, GPT) else None
+        self._model = model.eval() if isinstance(model, LanguageModel) else None
         self._read_model = model
         self._native = native
         self._lock = threading.Lock()  # around reading and packing
@@ -89,18 +88,18 @@ class LLM:
             )
 
     @property
-    def model(self) -> GPT:
+    def model(self) -> LanguageModel:
         """The PyTorch module."""
         with self._lock:
             if self._model is None:
-                assert not isinstance(self._read_model, GPT)
+                assert not isinstance(self._read_model, LanguageModel)
                 with torch.inference_mode(False):  # parameters that can be trained, whoever asks
                     self._model = self._read_model().eval()
                 self._packed_from = _fingerprint(self._model)
             return self._model
 
     @property
-    def config(self) -> GPTConfig:
+    def config(self) -> ModelConfig:
         return self._native.config if self._native is not None else self.model.config
 
     @property
@@ -264,7 +263,7 @@ class LLM:
         ids = self._check_ids(text)[0] if isinstance(text, Tensor) else self._encode(text, allow_empty=True)
         start = self.start_token
         sequence = ids if start is None else [start, *ids]
-        context = self.config.n_positions
+        context = self.config.context
         pieces = windows(sequence, context, half_overlapping(context))
         values: list[Tensor] = [torch.empty(0)] * len(pieces)
         with self.using_backend():
@@ -290,7 +289,7 @@ class LLM:
         The caller may add rows to `finished` meanwhile: what becomes of them no longer matters. Tokens from
         `vocabulary` on are never chosen: an embedding may be larger than its tokenizer.
         """
-        context = self.config.n_positions
+        context = self.config.context
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
         longest = max(map(len, prompts))
@@ -390,7 +389,7 @@ class TextStream:
             yield piece
 
 
-def _fingerprint(model: GPT | None) -> list[tuple[int, int]]:
+def _fingerprint(model: LanguageModel | None) -> list[tuple[int, int]]:
     """Differs when parameters were replaced or changed in place."""
     if model is None:
         return []

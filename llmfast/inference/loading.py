@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmfast.backends import resolve
 from llmfast.inference.decoders import NativeModel, native
 from llmfast.inference.generation import LLM, chosen_backend
-from llmfast.models.gpt2 import FLOATS, GPT
-from llmfast.quantization import formats as quantization
-from llmfast.quantization.modules import QuantizedGPT
+from llmfast.models import FLOATS
+from llmfast.quantization.plan import PRECISIONS as QUANTIZED
+from llmfast.quantization.plan import plan
 from llmfast.tokenizers import load_tokenizer
-from llmfast.weights import checkpoint
+from llmfast.weights.checkpoint import Stream, stream
+from llmfast.weights.config_file import recommended_precision
+from llmfast.weights.loading import module_of, quantized_module, stored_formats
 from llmfast.weights.locate import locate_model
 
-PRECISIONS = (*FLOATS, *quantization.PRECISIONS)
+PRECISIONS = (*FLOATS, *QUANTIZED)
 
 
 def load(
@@ -34,7 +35,7 @@ def load(
     there is one), "cpu", "cuda", …. `precision` is one of
 
     - "fp32", "bf16", and on a GPU "fp16"
-    - "int8", "int4", "int4-all" (see `quantization.plan`): the weights. Activations have 8 bits too where the native
+    - "int8", "int4", "int4-all" (see `quantization/plan.py`): the weights. Activations have 8 bits too where the native
       decoder runs, on a CPU with the C++ kernels; elsewhere they are floats, on a GPU of 16 bits and on a CPU of 32
     - "auto": what the model was quantised to, or its card recommends; else bf16 where the device multiplies it faster
       (on a GPU without it fp16), and fp32 elsewhere.
@@ -47,34 +48,34 @@ def load(
     if precision == "fp16" and place.type == "cpu":
         raise ValueError("precision fp16 needs a GPU; a CPU computes in fp32, bf16, int8 or int4")
     path = locate_model(name)
-    source = checkpoint.stream(path)
+    source = stream(path)
     with chosen_backend(backend):
         why_not_native = native.why_not(source.config, place)
     if precision == "auto":
         precision = _best_precision(source, place, why_not_native is None)
-    quantized = precision in quantization.PRECISIONS
+    quantized = precision in QUANTIZED
     dtype = FLOATS[_fastest_float(place) if quantized else precision]
     with chosen_backend(backend):
-        for op in (*native.MODEL_OPS, "quantized_linear") if quantized else native.MODEL_OPS:
+        for op in (*source.config.ops, *(["quantized_linear"] if quantized else [])):
             # An unavailable backend is an error here, not at the first token.
             if resolve(op, place, dtype)[0] == "reference":
                 raise ValueError("the reference backend computes in float64, to test single ops; it can't run a model")
     tokenizer = load_tokenizer(source.directory)
-    planned = quantization.plan(source.config, precision) if quantized else {}
+    planned = plan(source.config, precision) if quantized else {}
     if why_not_native is not None:
-        model = _quantized_model(source, precision, planned, dtype, place) if quantized else None
-        return LLM(model or _read_model(source, precision).to(place), tokenizer, backend)
-    stored = _stored_formats(source, precision)
-    packed = NativeModel(source.config, source.tensors(planned), precision, stored)
-    return LLM(lambda: _read_model(source, precision), tokenizer, backend, packed)
+        if quantized:
+            return LLM(quantized_module(source, precision, dtype, place), tokenizer, backend)
+        return LLM(module_of(source, dtype).to(place), tokenizer, backend)
+    packed = NativeModel(source.config, source.tensors(planned), precision, stored_formats(source, precision))
+    return LLM(lambda: module_of(source, dtype, precision if quantized else None), tokenizer, backend, packed)
 
 
-def _best_precision(source: checkpoint.Stream, device: torch.device, natively: bool) -> str:
+def _best_precision(source: Stream, device: torch.device, natively: bool) -> str:
     if device.type == "cuda":
         return source.precision or _fastest_float(device)
     if not natively:
         return "fp32"
-    return checkpoint.recommended_precision(source.path) or native.fastest_float()
+    return recommended_precision(source.path) or native.fastest_float()
 
 
 def _fastest_float(device: torch.device) -> str:
@@ -82,42 +83,6 @@ def _fastest_float(device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def _stored_formats(source: checkpoint.Stream, precision: str) -> Mapping[str, str] | None:
-    """The formats of the weights, where the file was quantised in just this precision."""
-    stored = source.quantization
-    return stored.weights if stored is not None and stored.precision == precision else None
-
-
-def _read_model(source: checkpoint.Stream, precision: str) -> GPT:
-    """The model in PyTorch's dtypes; quantised weights as the floats that they stand for."""
-    model = GPT.from_pretrained(source.path, dtype=FLOATS.get(precision, torch.float32))
-    if precision in quantization.PRECISIONS and _stored_formats(source, precision) is None:
-        with torch.no_grad():
-            for name, form in quantization.plan(model.config, precision).items():
-                weight = model.get_parameter(name)
-                weight.copy_(quantization.quantize(weight, form).dequantize())
-    return model
-
-
-def _quantized_model(
-    source: checkpoint.Stream, precision: str, planned: Mapping[str, str], dtype: torch.dtype, device: torch.device
-) -> GPT:
-    """The model with its weights as integers: those of the file, where it was quantised in just this precision."""
-    formats = _stored_formats(source, precision) or planned
-
-    def tensors() -> Iterator[tuple[str, Tensor | quantization.QuantizedWeight]]:
-        for name, weight in source.tensors(planned):
-            if isinstance(weight, quantization.QuantizedWeight) and weight.precision != formats.get(name):
-                floats = weight.dequantize()
-                yield name, quantization.quantize(floats, formats[name]) if name in formats else floats
-            else:
-                yield name, weight
-
-    model = QuantizedGPT(source.config, precision, tensors(), dtype, device)
-    model.source = source.directory
-    return model
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmfast.inference.decoders import NativeDecoder, NativeModel
-from llmfast.models.gpt2 import GPT
+from llmfast.models import LanguageModel
 from llmfast.threads import fork_safe_torch
 
 TOKENS_AT_ONCE = 8192  # of a batch, padding included
@@ -77,7 +77,7 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 @torch.inference_mode()
 def predictions(
-    model: GPT | NativeModel,
+    model: LanguageModel | NativeModel,
     windows: Sequence[Window],
     tokens_per_batch: int = TOKENS_AT_ONCE,
     progress: Callable[[int, int], object] | None = None,
@@ -107,7 +107,7 @@ def predictions(
             progress(done, total)
 
 
-def batch_logits(model: GPT | NativeModel, batch: Sequence[Window]) -> Iterator[Tensor]:
+def batch_logits(model: LanguageModel | NativeModel, batch: Sequence[Window]) -> Iterator[Tensor]:
     """The logits (n, V) float32 that predict the windows' tokens, one window after the other, some rows at a time."""
     if isinstance(model, NativeModel):
         rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
@@ -127,7 +127,7 @@ def batch_logits(model: GPT | NativeModel, batch: Sequence[Window]) -> Iterator[
 
 
 @contextlib.contextmanager
-def evaluating(model: GPT) -> Iterator[None]:
+def evaluating(model: LanguageModel) -> Iterator[None]:
     """Without dropout, whoever is training it."""
     training = model.training
     model.eval()

@@ -9,35 +9,190 @@ C = n_embd channels, H heads of D = C / H channels, V tokens in the vocabulary.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from llmfast import ops
-from llmfast.inference.cache import KVCache
-from llmfast.models.config import GPTConfig
-from llmfast.weights import checkpoint
-from llmfast.weights.locate import locate_model
+from llmfast.models.architecture import (
+    Arithmetic,
+    ModelConfig,
+    Parameter,
+    Role,
+    positive_integers,
+    positive_numbers,
+    probabilities,
+    token_ids,
+    truth_values,
+)
+from llmfast.models.language_model import LanguageModel
+from llmfast.models.layers import AddLayerNorm, Linear
 
-FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    from llmfast.inference.cache import KVCache
+
+# Hugging Face's names for GELU -> ours.
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+# Settings of Hugging Face's GPT-2 that change the arithmetic, with the only value that is computed here.
+FIXED_SETTINGS = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+}
 
 
-class Linear(nn.Linear):
-    """x Wᵀ + b, with the activation fused in."""
+@dataclass(frozen=True)
+class GPTConfig(ModelConfig):
+    """Hyperparameters of a GPT-2-family model (Radford et al., 2019), named as in Hugging Face's `config.json`.
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        return ops.linear(x, self.weight, self.bias, activation)
+    Raises `ValueError` naming the field when a value is out of range or the head count does not divide the width.
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024  # the context: how many tokens the model can look at
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None  # width of the feed-forward layer; 4 * n_embd when None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    model_types: ClassVar = ("gpt2",)
+    prefix: ClassVar = "transformer."
+    ops: ClassVar = ("causal_attention", "layer_norm", "add_layer_norm", "linear")
+
+    def __post_init__(self) -> None:
+        positive_integers(self, "vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+        if self.n_inner is not None:
+            positive_integers(self, "n_inner")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head must divide n_embd, but {self.n_head} does not divide {self.n_embd}")
+        if str(self.activation_function) not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation_function must be one of {known}, got {self.activation_function!r}")
+        positive_numbers(self, "layer_norm_epsilon", "initializer_range")
+        probabilities(self, "embd_pdrop", "attn_pdrop", "resid_pdrop")
+        truth_values(self, "tie_word_embeddings")
+        token_ids(self, "bos_token_id", "eos_token_id")
+
+    @property
+    def context(self) -> int:
+        return self.n_positions
+
+    @property
+    def width(self) -> int:
+        return self.n_embd
+
+    @property
+    def blocks(self) -> int:
+        return self.n_layer
+
+    @property
+    def heads(self) -> int:
+        return self.n_head
+
+    @property
+    def key_heads(self) -> int:
+        return self.n_head
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_dim(self) -> int:
+        return self.n_inner if self.n_inner is not None else 4 * self.n_embd
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return () if self.eos_token_id is None else (self.eos_token_id,)
+
+    def parameters(self) -> list[Parameter]:
+        C, inner = self.n_embd, self.inner_dim
+
+        def linear(name: str, out: int, within: int, role: Role, block: int) -> list[Parameter]:
+            return [
+                Parameter(f"{name}.weight", (out, within), role, block, transposed=True),
+                Parameter(f"{name}.bias", (out,), role, block),
+            ]
+
+        def norm(name: str, role: Role, block: int | None = None) -> list[Parameter]:
+            return [Parameter(f"{name}.{part}", (C,), role, block) for part in ("weight", "bias")]
+
+        stated = [
+            Parameter("transformer.wte.weight", (self.vocab_size, C), "token_embedding"),
+            Parameter("transformer.wpe.weight", (self.n_positions, C), "position_embedding"),
+        ]
+        for block in range(self.n_layer):
+            at = f"transformer.h.{block}"
+            stated += norm(f"{at}.ln_1", "attention_norm", block)
+            stated += linear(f"{at}.attn.c_attn", 3 * C, C, "query_key_value", block)
+            stated += linear(f"{at}.attn.c_proj", C, C, "attention_out", block)
+            stated += norm(f"{at}.ln_2", "mlp_norm", block)
+            stated += linear(f"{at}.mlp.c_fc", inner, C, "mlp_in", block)
+            stated += linear(f"{at}.mlp.c_proj", C, inner, "mlp_out", block)
+        stated += norm("transformer.ln_f", "final_norm")
+        if not self.tie_word_embeddings:
+            stated.append(Parameter("lm_head.weight", (self.vocab_size, C), "head"))
+        return stated
+
+    def arithmetic(self) -> Arithmetic:
+        return Arithmetic(
+            norm="layer",
+            norm_epsilon=self.layer_norm_epsilon,
+            activation=ACTIVATIONS[self.activation_function],  # type: ignore[arg-type]
+            gated=False,
+            attention_scale=self.head_dim**-0.5,
+            windows=(None,) * self.n_layer,
+        )
+
+    def without_dropout(self) -> GPTConfig:
+        return self.replaced(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> GPTConfig:
+        for name, computed in FIXED_SETTINGS.items():
+            if document.get(name, computed) != computed:
+                raise ValueError(f"it sets {name} to {document[name]}, which this model does not compute")
+        given = {"n_positions": document.get("n_ctx", 1024)} | dict(document)
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in given.items() if name in known})
+
+    def to_document(self) -> dict[str, Any]:
+        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | dataclasses.asdict(self)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> GPTConfig:
+        """A named shape, such as `GPTConfig.preset("gpt2")`; keyword arguments replace single fields."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        return PRESETS[name].replaced(**overrides)
 
 
-class AddLayerNorm(nn.LayerNorm):
-    """The residual step: adds a branch to the residual stream, and normalises the sum for the next branch."""
+def _gpt2(n_embd: int, n_layer: int, n_head: int) -> GPTConfig:
+    return GPTConfig(n_embd=n_embd, n_layer=n_layer, n_head=n_head, bos_token_id=50256, eos_token_id=50256)
 
-    def forward(self, branch: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        if branch is None:
-            return ops.layer_norm(residual, self.weight, self.bias, self.eps), residual
-        return ops.add_layer_norm(branch, residual, self.weight, self.bias, self.eps)
+
+PRESETS = {
+    "gpt2": _gpt2(768, 12, 12),  # 124 M parameters
+    "gpt2-medium": _gpt2(1024, 24, 16),  # 355 M
+    "gpt2-large": _gpt2(1280, 36, 20),  # 774 M
+    "gpt2-xl": _gpt2(1600, 48, 25),  # 1.56 B
+    "stories": GPTConfig(
+        vocab_size=4000, n_positions=512, n_embd=256, n_layer=6, n_head=4
+    ),  # 5.9 M, the embedded model
+}
 
 
 class CausalSelfAttention(nn.Module):
@@ -73,7 +228,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.activation = "gelu_tanh" if config.gelu_approximate == "tanh" else "gelu"
+        self.activation = ACTIVATIONS[config.activation_function]
         self.c_fc = Linear(config.n_embd, config.inner_dim)
         self.c_proj = Linear(config.inner_dim, config.n_embd)
         self.dropout = nn.Dropout(config.resid_pdrop)
@@ -124,7 +279,7 @@ class Transformer(nn.Module):
         return self.ln_f(branch, residual)[0]
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """A GPT-2-family language model.
 
     >>> model = GPT(GPTConfig.preset("gpt2"))
@@ -132,12 +287,13 @@ class GPT(nn.Module):
     >>> loss = model.loss(ids, targets)          # mean nats a token, without holding the logits
     """
 
+    config_class = GPTConfig
+    config: GPTConfig
+
     def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.transformer = Transformer(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
-        self.source: Path | None = None  # the directory it was read from, whose tokenizer travels along
         self.tie_head()
         self.apply(self._init_weights)
         # The residual stream sums 2 · n_layer branches; their last layers start smaller by the root of that.
@@ -145,73 +301,23 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(parameter, std=config.initializer_range / (2 * config.n_layer) ** 0.5)
 
-    def tie_head(self) -> None:
-        """Makes the head and the token embedding one parameter, if the configuration ties them."""
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.transformer.wte.weight
-
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits of the next token at every position: (B, T) int64 -> (B, T, V)."""
-        return self.lm_head(self.hidden(ids, cache))
+    @property
+    def token_embedding(self) -> Any:
+        return self.transformer.wte
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None, lengths: list[int] | None = None) -> Tensor:
-        """The last hidden states, after the final LayerNorm: (B, T) int64 -> (B, T, C).
+    @property
+    def final_norm(self) -> Any:
+        return self.transformer.ln_f
 
-        With a cache, `ids` continue the sequences it holds, and are added to it. `lengths` then allows rows of
-        different lengths, padded on the left (see `KVCache.extend`).
-        """
-        if ids.ndim != 2 or ids.dtype != torch.int64:
-            raise ValueError(f"ids must be (B, T) int64, got {tuple(ids.shape)} {ids.dtype}")
-        start = 0 if cache is None else cache.longest
-        if start + ids.shape[1] > self.config.n_positions:
-            raise ValueError(f"{start + ids.shape[1]} tokens do not fit the context of {self.config.n_positions}")
-        if cache is None:
-            if lengths is not None:
-                raise ValueError("rows of different lengths need a cache, which removes their padding")
-            positions = torch.arange(ids.shape[1], device=ids.device)
-        else:
-            positions = cache.extend(ids.shape[1], lengths)
+    @property
+    def block_modules(self) -> nn.ModuleList:
+        return self.transformer.h
+
+    def decode(self, ids: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
         return self.transformer(ids, positions, cache)
-
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of `targets` (B, T), -100 where not counted, given `ids` (B, T)."""
-        return ops.linear_cross_entropy(self.hidden(ids), self.lm_head.weight, targets)
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.ln_f.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.ln_f.weight.dtype
-
-    @property
-    def precision(self) -> str:
-        """fp32, bf16 or fp16; a quantised model (`llmfast/quantization/modules.py`) says int8, int4 or int4-all."""
-        return next(name for name, dtype in FLOATS.items() if dtype == self.dtype)
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> GPT:
-        """Reads a GPT-2 checkpoint in Hugging Face's layout: a directory, a `.safetensors` or an old `.bin` file, the
-        name of an embedded model, or a name on the hub (see `locate_model`).
-
-        `FileNotFoundError` or `ValueError` with one line naming what is missing, surplus or wrongly shaped.
-        """
-        path = locate_model(path)
-        config, tensors = checkpoint.load(path)
-        with torch.device("meta"):  # no time spent on initial weights that are replaced at once
-            model = cls(config)
-        model.load_state_dict({name: t.to(dtype) for name, t in tensors.items()}, assign=True)
-        model.tie_head()
-        model.source = path if path.is_dir() else path.parent
-        return model.eval()
-
-    def save_pretrained(self, path: str | Path, **metadata: Any) -> None:
-        """Writes `config.json` and `model.safetensors` as Hugging Face's GPT-2 does, and the source's tokenizer."""
-        checkpoint.save(path, self.config, self.state_dict(), tokenizer_from=self.source, **metadata)

@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: the two formats, and which weights of a model get which.
+"""Weights in 8 and 4 bits: the formats.
 
 A weight (N, K), N outputs of K inputs, becomes integers `values` and the `scale` they are multiplied with:
 
@@ -12,17 +12,13 @@ nibble and 2j + 1 in its high one; rows are padded to whole groups with nibble 8
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llmfast.models.config import GPTConfig
-
 FORMATS = ("int8", "int4")  # of a weight
-PRECISIONS = ("int8", "int4", "int4-all")  # of a model, see `plan`
 GROUP_SIZE = 32
 # Where a group's largest element may land on the 4-bit grid: the sign of the scale turns it to the side that ends at
 # -8, and beyond 8 it is cut off, which makes the steps finer for the rest. Measured on the weights of `stories`, these
@@ -165,63 +161,3 @@ def _row_chunks(shape: Sequence[int]) -> Iterator[slice]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def plan(config: GPTConfig, precision: str) -> dict[str, str]:
-    """Which weights of a model get which format: {name in the state dict: "int8" or "int4"}.
-
-    "int8" and "int4-all" give every matrix this format, the token embedding included; "int4" keeps the token embedding
-    and the head at 8 bits. Position embedding, LayerNorms and biases are never quantised.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be {', '.join(PRECISIONS)}, got {precision!r}")
-    ends = ["transformer.wte.weight"] + ([] if config.tie_word_embeddings else ["lm_head.weight"])
-    blocks = [
-        f"transformer.h.{layer}.{matrix}.weight"
-        for layer in range(config.n_layer)
-        for matrix in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    ]
-    inside = "int8" if precision == "int8" else "int4"
-    outside = "int4" if precision == "int4-all" else "int8"
-    return dict.fromkeys(ends, outside) | dict.fromkeys(blocks, inside)
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How the weights of a checkpoint are quantised: what its `config.json` says under "llmfast_quantization".
-
-    `weights` gives the format of each weight by its name in the state dict; what it does not name is floating point.
-    `quality` holds what was measured of the model: for each text the figures by name.
-    """
-
-    precision: str
-    weights: Mapping[str, str]
-    quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-    def to_document(self) -> dict[str, Any]:
-        document: dict[str, Any] = {"precision": self.precision, "group_size": GROUP_SIZE, "weights": self.weights}
-        return document | ({"quality": self.quality} if self.quality else {})
-
-    @classmethod
-    def from_document(cls, document: Any, config: GPTConfig) -> Quantization:
-        """`ValueError` names what in the document is not understood, or does not fit the model of `config`."""
-        if not isinstance(document, dict):
-            raise ValueError(f"it should be an object, not {document!r}")
-        precision, group_size = document.get("precision"), document.get("group_size")
-        if precision not in PRECISIONS:
-            raise ValueError(f"its precision must be {', '.join(PRECISIONS)}, not {precision!r}")
-        if group_size != GROUP_SIZE:
-            raise ValueError(f"its group_size must be {GROUP_SIZE}, not {group_size!r}")
-        weights, quality = document.get("weights"), document.get("quality", {})
-        if not isinstance(weights, dict) or not weights:
-            raise ValueError("its weights should say how each quantised weight is stored")
-        known = plan(config, precision)
-        for name, stored in weights.items():
-            if name not in known:
-                raise ValueError(f"it names {name}, which is not a matrix of this model")
-            if stored not in FORMATS:
-                raise ValueError(f"it stores {name} as {stored!r}, which is not {' or '.join(FORMATS)}")
-        figures = list(quality.values()) if isinstance(quality, dict) else [None]
-        if not all(isinstance(f, dict) and all(isinstance(x, (int, float)) for x in f.values()) for f in figures):
-            raise ValueError("its quality should hold numbers by name, for each text")
-        return cls(precision, weights, quality)

@@ -1,28 +1,25 @@
-"""A GPT whose matrices stay in 8 and 4 bits, for inference on any device and backend.
+"""A model whose matrices stay in 8 and 4 bits, for inference on any device and backend.
 
-    source = checkpoint.stream(path)
-    model = QuantizedGPT(source.config, "int8", source.tensors(plan(source.config, "int8")), torch.bfloat16)
-
-It is the GPT of `llmfast/models/gpt2.py` with two of its modules replaced: linear layers call `ops.quantized_linear`,
-and the token embedding turns the rows looked up into floats. Position embedding, LayerNorms, biases and all
-activations are in one dtype. (The native decoder of a CPU has packed weights of its own, and quantises activations
-too.)
+Its linear layers call `ops.quantized_linear`, and the token embedding turns the rows looked up into floats. Position
+embeddings, norms, biases and all activations are in one dtype. (The native decoder of a CPU has packed weights of its
+own, and quantises activations too.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from llmfast import ops
-from llmfast.models.config import GPTConfig
-from llmfast.models.gpt2 import GPT
 from llmfast.quantization.formats import QuantizedWeight, dequantize
-from llmfast.weights import checkpoint
+
+if TYPE_CHECKING:
+    from llmfast.models.language_model import LanguageModel
+
+Model = TypeVar("Model", bound="LanguageModel")
 
 
 class Quantized(nn.Module):
@@ -63,57 +60,48 @@ class QuantizedEmbedding(Quantized):
         return dequantize(self.values[ids], self.scale[ids], self.shape[1]).to(self.dtype)
 
 
-class QuantizedGPT(GPT):
-    """A `GPT` from (name, tensor) pairs under `GPT.state_dict()`'s names, some of which are quantised.
+def fill(
+    model: Model,
+    precision: str,
+    tensors: Iterable[tuple[str, Tensor | QuantizedWeight]],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """Gives a model made on the meta device its weights: (name, tensor) pairs under the state dict's names, some of
+    them quantised, copied one at a time. It takes no gradients.
 
-    `precision` is what the whole is called, "int8", "int4" or "int4-all"; `dtype` that of everything not quantised. It
-    takes no gradients. The tensors are copied, one at a time.
+    `precision` is what the whole is called, "int8", "int4" or "int4-all"; `dtype` that of everything not quantised.
     """
+    embedding = next(name for name, module in model.named_modules() if module is model.token_embedding)
+    for name, tensor in tensors:
+        path, _, part = name.rpartition(".")
+        if isinstance(tensor, QuantizedWeight):
+            kind = QuantizedEmbedding if path == embedding else QuantizedLinear
+            quantized = kind(_copied(tensor, device), dtype)
+            bias = getattr(model.get_submodule(path), "bias", None)
+            if bias is not None:  # read before its weight
+                quantized.bias = bias
+            model.set_submodule(path, quantized)
+        else:
+            setattr(model.get_submodule(path), part, nn.Parameter(tensor.to(device, dtype, copy=True).contiguous()))
+        del tensor  # before the next one is read
+    model.quantized_to = precision
+    tied = model.token_embedding
+    if model.config.tie_word_embeddings and isinstance(tied, QuantizedEmbedding):
+        model.lm_head = QuantizedLinear(tied.stored(), tied.dtype)
+        # The same parameters, wherever they are moved.
+        model.lm_head.values, model.lm_head.scale = tied.values, tied.scale
+    else:
+        model.tie_head()
+    return model.requires_grad_(False).eval()
 
-    def __init__(
-        self,
-        config: GPTConfig,
-        precision: str,
-        tensors: Iterable[tuple[str, Tensor | QuantizedWeight]],
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-    ):
-        with torch.device("meta"):
-            super().__init__(config)
-        self.quantized_to = precision
-        for name, tensor in tensors:
-            path, _, part = name.rpartition(".")
-            if isinstance(tensor, QuantizedWeight):
-                kind = QuantizedEmbedding if path == "transformer.wte" else QuantizedLinear
-                self.set_submodule(path, kind(_copied(tensor, device), dtype))
-            else:
-                copy = tensor.to(device, dtype, copy=True).contiguous()
-                setattr(self.get_submodule(path), part, nn.Parameter(copy))
-            del tensor  # before the next one is read
-        self.tie_head()
-        self.requires_grad_(False).eval()
 
-    def tie_head(self) -> None:
-        embedding = self.transformer.wte
-        if not self.config.tie_word_embeddings or not isinstance(embedding, QuantizedEmbedding):
-            return super().tie_head()
-        head = QuantizedLinear(embedding.stored(), embedding.dtype)
-        head.values, head.scale = embedding.values, embedding.scale  # the same parameters, wherever they are moved
-        self.set_submodule("lm_head", head)
-
-    @property
-    def precision(self) -> str:
-        return self.quantized_to
-
-    def save_pretrained(self, path: str | Path, **metadata: Any) -> None:
-        """Writes the model as `llmfast quantize` does: integers, scales, and the rest as it is."""
-        modules = {name: module for name, module in self.named_modules() if isinstance(module, Quantized)}
-        parts = {f"{name}.{part}" for name in modules for part in ("values", "scale")}
-        state: dict[str, Tensor | QuantizedWeight] = {n: t for n, t in self.state_dict().items() if n not in parts}
-        if self.config.tie_word_embeddings:
-            modules.pop("lm_head", None)
-        state |= {f"{name}.weight": module.stored() for name, module in modules.items()}
-        checkpoint.save(path, self.config, state, tokenizer_from=self.source, precision=self.precision, **metadata)
+def stored_state(model: LanguageModel) -> dict[str, Tensor | QuantizedWeight]:
+    """The state dict with each quantised weight as one entry, under the name of the weight."""
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
+    parts = {f"{name}.{part}" for name in modules for part in ("values", "scale")}
+    state: dict[str, Tensor | QuantizedWeight] = {n: t for n, t in model.state_dict().items() if n not in parts}
+    return state | {f"{name}.weight": module.stored() for name, module in modules.items()}
 
 
 def _copied(weight: QuantizedWeight, device: torch.device | str) -> QuantizedWeight:

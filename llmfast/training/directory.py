@@ -25,10 +25,11 @@ from llmfast.training.configuration import SECTIONS, TrainingConfig
 from llmfast.training.manifest import MANIFEST
 from llmfast.training.metrics import METRICS
 from llmfast.training.prepare import prepare
-from llmfast.weights import checkpoint
+from llmfast.weights.files import WEIGHT_FILES
+from llmfast.weights.quantizing import TRAINING
 
 RUN, DATA, CHECKPOINTS = "run.json", "data", "checkpoints"
-OURS = (RUN, CHECKPOINTS, METRICS, checkpoint.TRAINING, "config.json", *checkpoint.WEIGHT_FILES)
+OURS = (RUN, CHECKPOINTS, METRICS, TRAINING, "config.json", *WEIGHT_FILES)
 VERSION = 1
 # What a run can't change on the way: with another of these it would be another run.
 FIXED = {"n_layer", "n_head", "n_embd", "n_positions", "tie_word_embeddings", "tokenizer", "vocab_size", "validation"}

@@ -7,8 +7,7 @@ import time
 import torch
 
 from llmfast.backends import cpp
-from llmfast.models.config import GPTConfig
-from llmfast.models.gpt2 import FLOATS
+from llmfast.models import ENDS, FLOATS, ModelConfig
 
 # Dense bfloat16 / float16 peaks of the makers' data sheets, in FLOP/s; the first name that is part of the device's.
 DATA_SHEETS = {
@@ -24,15 +23,16 @@ DATA_SHEETS = {
 SECONDS = 0.02  # of measuring
 
 
-def flops_per_token(config: GPTConfig, context: int) -> float:
+def flops_per_token(config: ModelConfig, context: int) -> float:
     """Floating-point operations of forward and backward for a token: 6 N + 12 L C T (Chowdhery et al., 2022, app. B).
 
     N are the weights that a token is multiplied with: all but the embeddings, and the head, tied or not. What is
     computed twice to save memory does not count.
     """
-    embeddings = (config.vocab_size + config.n_positions) * config.n_embd
-    head = config.vocab_size * config.n_embd if config.tie_word_embeddings else 0
-    return 6.0 * (config.num_parameters - embeddings + head) + 12.0 * config.n_layer * config.n_embd * context
+    parameters = config.parameters()
+    within = sum(p.size for p in parameters if p.role not in ENDS and p.role != "position_embedding")
+    head = config.vocab_size * config.width
+    return 6.0 * (within + head) + 12.0 * config.blocks * config.heads * config.head_dim * context
 
 
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:

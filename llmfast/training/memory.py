@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from llmfast.backends.pytorch import LOGITS_BYTES, LOGITS_BYTES_ELSEWHERE
-from llmfast.models.config import GPTConfig
+from llmfast.models import GPTConfig
 
 STATES = {"adamw": 2, "sgd": 1, "muon": 1}  # float32 numbers that an optimizer keeps for a weight
 # What a block keeps for backward, in multiples of the width, for a token: both LayerNorms' sums (1 + 1) and outputs

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from llmfast.backends import explain
-from llmfast.models.gpt2 import FLOATS
+from llmfast.models import FLOATS
 from llmfast.training import memory
 from llmfast.training.dataset import TokenDataset
 from llmfast.training.display import Display, duration

@@ -25,7 +25,8 @@ from llmfast.training.interruption import Interruption
 from llmfast.training.processes import Processes, processes
 from llmfast.training.report import Report
 from llmfast.training.trainer import Diverged, Trainer, best_precision
-from llmfast.weights import checkpoint
+from llmfast.weights.quantizing import TRAINING
+from llmfast.weights.saving import save
 
 SAMPLE_TOKENS = 120
 SMALLEST_SCALE = 1e-3  # below it fp16's gradients overflow for another reason than their scale
@@ -249,9 +250,9 @@ class Run:
         arguments = {name: value for s in self.config.to_document().values() for name, value in s.items()}
         record = {"step": trainer.steps_done, "data": ", ".join(Path(f).name for f in self.record.files)} | figures
         with self._writing("the model"):
-            checkpoint.save(self.out, trainer.model.config, state, tokenizer_from=self.record.data)
+            save(self.out, trainer.model.config, state, tokenizer_from=self.record.data)
             content = json.dumps(record | {"arguments": arguments}, indent=2)
-            write_atomic(self.out / checkpoint.TRAINING, f"{content}\n".encode())
+            write_atomic(self.out / TRAINING, f"{content}\n".encode())
 
     def _checkpoint(self) -> None:
         if self.validation is None:

@@ -19,12 +19,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from llmfast.models.config import GPTConfig
-from llmfast.models.gpt2 import GPT
+from llmfast.models import LanguageModel, config_from_document
 from llmfast.training.checkpoints import SHARDS, read_state
 from llmfast.training.processes import Processes
 from llmfast.training.weights import kind_of
-from llmfast.weights import checkpoint
+from llmfast.weights.saving import save
 
 MODEL, OPTIMIZER = "model.", "optimizer."  # what the names in a sharded checkpoint begin with
 
@@ -32,10 +31,10 @@ MODEL, OPTIMIZER = "model.", "optimizer."  # what the names in a sharded checkpo
 class ShardedWeights:
     """`MasterWeights` for FSDP2: `model` is sharded in place, over all processes of `group`."""
 
-    def __init__(self, model: GPT, dtype: torch.dtype, group: Processes):
+    def __init__(self, model: LanguageModel, dtype: torch.dtype, group: Processes):
         mesh = init_device_mesh(group.device.type, (group.world_size,))
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-        for block in model.transformer.h:
+        for block in model.block_modules:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(model, "loss")
@@ -139,5 +138,5 @@ def consolidate(directory: str | Path, out: str | Path) -> None:
     directory = Path(directory)
     if not (directory / SHARDS).is_dir():
         raise ValueError(f"{directory} is no sharded checkpoint: it has no directory {SHARDS}")
-    config = GPTConfig(**read_state(directory)["model"])
-    checkpoint.save(out, config, read_tensors(directory, MODEL), tokenizer_from=directory)
+    config = config_from_document(read_state(directory)["model"])
+    save(out, config, read_tensors(directory, MODEL), tokenizer_from=directory)

@@ -24,8 +24,7 @@ from torch import Tensor
 from llmfast.backends import BackendUnavailable, use_backend
 from llmfast.evaluation.perplexity import Perplexity, document_perplexity
 from llmfast.files import write_atomic
-from llmfast.models.config import GPTConfig
-from llmfast.models.gpt2 import GPT
+from llmfast.models import GPT, GPTConfig
 from llmfast.tokenizers import BPETokenizer
 from llmfast.tokenizers.protocol import END_OF_TEXT
 

@@ -8,7 +8,6 @@ optimizer are put back therefore goes on with the same bits, at the same number 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -22,8 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from llmfast.inference.decoders.native import fastest_float
-from llmfast.models.config import GPTConfig
-from llmfast.models.gpt2 import FLOATS, GPT
+from llmfast.models import FLOATS, GPT, GPTConfig
 from llmfast.training import checkpoints
 from llmfast.training.configuration import TrainingConfig
 from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader
@@ -31,7 +29,8 @@ from llmfast.training.optimizers import load_state, make_optimizers, state_by_na
 from llmfast.training.processes import Processes
 from llmfast.training.schedules import learning_rate
 from llmfast.training.weights import MasterWeights
-from llmfast.weights import checkpoint
+from llmfast.weights.checkpoint import load as load_weights
+from llmfast.weights.saving import copy_tokenizer, save
 
 if TYPE_CHECKING:
     from llmfast.training.optimizers import Weights
@@ -238,16 +237,16 @@ class Trainer:
             if not self.group.first:
                 return
             if self.group.sharded:
-                checkpoint.copy_tokenizer(tokenizer, directory)
+                copy_tokenizer(tokenizer, directory)
             else:
-                checkpoint.save(directory, config, self.weights.state(), tokenizer_from=tokenizer)
+                save(directory, config, self.weights.state(), tokenizer_from=tokenizer)
                 checkpoints.save_tensors(directory / checkpoints.OPTIMIZER, optimizer)
             updates = updates_done(self.optimizers, self.steps_done)
             state = {
                 "step": self.steps_done,
                 "updates": updates,
                 "scaler": self.scaler.state_dict(),
-                "model": dataclasses.asdict(config),
+                "model": config.to_document(),
             }
             (directory / checkpoints.STATE).write_text(json.dumps(state | extra, indent=2) + "\n", encoding="utf-8")
 
@@ -262,7 +261,7 @@ class Trainer:
             model = sharded.read_tensors(directory, sharded.MODEL, parameters)
             optimizer = sharded.read_tensors(directory, sharded.OPTIMIZER, parameters)
         else:
-            _, model = checkpoint.load(directory)
+            _, model = load_weights(directory)
             optimizer = checkpoints.load_tensors(directory / checkpoints.OPTIMIZER)
         try:
             self.weights.load(model)

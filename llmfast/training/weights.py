@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from llmfast.models.gpt2 import GPT
+from llmfast.models import LanguageModel
 from llmfast.training.processes import Processes
 
 KINDS = ("matrix", "embedding", "vector")
@@ -38,7 +38,7 @@ class MasterWeights:
 
     gradient_scale = 1.0  # what the shares of the loss are multiplied by
 
-    def __init__(self, model: GPT, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: LanguageModel, dtype: torch.dtype = torch.float32):
         named = list(model.named_parameters())
         self.kinds = {name: kind_of(name, parameter) for name, parameter in named}
         named.sort(key=lambda item: KINDS.index(self.kinds[item[0]]))  # stable: within a kind in the model's order

@@ -1,8 +1,8 @@
-"""How many bytes a decoded token has to read and how many operations a prompt takes, for GPT-2's architecture.
+"""How many bytes a decoded token has to read and how many operations a prompt takes, for any architecture.
 
 What the work needs, whatever an engine really does: each weight and each cached key and value once a token; two
 operations (a product and a sum) for each weight and each key and value that meets an activation. Left out as far below
-a thousandth: the rows looked up in the embeddings, activations, and the arithmetic of LayerNorm, GELU and softmax.
+a thousandth: the rows looked up in the embeddings, activations, and the arithmetic of norms, activations and softmax.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the peers' processes import this file too, and must not hold llmfast or torch
-    from llmfast import GPTConfig
+    from llmfast.models import ModelConfig
 
 GROUP = 32  # weights that share a scale in the formats of about 4 bits, and in llama.cpp's of 8
 
 
 @dataclass(frozen=True)
 class Formats:
-    """How an engine stores the blocks' matrices, the head, the vectors (biases, LayerNorm) and the KV cache."""
+    """How an engine stores the blocks' matrices, the head, the vectors (biases, norms) and the KV cache."""
 
     blocks: str
     head: str
@@ -40,56 +40,45 @@ def matrix_bytes(format: str, rows: int, columns: int) -> int:
     }[format]
 
 
-def matrices(config: GPTConfig) -> list[tuple[int, int]]:
-    """A block's weights, (rows, columns): attention in and out, feed-forward in and out."""
-    C, inner = config.n_embd, config.inner_dim
-    return [(3 * C, C), (C, C), (inner, C), (C, inner)]
+def weight_bytes(config: ModelConfig, formats: Formats) -> int:
+    """The weights a decoded token reads: every block, the last norm and the head."""
+    read = [p for p in config.parameters() if p.role not in ("token_embedding", "position_embedding", "head")]
+    blocks = sum(matrix_bytes(formats.blocks, p.shape[0], p.shape[1]) for p in read if p.is_matrix)
+    vectors = sum(p.size for p in read if not p.is_matrix) * {"f32": 4, "bf16": 2}[formats.vectors]
+    return blocks + vectors + matrix_bytes(formats.head, config.vocab_size, config.width)
 
 
-def weight_bytes(config: GPTConfig, formats: Formats) -> int:
-    """The weights a decoded token reads: every block and the head."""
-    block = sum(matrix_bytes(formats.blocks, *shape) for shape in matrices(config))
-    head = matrix_bytes(formats.head, config.vocab_size, config.n_embd)
-    biases = sum(rows for rows, _ in matrices(config))
-    vectors = config.n_layer * (biases + 4 * config.n_embd) + 2 * config.n_embd
-    return config.n_layer * block + head + vectors * {"f32": 4, "bf16": 2}[formats.vectors]
-
-
-def cache_bytes(config: GPTConfig, format: str) -> int:
+def cache_bytes(config: ModelConfig, format: str) -> int:
     """Keys and values of one position. An 8-bit head has a float32 scale."""
     head = {"f32": 4 * config.head_dim, "bf16": 2 * config.head_dim, "f16": 2 * config.head_dim}
     head["int8"] = config.head_dim + 4
-    return 2 * config.n_layer * config.n_head * head[format]
+    return 2 * config.blocks * config.key_heads * head[format]
 
 
-def decode_bytes(config: GPTConfig, formats: Formats, prompt: int, new: int) -> float:
+def decode_bytes(config: ModelConfig, formats: Formats, prompt: int, new: int) -> float:
     """Bytes read for a token, on average over `new` of them after `prompt`: token i attends to prompt + i + 1."""
     positions = prompt + (new + 1) / 2
     return weight_bytes(config, formats) + cache_bytes(config, formats.cache) * positions
 
 
-def prefill_operations(config: GPTConfig, tokens: int) -> int:
+def prefill_operations(config: ModelConfig, tokens: int) -> float:
     """Operations for a prompt: every block for every token, causal attention, the head for the last one only."""
-    block = sum(rows * columns for rows, columns in matrices(config))
-    pairs = tokens * (tokens + 1) // 2  # of a query and a key that it sees; both products are n_embd long
-    products = tokens * config.n_layer * block + 2 * config.n_layer * pairs * config.n_embd
-    return 2 * (products + config.vocab_size * config.n_embd)
+    head = 2 * config.vocab_size * config.width
+    return tokens * (config.flops_per_token((tokens + 1) / 2) - head) + head
 
 
-def step_operations(config: GPTConfig, positions: float) -> float:
+def step_operations(config: ModelConfig, positions: float) -> float:
     """Operations for one token that attends to `positions`: every block, attention, the head."""
-    block = sum(rows * columns for rows, columns in matrices(config))
-    attention = 2 * config.n_layer * positions * config.n_embd
-    return 2 * (config.n_layer * block + attention + config.vocab_size * config.n_embd)
+    return config.flops_per_token(positions)
 
 
-def training_operations(config: GPTConfig, batch: int, tokens: int) -> float:
+def training_operations(config: ModelConfig, batch: int, tokens: int) -> float:
     """Operations of a step of training: forward with the head for every token, and twice that backward."""
     positions = (tokens + 1) / 2  # on average
     return 3 * batch * tokens * step_operations(config, positions)
 
 
-def resident_bytes(config: GPTConfig, formats: Formats, capacity: int) -> int:
+def resident_bytes(config: ModelConfig, formats: Formats, capacity: int) -> int:
     """What a decoder has to hold: the weights, the position embeddings, and a cache of `capacity` positions."""
-    positions = 4 * config.n_positions * config.n_embd
+    positions = sum(4 * p.size for p in config.parameters() if p.role == "position_embedding")
     return weight_bytes(config, formats) + positions + capacity * cache_bytes(config, formats.cache)

@@ -60,7 +60,7 @@ class Llmfast(Engine):
         torch.set_num_threads(threads)
         self.torch = torch
         llm = llmfast.load(models / "hf", precision=precision, device="cpu")
-        self.decoder = llm.decoder(batch=1, capacity=min(CAPACITY, llm.config.n_positions))
+        self.decoder = llm.decoder(batch=1, capacity=min(CAPACITY, llm.config.context))
         self.last: Any = None
 
     def prefill(self, ids: list[int]) -> None:

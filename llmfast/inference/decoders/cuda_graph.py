@@ -14,11 +14,9 @@ from collections.abc import Callable
 import torch
 
 from llmfast.backends import BackendUnavailable, capturable, resolve
-from llmfast.inference.decoders.native import MODEL_OPS
 from llmfast.inference.decoders.static import StaticDecoder
 from llmfast.inference.sampling import SamplingSettings
-from llmfast.models.gpt2 import GPT
-from llmfast.quantization.modules import QuantizedGPT
+from llmfast.models import LanguageModel
 
 WARM_UPS = 2  # the first run of a kernel may compile, load and allocate, which a recording may not
 SMALLEST_CAPACITY = 256
@@ -26,7 +24,7 @@ KEPT = 4  # decoders that wait for their next use
 _one_at_a_time = threading.Lock()  # a recording begins with waiting for the GPU, which another one would not survive
 
 
-def why_not(model: GPT) -> str | None:
+def why_not(model: LanguageModel) -> str | None:
     """Why a decode step of this model can't be recorded under the current choice of backends, or None."""
     if model.device.type != "cuda":
         return f"it runs on a GPU, not on {model.device}"
@@ -40,9 +38,9 @@ def why_not(model: GPT) -> str | None:
     return f"backend {unsafe[0]!r} does not say that it is capturable" if unsafe else None
 
 
-def _backends_of(model: GPT) -> tuple[str, ...]:
+def _backends_of(model: LanguageModel) -> tuple[str, ...]:
     """Who runs each op of the model."""
-    ops = (*MODEL_OPS, "quantized_linear") if isinstance(model, QuantizedGPT) else MODEL_OPS
+    ops = (*model.config.ops, *([] if model.quantized_to is None else ["quantized_linear"]))
     return tuple(resolve(op, model.device, model.dtype, model.config.head_dim)[0] for op in ops)
 
 
@@ -51,7 +49,7 @@ class CudaGraphDecoder(StaticDecoder):
     parameters lie elsewhere or other backends are chosen (a change of their values in place needs no new recording).
     """
 
-    def __init__(self, model: GPT, batch: int = 1, capacity: int | None = None):
+    def __init__(self, model: LanguageModel, batch: int = 1, capacity: int | None = None):
         super().__init__(model, batch, capacity)
         self._recorded_from: tuple[object, ...] = ()
         self._model_graph: torch.cuda.CUDAGraph | None = None
@@ -120,8 +118,8 @@ class DecoderPool:
         self._lock = threading.Lock()
         self._waiting: list[StaticDecoder] = []  # the last used at the end
 
-    def take(self, model: GPT, batch: int, capacity: int) -> StaticDecoder:
-        capacity = min(model.config.n_positions, max(SMALLEST_CAPACITY, 1 << (capacity - 1).bit_length()))
+    def take(self, model: LanguageModel, batch: int, capacity: int) -> StaticDecoder:
+        capacity = min(model.config.context, max(SMALLEST_CAPACITY, 1 << (capacity - 1).bit_length()))
         with self._lock:
             for decoder in reversed(self._waiting):
                 if (decoder.batch, decoder.capacity) == (batch, capacity) and _fits(decoder, model):
@@ -134,7 +132,7 @@ class DecoderPool:
             self._waiting = [*self._waiting, decoder][-KEPT:]
 
 
-def _fits(decoder: StaticDecoder, model: GPT) -> bool:
+def _fits(decoder: StaticDecoder, model: LanguageModel) -> bool:
     """Whether the decoder's buffers are still where, and of what type, the model is."""
     cache = decoder.cache.keys
     return decoder.model is model and (cache.device, cache.dtype) == (model.device, model.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llmfast.inference.cache import KVCache
-from llmfast.models.gpt2 import GPT
+from llmfast.models import LanguageModel
 
 
 def pad_left(sequences: list[list[int]], device: torch.device) -> Tensor:
@@ -18,7 +18,7 @@ def pad_left(sequences: list[list[int]], device: torch.device) -> Tensor:
 class EagerDecoder:
     """Prefill in one pass, then one token a step against the cache: O(T) work for the T-th token."""
 
-    def __init__(self, model: GPT, batch: int, capacity: int | None = None):
+    def __init__(self, model: LanguageModel, batch: int, capacity: int | None = None):
         self.model = model
         self.cache = KVCache(model.config, batch, capacity, device=model.device, dtype=model.dtype)
 
@@ -40,7 +40,7 @@ class EagerDecoder:
 class UncachedDecoder:
     """The whole text again for every token, O(T²) in all: what a cache saves, and a check on it."""
 
-    def __init__(self, model: GPT):
+    def __init__(self, model: LanguageModel):
         self.model = model
         self.sequences: list[list[int]] = []
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from llmfast.backends import BackendUnavailable, cpp, resolve
 from llmfast.inference.sampling import SamplingSettings, uniform_numbers
-from llmfast.models.config import GPTConfig
-from llmfast.quantization.formats import QuantizedWeight, plan, quantize
+from llmfast.models import ModelConfig
+from llmfast.quantization.formats import QuantizedWeight, quantize
+from llmfast.quantization.plan import plan
 from llmfast.threads import thread_count
 
-MODEL_OPS = ("causal_attention", "layer_norm", "add_layer_norm", "linear")
 PRECISIONS = ("fp32", "bf16", "int8", "int4", "int4-all")
 FORMATS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # csrc/decoder.h
 CACHE_PRECISIONS = ("fp32", "bf16", "int8")
@@ -29,14 +29,14 @@ MOST_ROWS = 512  # tokens a step: enough for the weights to be read once for man
 BLOCK_ROWS = 16  # up to here a row of a step has the same bits as if it came alone
 
 
-def why_not(config: GPTConfig, device: torch.device) -> str | None:
+def why_not(config: ModelConfig, device: torch.device) -> str | None:
     """Why a model of this shape can't be run natively under the current choice of backends, or None."""
     if device.type != "cpu":
         return f"it runs on a CPU, not on {device}"
     if config.head_dim > cpp.MAX_HEAD_DIM:
         return f"the model's heads have {config.head_dim} channels, more than {cpp.MAX_HEAD_DIM}"
     try:
-        chosen = {op: resolve(op, device, torch.float32, config.head_dim)[0] for op in MODEL_OPS}
+        chosen = {op: resolve(op, device, torch.float32, config.head_dim)[0] for op in config.ops}
     except BackendUnavailable as error:
         return str(error)
     others = [f"{op} on {name}" for op, name in chosen.items() if name != "cpp"]
@@ -60,7 +60,7 @@ class NativeModel:
 
     def __init__(
         self,
-        config: GPTConfig,
+        config: ModelConfig,
         tensors: Iterable[tuple[str, Tensor | QuantizedWeight]],
         precision: str,
         formats: Mapping[str, str] | None = None,
@@ -76,9 +76,9 @@ class NativeModel:
         self.formats = {name: formats.get(name, floats) for name in matrices}
         ops = torch.ops.llmfast
         self._number = ops.native_model(
-            [config.vocab_size, config.n_positions, config.n_embd, config.n_layer, config.n_head, config.inner_dim],
-            "gelu_tanh" if config.gelu_approximate == "tanh" else "gelu",
-            config.layer_norm_epsilon,
+            [config.vocab_size, config.context, config.width, config.blocks, config.heads, config.inner_dim],
+            config.arithmetic().activation,
+            config.arithmetic().norm_epsilon,
             config.tie_word_embeddings,
             [FORMATS[self.formats[name]] for name in matrices],
         )
@@ -118,11 +118,10 @@ def next_token(
     )
 
 
-def matrix_names(config: GPTConfig) -> list[str]:
+def matrix_names(config: ModelConfig) -> list[str]:
     """The weights that are packed, in the order of `csrc/native_decoder.cpp`."""
-    kinds = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    names = [f"transformer.h.{layer}.{kind}.weight" for layer in range(config.n_layer) for kind in kinds]
-    return [*names, "transformer.wte.weight", *([] if config.tie_word_embeddings else ["lm_head.weight"])]
+    matrices = [parameter for parameter in config.parameters() if parameter.is_matrix]
+    return [p.name for p in matrices if p.block is not None] + [p.name for p in matrices if p.block is None]
 
 
 def _in_format(tensor: Tensor | QuantizedWeight, form: str | None) -> tuple[Tensor, Tensor | None]:
@@ -161,7 +160,7 @@ class NativeDecoder:
         if cache_precision not in CACHE_PRECISIONS:
             raise ValueError(f"cache_precision must be {', '.join(CACHE_PRECISIONS)}, got {cache_precision!r}")
         self.model, self.batch = model, batch
-        self.capacity = config.n_positions if capacity is None else capacity
+        self.capacity = config.context if capacity is None else capacity
         self.vocabulary = config.vocab_size if vocabulary is None else vocabulary
         self.lengths = [0] * batch
         self.best = torch.empty(0, dtype=torch.int64)  # of the last step's logits, the largest below `vocabulary`

@@ -16,7 +16,7 @@ from torch import Tensor
 from llmfast.inference.cache import StaticKVCache
 from llmfast.inference.decoders.eager import pad_left
 from llmfast.inference.sampling import SamplingSettings, check, choose
-from llmfast.models.gpt2 import GPT
+from llmfast.models import LanguageModel
 
 
 class StaticDecoder:
@@ -25,15 +25,15 @@ class StaticDecoder:
     Not for two threads at once.
     """
 
-    def __init__(self, model: GPT, batch: int = 1, capacity: int | None = None):
+    def __init__(self, model: LanguageModel, batch: int = 1, capacity: int | None = None):
         config, device = model.config, model.device
         self.model, self.batch = model, batch
-        self.capacity = config.n_positions if capacity is None else capacity
+        self.capacity = config.context if capacity is None else capacity
         self.cache = StaticKVCache(config, batch, self.capacity, device, model.dtype)
         self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
         self.logits = torch.zeros(batch, config.vocab_size, dtype=torch.float32, device=device)
         # One number a token and row, drawn beforehand, and how many rows of them are used.
-        self.uniform = torch.zeros(config.n_positions + 1, batch, dtype=torch.float64, device=device)
+        self.uniform = torch.zeros(config.context + 1, batch, dtype=torch.float64, device=device)
         self.drawn = torch.zeros(1, dtype=torch.int64, device=device)
         # The tokens that a repetition penalty applies to; made when there is one.
         self.seen = torch.zeros(batch, 0, dtype=torch.bool, device=device)

@@ -1,0 +1,82 @@
+"""From a model's files to its module, in PyTorch's dtypes or with its matrices in 8 and 4 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from llmfast.models import FAMILIES, LanguageModel, create
+from llmfast.quantization import modules
+from llmfast.quantization.formats import QuantizedWeight, quantize
+from llmfast.quantization.plan import plan
+from llmfast.weights.checkpoint import Stream, stream
+from llmfast.weights.locate import locate_model
+
+Model = TypeVar("Model", bound=LanguageModel)
+
+
+def read_model(path: str | Path, dtype: torch.dtype = torch.float32, family: type[Model] = LanguageModel) -> Model:  # type: ignore[assignment]
+    """The model at `path` (see `locate_model`), its quantised weights as the floats that they stand for.
+
+    `FileNotFoundError` or `ValueError` with one line naming what is missing, surplus, wrongly shaped, or that the model
+    is not of the `family`.
+    """
+    source = stream(locate_model(path))
+    found = next(f for f in FAMILIES.values() if f.config_class is type(source.config))
+    if not issubclass(found, family):
+        raise ValueError(
+            f"{path} is a {found.__name__}, not a {family.__name__}: read it by llmfast.models.from_pretrained"
+        )
+    return module_of(source, dtype)  # type: ignore[return-value]
+
+
+def module_of(source: Stream, dtype: torch.dtype, precision: str | None = None) -> LanguageModel:
+    """The module in `dtype`; with the `precision` of a quantised model its matrices are the floats which that has."""
+    with torch.device("meta"):  # no time spent on initial weights that are replaced at once
+        model = create(source.config)
+    formats = {} if precision is None or stored_formats(source, precision) else plan(source.config, precision)
+
+    def floats(name: str, weight: Tensor | QuantizedWeight) -> Tensor:
+        if isinstance(weight, QuantizedWeight):
+            weight = weight.dequantize()
+        if name in formats:
+            weight = quantize(weight, formats[name]).dequantize()
+        # No longer a part of the file.
+        return weight.to(dtype, memory_format=torch.contiguous_format, copy=True)
+
+    state = {name: floats(name, weight) for name, weight in source}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_head()
+    model.source = source.directory
+    return model.eval()
+
+
+def quantized_module(
+    source: Stream, precision: str, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> LanguageModel:
+    """The module with its matrices as integers: those of the file, where it was quantised in just this precision."""
+    planned = plan(source.config, precision)
+    formats = stored_formats(source, precision) or planned
+
+    def tensors() -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
+        for name, weight in source.tensors(planned):
+            if isinstance(weight, QuantizedWeight) and weight.precision != formats.get(name):
+                floats = weight.dequantize()
+                yield name, quantize(floats, formats[name]) if name in formats else floats
+            else:
+                yield name, weight
+
+    with torch.device("meta"):
+        model = create(source.config)
+    model.source = source.directory
+    return modules.fill(model, precision, tensors(), dtype, device)
+
+
+def stored_formats(source: Stream, precision: str) -> Mapping[str, str] | None:
+    """The formats of the weights, where the file was quantised in just this precision."""
+    stored = source.quantization
+    return stored.weights if stored is not None and stored.precision == precision else None
