@@ -33,12 +33,12 @@ LLMFAST_INLINE void normalise_row(Norm kind, const NormWeights& norm, const floa
     return d * d;
   }) / float(N);
   const float rstd = 1.0f / ::sqrtf(variance + eps);
-  for (i64 j = 0; j < N; j += W) {
-    const i64 n = min_of<i64>(W, N - j);
-    vf y = (load_upto(x + j, n) - mean) * rstd * load_upto(norm.weight + j, n);
-    if (norm.bias) y += load_upto(norm.bias + j, n);
-    store_upto(out + j, y, n);
-  }
+  if (norm.bias)
+    for_each_vector(N, [&](i64 j, i64 n) {
+      store_upto(out + j, (load_upto(x + j, n) - mean) * rstd * load_upto(norm.weight + j, n) + load_upto(norm.bias + j, n), n);
+    });
+  else
+    for_each_vector(N, [&](i64 j, i64 n) { store_upto(out + j, (load_upto(x + j, n) - mean) * rstd * load_upto(norm.weight + j, n), n); });
 }
 
 // How the pairs of a head turn at a position: R cosines, each twice, then R sines, each twice, the first one negative.
