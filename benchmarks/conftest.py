@@ -113,7 +113,7 @@ def peers_session(request: pytest.FixtureRequest) -> session.Session:
     if (reason := session.why_not()) is not None:
         pytest.skip(reason)
     run = run_of(request.config)
-    run.peers = session.Session(run.peers_effort, thread_count(), run.say)
+    run.peers = session.Session(plan.GPT2, run.peers_effort, thread_count(), run.say)
     return run.peers
 
 

@@ -26,14 +26,16 @@ from torch import Tensor
 
 import llmfast
 from llmfast.benchmarking.facts import facts
+from llmfast.documents import read_text, split_documents
 from llmfast.files import write_atomic
 from llmfast.inference.scoring import Window, batch_logits, batches, windows
 from llmfast.quantization.plan import PRECISIONS as QUANTIZED
-from llmfast.training.stories import read_stories
+from llmfast.training.configuration import TrainingConfig
 from llmfast.weights.checkpoint import load, stream
 from llmfast.weights.config_file import record_quality
 
 LOGITS_AT_ONCE = 1 << 23
+HELD_OUT = TrainingConfig.preset("stories").data.validation_documents
 PRECISIONS = ("bf16", *QUANTIZED)
 
 
@@ -112,9 +114,10 @@ def main() -> None:
     try:
         texts: dict[str, list[str]] = {}
         if arguments.stories:
-            texts[arguments.stories.name] = read_stories(arguments.stories)[1][:limit]
+            held_out = split_documents(read_text(arguments.stories))[-HELD_OUT:]
+            texts[arguments.stories.name] = held_out[:limit]
         for path in arguments.text:
-            texts[path.name] = [path.read_text(encoding="utf-8")[: limit and 1000 * limit]]
+            texts[path.name] = [read_text(path)[: limit and 1000 * limit]]
         if not texts:
             raise ValueError("no text to measure on: give --stories or --text")
         reference = llmfast.load(arguments.model, precision="fp32", device="cpu")

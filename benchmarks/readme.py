@@ -2,6 +2,7 @@
 
 llmfast bench ops prefill decode generate latency training tokenizer memory --json benchmarks/results/cpu.json
 llmfast bench peers --json benchmarks/results/peers.json
+llmfast bench peers --model smollm2-135m --json benchmarks/results/peers-smollm2-135m.json
 python benchmarks/quality.py … --out benchmarks/results/quality.json
 python benchmarks/training.py tinyshakespeare.txt --out benchmarks/results/training.json
 python benchmarks/readme.py            # --check only compares, and fails where the README says something else
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfast.benchmarking import plots, records
-from llmfast.benchmarking.peers.plan import OURS
+from llmfast.benchmarking.peers.plan import MODELS, OURS
 from llmfast.benchmarking.records import Record, Results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def speeds(results: Results) -> str:
 
 
 def peers(results: Results) -> str:
-    """GPT-2 124M: tokens a second by case and precision, and how many times the peers' speed that is."""
+    """Tokens a second by case and precision, and how many times the peers' speed that is."""
     rows = [row for row in results.of("peers") if "busy" not in row.name and row.problem is None]
     libraries = list(dict.fromkeys(row.backend for row in rows if row.backend != OURS))
     lines = [f"| | llmfast | of the limit | {' | '.join(libraries)} |", "|---|---|---|" + "---|" * len(libraries)]
@@ -79,14 +80,15 @@ def peers(results: Results) -> str:
             share = "–" if ours.share_of_limit is None else f"{ours.share_of_limit:.0%}"
             lines.append(f"| {case}, {ours.precision} | {_rate(ours)} | {share} | {' | '.join(cells.values())} |")
     facts = results.facts
-    packages = ("llama-cpp-python", "ctranslate2", "transformers")
-    used = ", ".join(f"{name} {facts['versions'][name]}" for name in packages)
+    packages = {"llama.cpp": "llama-cpp-python", "CTranslate2": "ctranslate2", "transformers": "transformers"}
+    used = ", ".join(f"{p} {facts['versions'][p]}" for library, p in packages.items() if library in libraries)
+    title = MODELS[next(row.model for row in rows if row.model)].title
     lines += [
         "",
-        f"Tokens a second of GPT-2 124M, batch 1, on {facts['threads']} threads of an {facts['machine']['cpu']}: "
-        "medians of rounds in which everybody takes turns, and in brackets how many times as fast llmfast is (the "
-        "median of each round's ratio). The limit is the bandwidth of reading memory, when decoding, and arithmetic, "
-        f"for a prompt, measured in the same run. {used}.",
+        f"Tokens a second of {title}, batch 1, on {facts['threads']} threads of an {facts['machine']['cpu']}: medians "
+        "of rounds in which the engines take turns, and in brackets how many times as fast llmfast is (the median of "
+        "each round's ratio). The limit is the bandwidth of reading memory, when decoding, and arithmetic, for a "
+        f"prompt, measured in the same run. {used}.",
     ]
     return "\n".join(lines)
 
@@ -140,6 +142,7 @@ def training(content: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "table": ("cpu.json", lambda path: speeds(records.load(path))),
     "peers": ("peers.json", lambda path: peers(records.load(path))),
+    "llama-peers": ("peers-smollm2-135m.json", lambda path: peers(records.load(path))),
     "quality": ("quality.json", lambda path: quality(json.loads(path.read_text(encoding="utf-8")))),
     "training": ("training.json", lambda path: training(json.loads(path.read_text(encoding="utf-8")))),
 }

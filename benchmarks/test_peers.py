@@ -11,14 +11,14 @@ import pytest
 from recorded import recorded_time
 
 from llmfast.benchmarking.comparison import Measured
-from llmfast.benchmarking.peers.plan import CASES, GROUPS, OURS
+from llmfast.benchmarking.peers.plan import GPT2, GROUPS, OURS
 from llmfast.benchmarking.peers.report import speed_of
 
 ROWS = [
     pytest.param(group, engine, case, id=f"{group}-{engine.name}-{case.name}")
     for group, engines in GROUPS.items()
     for engine in engines
-    for case in CASES
+    for case in GPT2.cases
 ]
 
 
@@ -26,7 +26,7 @@ ROWS = [
 @pytest.mark.parametrize("group_name, engine, case", ROWS)
 def test_peers(group_name, engine, case, peers_session: Any, replay: Any):
     """The engines of a group take turns, which pytest-benchmark cannot do; it is given the seconds a token took."""
-    if engine not in peers_session.effort.engines(group_name):
+    if engine not in peers_session.effort.engines(GPT2, group_name):
         pytest.skip("it takes too long to start for a quick run: -k peers, or --full")
     group = peers_session.group(group_name)
     row = group.row(engine.name)

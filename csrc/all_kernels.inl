@@ -13,11 +13,17 @@ namespace {
 //
 #include "gelu.inl"
 //
+#include "activation.inl"
+//
 #include "linear.inl"
+//
+#include "gated_linear.inl"
 //
 #include "cross_entropy.inl"
 //
-#include "layer_norm.inl"
+#include "norm.inl"
+//
+#include "rotary.inl"
 //
 #include "quantise.inl"
 //
@@ -45,10 +51,15 @@ const Kernels& LLMFAST_KERNELS() {
     k.attention_backward = attention_backward;
     k.layer_norm = layer_norm;
     k.layer_norm_backward = layer_norm_backward;
+    k.rms_norm = rms_norm;
+    k.rms_norm_backward = rms_norm_backward;
+    k.rotary = rotary;
     k.gelu = gelu;
     k.gelu_backward = gelu_backward;
     k.linear = linear;
     k.linear_backward = linear_backward;
+    k.gated_linear = gated_linear;
+    k.gated_linear_backward = gated_linear_backward;
     k.cross_entropy = cross_entropy;
     k.cross_entropy_backward = cross_entropy_backward;
     k.panel_columns = TILE_COLS;

@@ -1,7 +1,10 @@
-// Causal attention, forward, without ever holding the (T, S) scores (the tiling of FlashAttention):
+// Attention, forward, without ever holding the (T, S) scores (the tiling of FlashAttention):
 //
-//   out[t] = sum over s <= S - T + t of softmax(scale * q[t] . k[s]) v[s]     q, out (B, H, T, D)
-//   lse[t] = log sum over the same s of exp(scale * q[t] . k[s])              k, v (B, Hkv, S, D)
+//   out[t] = sum over the keys s that t sees of softmax(scale * q[t] . k[s]) v[s]     q, out (B, H, T, D)
+//   lse[t] = log sum over the same s of exp(scale * q[t] . k[s])                      k, v (B, Hkv, S, D)
+//
+// A query at position p sees keys p - window + 1 .. p. Queries are the last T of the keys' positions; in bidirectional
+// attention they stand behind all keys, so that they see them all.
 //
 // A task is one head and up to 512 queries (in panels of TILE_COLS), and walks over the keys in blocks of 96. All is kept
 // transposed, queries in the vector lanes:
@@ -11,8 +14,8 @@
 //   P^T = exp(S^T - m)
 //   O^T (D, queries) += V^T P^T       rescaled by exp(m_old - m_new) where a maximum moved
 //
-// Both products are matmul.inl's register tile, with K, V and P used as they lie. Causality is in the loop bounds: of a
-// block that crosses the diagonal each vector of queries takes the keys that one of its queries sees (`Reach`), and only
+// Both products are matmul.inl's register tile, with K, V and P used as they lie. What is seen is in the loop bounds: of a
+// block that not all queries see, each vector of queries takes the keys that one of its queries sees (`Reach`), and only
 // there positions are compared. Threads take (batch, head, queries) tasks, those with the most keys first; a task never
 // splits a sum, so the result depends neither on the number of threads nor on the number of queries to a task.
 //
@@ -66,23 +69,41 @@ struct QueryPanel {
   float *q, *out, *max, *sum;  // Q^T (D, width), O^T (D, width), m and l (width)
 };
 
-// How many keys of a block the vectors of a panel of queries take part in: up to the last that one of the vector's
-// queries sees, rounded up to whole register tiles. No vector reaches farther than the next.
-struct Reach {
-  i64 vectors, keys[TILE_VECTORS];
-  bool all;  // every query sees every key of the block: it does not cross the diagonal
+// The keys that queries see: query t keys first(t) .. t + offset, as far as there are `length`.
+struct Sight {
+  i64 length, offset, window;
 
-  // `first` is the position of the panel's first query among the block's keys: it sees keys 0 .. first.
-  Reach(i64 vectors, i64 block_keys, i64 first) : vectors(vectors), all(block_keys <= first + 1) {
+  Sight(const AttentionArgs& a, i64 b)
+      : length(a.kv_lengths ? a.kv_lengths[b] : a.S), offset(a.bidirectional ? length : length - a.T), window(a.window) {}
+  i64 first(i64 t) const { return window ? max_of<i64>(0, t + offset - window + 1) : 0; }
+  i64 end(i64 t) const { return min_of(length, t + offset + 1); }
+};
+
+// Which keys of a block the vectors of a panel of queries take part in: those between the first and the last that one of
+// the vector's queries sees, widened to whole register tiles. Neither end is before that of the vector before.
+struct Reach {
+  i64 vectors, from[TILE_VECTORS], to[TILE_VECTORS];
+  bool all;  // every query sees every key of the block
+
+  // t0 is the panel's first query, s0 the block's first key.
+  Reach(const Sight& sight, i64 vectors, i64 t0, i64 s0, i64 block_keys)
+      : vectors(vectors),
+        all(t0 + sight.offset + 1 >= s0 + block_keys && sight.first(t0 + vectors * W - 1) <= s0) {
     for (i64 v = 0; v < vectors; v++) {
-      const i64 seen = max_of<i64>(0, first + (v + 1) * W);
-      keys[v] = all ? block_keys : min_of(block_keys, round_up(seen, TILE_ROWS));
+      const i64 t = t0 + v * W, end = max_of<i64>(0, t + W + sight.offset - s0), first = max_of<i64>(0, sight.first(t) - s0);
+      to[v] = all ? block_keys : min_of(block_keys, round_up(end, TILE_ROWS));
+      from[v] = all ? 0 : min_of(to[v], first / TILE_ROWS * TILE_ROWS);
     }
   }
-  // The first vector that takes part in key i.
+  // The vectors from first_vector(i) to before end_vector(i) take part in key i.
   i64 first_vector(i64 i) const {
     i64 v = 0;
-    while (v < vectors && keys[v] <= i) v++;
+    while (v < vectors && to[v] <= i) v++;
+    return v;
+  }
+  i64 end_vector(i64 i) const {
+    i64 v = vectors;
+    while (v > 0 && from[v - 1] > i) v--;
     return v;
   }
 };
@@ -93,10 +114,10 @@ void score_product(const Reach& reach, i64 keys, i64 D_units, const float* k, co
   const i64 width = reach.vectors * W;
   if (reach.all) return panel_matmul<PAIRS>(keys, reach.vectors, D_units, k, D_units, 1, q, scores, width, false);
   for (i64 i = 0; i < keys; i += TILE_ROWS) {
-    const i64 skip = reach.first_vector(i), rows = min_of<i64>(TILE_ROWS, keys - i);
-    if (skip == reach.vectors) return;
-    register_tile_within_for<PAIRS>(rows, reach.vectors - skip)(D_units, k + i * D_units, D_units, 1, q + skip * W, width,
-                                                                scores + i * width + skip * W, width, false);
+    const i64 first = reach.first_vector(i), vectors = reach.end_vector(i) - first, rows = min_of<i64>(TILE_ROWS, keys - i);
+    if (vectors > 0)
+      register_tile_within_for<PAIRS>(rows, vectors)(D_units, k + i * D_units, D_units, 1, q + first * W, width,
+                                                     scores + i * width + first * W, width, false);
   }
 }
 
@@ -107,14 +128,18 @@ void value_product(const Reach& reach, i64 keys, i64 D, const float* v, const fl
   static_assert(TILE_ROWS % 2 == 0, "a reach must not split a pair");
   const i64 width = reach.vectors * W;
   if (reach.all) return panel_matmul<PAIRS>(D, reach.vectors, ceil_div(keys, UNIT), v, 1, D, p, out, width, true);
-  for (i64 skip = 0, from = 0; skip < reach.vectors; skip++) {
-    const i64 to = reach.keys[skip];
-    if (to <= from) continue;
-    for (i64 d = 0; d < D; d += TILE_ROWS)
-      register_tile_within_for<PAIRS>(min_of<i64>(TILE_ROWS, D - d), reach.vectors - skip)(
-          ceil_div(to - from, UNIT), v + from / UNIT * D + d, 1, D, p + from / UNIT * width + skip * W, width,
-          out + d * width + skip * W, width, true);
-    from = to;
+  for (i64 i = 0; i < keys;) {  // runs of keys in which the same vectors take part
+    const i64 first = reach.first_vector(i), vectors = reach.end_vector(i) - first;
+    i64 next = keys;
+    for (i64 j = 0; j < reach.vectors; j++) {
+      if (reach.to[j] > i) next = min_of(next, reach.to[j]);
+      if (reach.from[j] > i) next = min_of(next, reach.from[j]);
+    }
+    for (i64 d = 0; d < D && vectors > 0; d += TILE_ROWS)
+      register_tile_within_for<PAIRS>(min_of<i64>(TILE_ROWS, D - d), vectors)(
+          ceil_div(next - i, UNIT), v + i / UNIT * D + d, 1, D, p + i / UNIT * width + first * W, width,
+          out + d * width + first * W, width, true);
+    i = next;
   }
 }
 
@@ -132,13 +157,30 @@ inline void pair_rows(const bfloat16* src, i64 row, i64 rows, i64 D, float* dst)
     }
 }
 
+// W queries from t on and the keys of a block from s0 on.
+struct Lanes {
+  vi first, last;         // the keys that each sees, counted from s0
+  i64 all_from, all_to;   // these all of them see: all_from <= i < all_to
+
+  Lanes(const Sight& sight, i64 t, i64 s0)
+      : last(lane_index() + int32_t(t + sight.offset - s0)),
+        all_from(max_of<i64>(0, sight.first(t + W - 1) - s0)),
+        all_to(max_of<i64>(0, t + sight.offset + 1 - s0)) {
+    first = sight.window ? last - int32_t(sight.window - 1) : splat_int(int32_t(-s0));
+  }
+  LLMFAST_INLINE vi see(i64 i) const {
+    const vi key = splat_int(int32_t(i));
+    return (key <= last) & (key >= first);
+  }
+};
+
 // Keys and values as they lie, or paired as above.
 template <bool PAIRS>
-void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64 s0, i64 keys, const float* k,
+void attend_block(const AttentionArgs& a, const Sight& sight, QueryPanel& p, i64 bh, i64 s0, i64 keys, const float* k,
                   const float* v, float* scores) {
   constexpr i64 UNIT = PAIRS ? 2 : 1;
   const i64 width = p.vectors * W;
-  const Reach reach(p.vectors, keys, p.t0 + offset - s0);
+  const Reach reach(sight, p.vectors, p.t0, s0, keys);
   score_product<PAIRS>(reach, keys, ceil_div(a.D, UNIT), k, p.q, scores);
 
   const auto score = [&](const float* at) { return PAIRS ? load(at) * a.scale : load(at); };
@@ -146,26 +188,29 @@ void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64
   float rescale[TILE_COLS];
   for (i64 j = 0; j < width; j += W) {
     float* column = scores + j;
-    const i64 reached = reach.keys[j / W];
-    const vi last_key = lane_index() + int32_t(p.t0 + j + offset);  // the last key each lane's query may see
-    if (!reach.all)
-      for (i64 i = max_of<i64>(0, p.t0 + j + offset + 1 - s0); i < reached; i++) {  // those before are seen by all lanes
+    const i64 from = reach.from[j / W], to = reach.to[j / W];
+    if (!reach.all) {
+      const Lanes lanes(sight, p.t0 + j, s0);
+      const auto hide = [&](i64 i) {
         float* row = column + i * width;
         const vf hidden = splat(PAIRS && a.scale < 0 ? INFINITY : -INFINITY);
-        store(row, splat_int(int32_t(s0 + i)) <= last_key ? load(row) : hidden);
-      }
+        store(row, lanes.see(i) ? load(row) : hidden);
+      };
+      for (i64 i = from; i < min_of(to, lanes.all_from); i++) hide(i);
+      for (i64 i = max_of(from, max_of(lanes.all_from, lanes.all_to)); i < to; i++) hide(i);
+    }
     const vf old_max = load(p.max + j);
     vf m0 = old_max, m1 = old_max;
-    i64 i = 0;
-    for (; i + 2 <= reached; i += 2) {
+    i64 i = from;
+    for (; i + 2 <= to; i += 2) {
       m0 = vmax(score(column + i * width), m0);
       m1 = vmax(score(column + (i + 1) * width), m1);
     }
-    if (i < reached) m0 = vmax(score(column + i * width), m0);
+    if (i < to) m0 = vmax(score(column + i * width), m0);
     const vf new_max = vmax(m0, m1);
     const vf pivot = new_max == -INFINITY ? zeros() : new_max;  // a row that has seen no key yet: all terms exp(-inf)
     vf l0 = zeros(), l1 = zeros();
-    for (i = 0; i + 2 <= reached; i += 2) {
+    for (i = from; i + 2 <= to; i += 2) {
       float* row = column + i * width;
       const vf e0 = exp_nonpositive(score(row) - pivot), e1 = exp_nonpositive(score(row + width) - pivot);
       if (PAIRS) {
@@ -177,7 +222,7 @@ void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64
       l0 += e0;
       l1 += e1;
     }
-    if (i < reached) {
+    if (i < to) {
       const vf e = exp_nonpositive(score(column + i * width) - pivot);
       store(column + i / UNIT * width, PAIRS ? round_to_pairs(e, zeros()) : e);
       l0 += e;
@@ -192,7 +237,7 @@ void attend_block(const AttentionArgs& a, QueryPanel& p, i64 bh, i64 offset, i64
     for (i64 i = 0; i < keys; i++) {
       float keep[TILE_COLS];
       dropout_factors(a, s0 + i, p.t0, bh, width, keep);
-      for (i64 j = reach.first_vector(i) * W; j < width; j += W)
+      for (i64 j = reach.first_vector(i) * W; j < reach.end_vector(i) * W; j += W)
         store(scores + i * width + j, load(scores + i * width + j) * load(keep + j));
     }
   if (moved)
@@ -205,7 +250,7 @@ template <bool PAIRS, class Q, class T, class Commit>
 void attention_tile_as(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Commit& commit, i64 queries) {
   constexpr i64 PANELS = MOST_QUERIES_PER_TASK / TILE_COLS;
   const i64 D = a.D, bh = b * a.H + h, h_kv = h / (a.H / a.Hkv);
-  const i64 length = a.kv_lengths ? a.kv_lengths[b] : a.S, offset = length - a.T;
+  const Sight sight(a, b);
   const i64 t_end = min_of(a.T, t_begin + queries), panels = ceil_div(t_end - t_begin, TILE_COLS);
   const i64 panel_floats = (2 * D + 2) * TILE_COLS;
   Scratch memory(2 * KEYS_PER_BLOCK * D + KEYS_PER_BLOCK * TILE_COLS + panels * panel_floats);
@@ -237,8 +282,9 @@ void attention_tile_as(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const 
     }
   }
 
-  const i64 key_end = min_of(length, t_end + offset);  // what the last query sees
-  for (i64 s0 = 0; s0 < key_end; s0 += KEYS_PER_BLOCK) {
+  const i64 key_end = sight.end(t_end - 1);
+  // Blocks lie where they would without a window, so that the order of the sums is the same for any share of the queries.
+  for (i64 s0 = sight.first(t_begin) / KEYS_PER_BLOCK * KEYS_PER_BLOCK; s0 < key_end; s0 += KEYS_PER_BLOCK) {
     const i64 keys = min_of(KEYS_PER_BLOCK, key_end - s0);
     const T *k_rows = at<T>(a.k, a.k_stride, b, h_kv, s0), *v_rows = at<T>(a.v, a.v_stride, b, h_kv, s0);
     if constexpr (PAIRS) {
@@ -249,8 +295,9 @@ void attention_tile_as(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const 
       copy_rows(v_rows, a.v_stride[2], keys, D, v, D);
     }
     for (i64 i = 0; i < panels; i++) {
-      const i64 visible = panel[i].t0 + panel[i].count + offset - s0;  // keys of this block the panel's last query sees
-      if (visible > 0) attend_block<PAIRS>(a, panel[i], bh, offset, s0, min_of(keys, visible), k, v, scores);
+      const i64 end = sight.end(panel[i].t0 + panel[i].count - 1) - s0;  // of this block, for the panel's last query
+      if (end > 0 && sight.first(panel[i].t0) < s0 + keys)
+        attend_block<PAIRS>(a, sight, panel[i], bh, s0, min_of(keys, end), k, v, scores);
     }
   }
 

@@ -1,4 +1,4 @@
-// Causal attention, backward. The probabilities are computed again from lse; dropout's from their positions:
+// Attention, backward. The probabilities are computed again from lse; dropout's from their positions:
 //
 //   P = exp(scale q k^T - lse)      keep = 0 or 1 / (1 - p)        delta[t] = sum over d of dO[t] out[t]
 //   dV = (P keep)^T dO              dS = P (dO V^T keep - delta)   dQ = scale dS K      dK = scale dS^T Q
@@ -16,7 +16,8 @@ template <bool PAIRS, class T>
 struct BackwardTask {
   static constexpr i64 UNIT = PAIRS ? 2 : 1;
   const AttentionArgs& a;
-  i64 b, h_kv, length, offset, D, D_padded;
+  Sight sight;
+  i64 b, h_kv, D, D_padded;
   float *k, *v, *k_by_rows;  // (S, D) each; k_by_rows is for products over the keys
   float *dk, *dv;            // (S, D_padded), float32
 
@@ -51,9 +52,10 @@ struct BackwardTask {
       const i64 vectors = vectors_for(D - d0);
       if (reach.all) panel_matmul<PAIRS>(keys, vectors, units, left, units, 1, right, c + d0, D_padded, true);
       for (i64 i = 0; i < keys && !reach.all; i += TILE_ROWS) {
-        const i64 skip = reach.first_vector(i) * W / UNIT;
-        panel_matmul<PAIRS>(min_of<i64>(TILE_ROWS, keys - i), vectors, units - skip, left + i * units + skip, units, 1,
-                            right + skip * vectors * W, c + i * D_padded + d0, D_padded, true);
+        const i64 first = reach.first_vector(i) * W / UNIT, end = reach.end_vector(i) * W / UNIT;
+        if (first < end)
+          panel_matmul<PAIRS>(min_of<i64>(TILE_ROWS, keys - i), vectors, end - first, left + i * units + first, units, 1,
+                              right + first * vectors * W, c + i * D_padded + d0, D_padded, true);
       }
       right += units * vectors * W;
     }
@@ -65,7 +67,7 @@ struct BackwardTask {
 
   void panel(i64 h, i64 t0, float* memory) const {
     const i64 count = min_of<i64>(TILE_COLS, a.T - t0), vectors = vectors_for(count), width = vectors * W;
-    const i64 key_end = min_of(length, t0 + count + offset), bh = b * a.H + h, D_units = ceil_div(D, UNIT);
+    const i64 key_end = sight.end(t0 + count - 1), bh = b * a.H + h, D_units = ceil_div(D, UNIT);
     float *q_t = memory, *grad_t = q_t + D * TILE_COLS, *q = grad_t + D * TILE_COLS, *grad = q + D_padded * TILE_COLS;
     float *dq_t = grad + D_padded * TILE_COLS, *p = dq_t + D * TILE_COLS, *ds = p + KEYS_PER_BLOCK * TILE_COLS;
     // In bfloat16, one after the other, behind the float32 that they are made of; ds in pairs of rows takes ds's place.
@@ -94,21 +96,20 @@ struct BackwardTask {
     }
     memset(dq_t, 0, size_t(D * width) * sizeof(float));
 
-    for (i64 s0 = 0; s0 < key_end; s0 += KEYS_PER_BLOCK) {
+    for (i64 s0 = sight.first(t0) / KEYS_PER_BLOCK * KEYS_PER_BLOCK; s0 < key_end; s0 += KEYS_PER_BLOCK) {
       const i64 keys = min_of(KEYS_PER_BLOCK, key_end - s0);
-      const Reach reach(vectors, keys, t0 + offset - s0);
+      const Reach reach(sight, vectors, t0, s0, keys);
       score_product<PAIRS>(reach, keys, D_units, k + s0 * D_units, q_t, p);
       score_product<PAIRS>(reach, keys, D_units, v + s0 * D_units, grad_t, ds);
       // The probability of key s0 + i for the queries from t0 + j on; 0 for those that may not see it.
       const auto probability_of = [&](i64 i, i64 j) {
         const vf s = load(p + i * width + j), e = exp(PAIRS ? s * a.scale - load(lse + j) : s - load(lse + j));
         if (reach.all) return e;
-        const vi last_key = lane_index() + int32_t(t0 + j + offset);
-        return splat_int(int32_t(s0 + i)) <= last_key ? e : zeros();
+        return Lanes(sight, t0 + j, s0).see(i) ? e : zeros();
       };
       if constexpr (PAIRS) {
         for (i64 i = 0; i < keys; i += 2)
-          for (i64 j = reach.first_vector(i) * W; j < width; j += W) {
+          for (i64 j = reach.first_vector(i) * W; j < reach.end_vector(i) * W; j += W) {
             vf pair[2] = {zeros(), zeros()};
             for (i64 r = 0; r < min_of<i64>(2, keys - i); r++) {
               const vf probability = probability_of(i + r, j);
@@ -124,7 +125,7 @@ struct BackwardTask {
         for (i64 i = 0; i < keys; i++) {
           float keep[TILE_COLS];
           if (a.dropout_p > 0) dropout_factors(a, s0 + i, t0, bh, width, keep);
-          for (i64 j = reach.first_vector(i) * W; j < width; j += W) {
+          for (i64 j = reach.first_vector(i) * W; j < reach.end_vector(i) * W; j += W) {
             float *p_at = p + i * width + j, *ds_at = ds + i * width + j;
             const vf probability = probability_of(i, j);
             vf dropped = probability, grad_p = load(ds_at);
@@ -156,16 +157,16 @@ void attention_backward_as(const AttentionArgs& a, const Threads& threads) {
 
   for_each_task(threads, heads * shares, [&](i64 task) {
     const i64 head = task / shares, share = task % shares, b = head / a.Hkv, h_kv = head % a.Hkv;
-    const i64 length = a.kv_lengths ? a.kv_lengths[b] : a.S;
+    const Sight sight(a, b);
     Scratch kv((PAIRS ? 3 : 2) * a.S * D), memory(BackwardTask<PAIRS, T>::panel_floats(D, D_padded));
     float* dk = partials.data + task * 2 * sums;
     memset(dk, 0, size_t(2 * sums) * sizeof(float));
     float *k = kv.data, *v = k + a.S * D, *k_by_rows = PAIRS ? v + a.S * D : k;
-    const BackwardTask<PAIRS, T> work{a, b, h_kv, length, length - a.T, D, D_padded, k, v, k_by_rows, dk, dk + sums};
+    const BackwardTask<PAIRS, T> work{a, sight, b, h_kv, D, D_padded, k, v, k_by_rows, dk, dk + sums};
     const T* k_rows = at<T>(a.k, a.k_stride, b, h_kv, 0);
-    work.take_rows(k_rows, a.k_stride[2], length, D, k);
-    work.take_rows(at<T>(a.v, a.v_stride, b, h_kv, 0), a.v_stride[2], length, D, v);
-    if constexpr (PAIRS) pair_rows(k_rows, a.k_stride[2], length, D, k_by_rows);
+    work.take_rows(k_rows, a.k_stride[2], sight.length, D, k);
+    work.take_rows(at<T>(a.v, a.v_stride, b, h_kv, 0), a.v_stride[2], sight.length, D, v);
+    if constexpr (PAIRS) pair_rows(k_rows, a.k_stride[2], sight.length, D, k_by_rows);
     for (i64 i = share; i < panels * group; i += shares)
       work.panel(h_kv * group + i / panels, i % panels * TILE_COLS, memory.data);
   });

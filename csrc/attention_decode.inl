@@ -1,4 +1,4 @@
-// Causal attention for one to four queries a head, as in decoding: the same formula as attention.inl, bound by reading
+// Attention for one to four queries a head, as in decoding: the same formula as attention.inl, bound by reading
 // the keys and values, each of which is read once.
 //
 // A task is one batch element, one key/value head and a run of 256 keys, for all the queries that share them (the
@@ -148,35 +148,43 @@ void attention_decode(const AttentionArgs& a, const Threads& threads) {
   Scratch partials(a.B * a.Hkv * runs * rows * row_floats);
 
   for_each_task(threads, a.B * a.Hkv * runs, [&](i64 task) {
-    const i64 run = task % runs, h_kv = task / runs % a.Hkv, b = task / runs / a.Hkv;
-    const i64 length = a.kv_lengths ? a.kv_lengths[b] : a.S, s0 = run * KEYS_PER_RUN;
-    const i64 keys = min_of(KEYS_PER_RUN, length - s0);
+    const i64 run = task % runs, h_kv = task / runs % a.Hkv, b = task / runs / a.Hkv, s0 = run * KEYS_PER_RUN;
+    const Sight sight(a, b);
+    // The keys of this run that some query sees, from a whole vector on.
+    const i64 from = max_of<i64>(0, sight.first(0) - s0) / W * W, to = min_of(KEYS_PER_RUN, sight.end(a.T - 1) - s0);
     float* partial = partials.data + task * rows * row_floats;
+    if (from >= to) {  // the merge below takes no notice of a run whose sum is 0
+      for (i64 r = 0; r < rows; r++) partial[r * row_floats + D_padded] = -INFINITY, partial[r * row_floats + D_padded + 1] = 0;
+      return;
+    }
     Scratch memory(rows * (D_padded + KEYS_PER_RUN));
     float *q = memory.data, *scores = q + rows * D_padded;
     for (i64 r = 0; r < rows; r++) {  // row r is head h_kv * group + r / T, query r % T
       const T* from = at<T>(a.q, a.q_stride, b, h_kv * group + r / a.T, r % a.T);
       for (i64 d = 0; d < D_padded; d++) q[r * D_padded + d] = d < D ? to_float(from[d]) * a.scale : 0.0f;
     }
-    if (keys > 0) decode_scores(q, rows, D, D_padded, at<T>(a.k, a.k_stride, b, h_kv, s0), a.k_stride[2], keys, scores);
+    const T *k = at<T>(a.k, a.k_stride, b, h_kv, s0 + from), *v = at<T>(a.v, a.v_stride, b, h_kv, s0);
+    decode_scores(q, rows, D, D_padded, k, a.k_stride[2], to - from, scores + from);
     for (i64 r = 0; r < rows; r++) {
       float *out = partial + r * row_floats, *p = scores + r * KEYS_PER_RUN, &top = out[D_padded], &sum = out[D_padded + 1];
-      const i64 visible = min_of(keys, length - a.T + r % a.T + 1 - s0);
+      const i64 first = max_of(from, sight.first(r % a.T) - s0), end = min_of(to, sight.end(r % a.T) - s0);
       top = -INFINITY;
       sum = 0.0f;
-      if (visible <= 0) continue;  // the merge below takes no notice of a run whose sum is 0
-      for (i64 i = visible; i < round_up(visible, W); i++) p[i] = -INFINITY;
+      if (first >= end) continue;
+      const i64 begin = first / W * W;
+      for (i64 i = begin; i < first; i++) p[i] = -INFINITY;
+      for (i64 i = end; i < round_up(end, W); i++) p[i] = -INFINITY;
       vf high = splat(-INFINITY), total = zeros();
-      for (i64 i = 0; i < visible; i += W) high = vmax(load(p + i), high);
+      for (i64 i = begin; i < end; i += W) high = vmax(load(p + i), high);
       top = max_lanes(high);
       const float pivot = top == -INFINITY ? 0.0f : top;
-      for (i64 i = 0; i < visible; i += W) {
+      for (i64 i = begin; i < end; i += W) {
         const vf e = exp_nonpositive(load(p + i) - pivot);
         store(p + i, e);
         total += e;
       }
       sum = sum_lanes(total);
-      decode_values(p, visible, D, at<T>(a.v, a.v_stride, b, h_kv, s0), a.v_stride[2], out);
+      decode_values(p + first, end - first, D, v + first * a.v_stride[2], a.v_stride[2], out);
     }
   });
 

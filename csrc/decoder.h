@@ -121,7 +121,7 @@ struct DecoderState : TeamJob {
   BestLogit* best;           // (outputs, panels of the head)
   i64* ids;                  // (most_rows,)
   PhaseRun runs[MOST_THREADS];
-  uint64_t* owners;  // of each chunk: the phase's tag, its thread, and whether it is finished
+  uint64_t* owners;  // of each chunk: the phase's tag, its thread, and how far that is (phases.inl)
 };
 
 }  // namespace llmfast

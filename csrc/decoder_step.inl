@@ -68,27 +68,30 @@ LLMFAST_INLINE void rotate(const float* rotation, i64 R, i64 c, i64 n, float* x)
   }
 }
 
-// The rows of the next product's input, in its format: source(row, out) gives them in float32. A few rows every thread
-// prepares for itself, with its first chunk of the product; more are handed out before it.
+// The rows of the next product's input, in its format: source(row, out) gives them in float32. Every thread prepares a few
+// rows for itself; more are shared out before the product, and where they are not too many, every thread takes a copy.
 template <class Source>
 struct Input {
   const PackedMatrix& m;
   const i64 rows;
   const Source source;
-  uint8_t* own;  // a thread's own copy, or null
-  const uint8_t* shared;
-  mutable bool ready;
+  uint8_t* own;           // the thread's copy, or null
+  const uint8_t* shared;  // what was prepared together, or null
+  mutable bool ready;     // the thread's copy, at its first chunk of the product
 
   const uint8_t* read(Commit& commit) const {
     if (!own) return shared;
-    if (!ready) {
+    const i64 bytes = prepared_bytes(m);
+    if (!ready && shared) {
+      memcpy(own, shared, size_t(rows * bytes));
+    } else if (!ready) {
       Scratch row(round_up(m.K, W));
       for (i64 r = 0; r < rows; r++) {
         source(r, row.data);
-        prepare_row(m, row.data, own + r * prepared_bytes(m));
+        prepare_row(m, row.data, own + r * bytes);
       }
-      ready = true;
     }
+    ready = true;
     commit.detach();
     return own;
   }
@@ -109,7 +112,7 @@ Input<Source> prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own, 
     }
     if (commit()) memcpy(w.d.prepared + r0 * bytes, to, size_t(n * bytes));
   });
-  return {m, rows, source, nullptr, w.d.prepared, true};
+  return {m, rows, source, rows <= SHORT ? own : nullptr, w.d.prepared, false};
 }
 
 // finish(row, count, column, columns, tile) writes rows of the product, TILE_COLS wide, that change(row, column, tile row)
@@ -144,14 +147,14 @@ struct DecoderStep {
   const bool whole_heads;     // queries, keys and values wait in `inner` until their heads are whole
   bool prompts = false;       // some sequence has more than SHORT rows
   const float* rotations;     // (rows, 2, R)
-  uint8_t* const own;         // room for OWN_ROWS prepared rows
+  uint8_t* const own;          // the thread's own room for SHORT prepared rows
   float* const own_rotations;  // and for their rotations
 
   DecoderStep(Worker& worker, uint8_t* own, float* own_rotations)
       : w(worker), d(worker.d), m(*worker.d.model), C(m.width), H(m.heads), Hkv(m.key_heads), group(H / Hkv), D(m.head_dim),
         R(m.rotary_dim), row_bytes_cached(cache_row_bytes(d.cache_type, D)), partial_floats(partial_floats_of(D)),
         most_runs(runs_of(d.capacity)), whole_heads(d.cache_type == CacheType::i8 || m.norms_heads),
-        rotations(w.job.rows <= OWN_ROWS ? own_rotations : d.rotations), own(own), own_rotations(own_rotations) {
+        rotations(w.job.rows <= SHORT ? own_rotations : d.rotations), own(own), own_rotations(own_rotations) {
     for (i64 i = 0; i < w.job.segments; i++) prompts |= w.segments[i].count > SHORT;
     if (rotations == own_rotations)
       for (i64 r = 0; r < w.job.rows && R; r++) rotation_at(m, position_of(r), own_rotations + r * 2 * R);
@@ -302,9 +305,10 @@ struct DecoderStep {
       if (finish) finish_query(block, row_of(r), head_of(r), whole);
       for (i64 j = 0; j < D; j += W) store(q + r * D_padded + j, load_upto(from + j, D - j) * m.attention_scale);
     }
-    // Nobody else has this part of the cache: a chunk that has not been detached has one owner.
-    for (i64 row = s.row; finish && row < s.row + s.count; row++)
+    // Nobody else has this part of the cache: a chunk that was never detached has one owner.
+    for (i64 row = s.row; finish && !commit.again && row < s.row + s.count; row++)
       if (const i64 i = s.start + row - s.row - s0; i >= 0 && i < keys) finish_key_and_value(block, s, row, key_head);
+    commit.detach();  // the rows of the cache stay: a step that goes back waits for us (native_decoder.cpp)
 
     const i64 from = max_of<i64>(0, first_key(block, s.start) - s0) / W * W;  // what the first row sees, in whole vectors
     // 8-bit keys and values are widened once for all rows.
@@ -358,6 +362,7 @@ struct DecoderStep {
     a.S = s.start + s.count;
     a.D = D;
     a.scale = m.attention_scale;
+    a.window = m.block[block].window;
     a.q = d.q + s.row * H * D;
     a.k = cached(d.keys, block, s.slot, 0, 0);
     a.v = cached(d.values, block, s.slot, 0, 0);
@@ -506,7 +511,8 @@ i64 decoder_partial_floats(const DecoderState& d) {
 void decoder_step(DecoderState& d, const StepJob& job, const Segment* segments, int index, uint64_t* last_phase) {
   Worker w{d, job, segments, index, job.first_phase};
   const DecoderModel& m = *d.model;
-  Scratch rows(OWN_ROWS * decoder_row_bytes(m) / 4), rotations(OWN_ROWS * 2 * m.rotary_dim);
+  const i64 own = min_of(job.rows, SHORT);
+  Scratch rows(own * decoder_row_bytes(m) / 4), rotations(own * 2 * m.rotary_dim);
   const DecoderStep step(w, reinterpret_cast<uint8_t*>(rows.data), rotations.data);
   step.embed();
   for (i64 i = 0; i < m.blocks; i++) step.block(i);

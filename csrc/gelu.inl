@@ -121,11 +121,3 @@ void gelu(const GeluArgs& a, const Threads& threads) {
 }
 
 void gelu_backward(const GeluArgs& a, const Threads& threads) { gelu(a, threads); }
-
-// For the epilogues of `linear`.
-LLMFAST_INLINE vf activate(Activation kind, vf x) {
-  if (kind == Activation::gelu_tanh) return Gelu<Activation::gelu_tanh>::value(x);
-  if (kind == Activation::gelu_erf) return Gelu<Activation::gelu_erf>::value(x);
-  if (kind == Activation::silu) return x / (1.0f + exp(-x));
-  return x;
-}

@@ -38,6 +38,8 @@ struct AttentionArgs {
   const void *q, *k, *v;
   i64 q_stride[3], k_stride[3], v_stride[3];  // batch, head, position; the last dimension is contiguous
   const i64* kv_lengths;                      // (B,) or null: every key is there
+  bool bidirectional;  // every query sees every key; else those up to its own, as one of the last T positions
+  i64 window;          // and of these the last `window`; 0: all
   float scale;
   double dropout_p;
   uint64_t seed;
@@ -51,10 +53,10 @@ struct AttentionArgs {
   i64 dq_stride[3], dk_stride[3], dv_stride[3];
 };
 
-struct LayerNormArgs {
+struct NormArgs {
   DType dtype;
   i64 rows, N;
-  const void *x, *residual, *weight, *bias;  // residual and bias may be null
+  const void *x, *residual, *weight, *bias;  // residual and bias may be null; the RMS norm has no bias and no mean
   float eps;
   void *out, *sum;  // sum = x + residual, written only where there is a residual
   float *mean, *rstd;
@@ -64,6 +66,19 @@ struct LayerNormArgs {
 };
 
 enum class Activation { none, gelu_tanh, gelu_erf, silu };
+
+struct RotaryArgs {
+  DType dtype;
+  i64 B, H, T, D, R;  // of D channels the first R turn
+  bool interleaved;   // in pairs (2i, 2i + 1); else (i, i + R / 2)
+  bool back;          // the other way: the gradient
+  const void* x;
+  i64 x_stride[3];  // batch, head, position; the last dimension is contiguous
+  const float *cos, *sin;
+  i64 table_stride;  // (T, R / 2) floats from one sequence to the next; 0: all share one table
+  void* out;
+  i64 out_stride[3];
+};
 
 struct GeluArgs {
   DType dtype;
@@ -82,6 +97,17 @@ struct LinearArgs {
   // Backward; outputs that are null are not computed.
   const void* grad_out;
   void *dx, *dweight, *dbias;
+};
+
+struct GatedLinearArgs {
+  DType dtype;
+  i64 M, N, K;  // out (M, N) = act(gate) * up, gate = x (M, K) @ weight[0] (N, K)^T + bias[0] (N), up with [1]
+  const void *x, *weight[2], *bias[2];  // biases may be null
+  Activation activation;
+  void *out, *product[2];  // gate and up, written forward where not null, read backward
+  // Backward; outputs that are null are not computed.
+  const void* grad_out;
+  void *dx, *dweight[2], *dbias[2];
 };
 
 struct CrossEntropyArgs {
@@ -114,12 +140,17 @@ struct Kernels {
   const char* name;
   void (*attention)(const AttentionArgs&, const Threads&);
   void (*attention_backward)(const AttentionArgs&, const Threads&);
-  void (*layer_norm)(const LayerNormArgs&, const Threads&);
-  void (*layer_norm_backward)(const LayerNormArgs&, const Threads&);
+  void (*layer_norm)(const NormArgs&, const Threads&);
+  void (*layer_norm_backward)(const NormArgs&, const Threads&);
+  void (*rms_norm)(const NormArgs&, const Threads&);
+  void (*rms_norm_backward)(const NormArgs&, const Threads&);
+  void (*rotary)(const RotaryArgs&, const Threads&);
   void (*gelu)(const GeluArgs&, const Threads&);
   void (*gelu_backward)(const GeluArgs&, const Threads&);
   void (*linear)(const LinearArgs&, const Threads&);
   void (*linear_backward)(const LinearArgs&, const Threads&);
+  void (*gated_linear)(const GatedLinearArgs&, const Threads&);
+  void (*gated_linear_backward)(const GatedLinearArgs&, const Threads&);
   void (*cross_entropy)(const CrossEntropyArgs&, const Threads&);
   void (*cross_entropy_backward)(const CrossEntropyArgs&, const Threads&);
   // The native decoder (decoder.h).

@@ -2,9 +2,11 @@
 //
 //   op                      tensors                    kernel
 //   causal_attention        attention_ops.cpp          attention.inl, attention_decode.inl, attention_backward.inl
-//   layer_norm, add_...     layer_norm_ops.cpp         layer_norm.inl
+//   layer_norm, rms_norm    norm_ops.cpp               norm.inl
+//   rotary                  rotary_ops.cpp             rotary.inl
 //   gelu                    linear_ops.cpp             gelu.inl
-//   linear                  linear_ops.cpp             linear.inl on matmul.inl
+//   linear                  linear_ops.cpp             linear.inl on matmul.inl and activation.inl
+//   gated_linear            gated_linear_ops.cpp       gated_linear.inl on matmul.inl and activation.inl
 //   linear_cross_entropy    cross_entropy_ops.cpp      cross_entropy.inl on matmul.inl
 //   native_...              native_decoder_ops.cpp     decoder_step.inl on packed.inl and phases.inl, in native_decoder.cpp
 //   sample                  native_decoder_ops.cpp     sampling.cpp
@@ -26,10 +28,10 @@ std::string cpu_isa() { return kernels().name; }
 STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def(
       "causal_attention(Tensor q, Tensor k, Tensor v, float scale, float dropout_p, Tensor? dropout_seed, "
-      "Tensor? kv_lengths) -> (Tensor, Tensor)");
+      "Tensor? kv_lengths, int window, bool causal) -> (Tensor, Tensor)");
   m.def(
       "causal_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale, "
-      "float dropout_p, Tensor? dropout_seed, Tensor? kv_lengths) -> (Tensor, Tensor, Tensor)");
+      "float dropout_p, Tensor? dropout_seed, Tensor? kv_lengths, int window, bool causal) -> (Tensor, Tensor, Tensor)");
   m.def("layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)");
   m.def(
       "layer_norm_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor mean, Tensor rstd) "
@@ -40,6 +42,14 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def(
       "add_layer_norm_backward(Tensor grad_out, Tensor? grad_sum, Tensor sum, Tensor weight, Tensor mean, Tensor rstd) "
       "-> (Tensor, Tensor, Tensor)");
+  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("rms_norm_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)");
+  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "add_rms_norm_backward(Tensor grad_out, Tensor? grad_sum, Tensor sum, Tensor weight, Tensor rstd) "
+      "-> (Tensor, Tensor)");
+  m.def("rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
+  m.def("rotary_backward(Tensor grad_out, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
   m.def("gelu(Tensor x, str approximate) -> Tensor");
   m.def("gelu_backward(Tensor grad_out, Tensor x, str approximate) -> Tensor");
   m.def(
@@ -47,6 +57,13 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def(
       "linear_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor preactivation, str activation, bool need_dx, "
       "bool need_dweight, bool need_dbias) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gated_linear(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor? gate_bias, Tensor? up_bias, str activation, "
+      "bool save) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gated_linear_backward(Tensor grad_out, Tensor x, Tensor gate_weight, Tensor up_weight, Tensor gate, Tensor up, "
+      "str activation, bool need_dx, bool need_dgate_weight, bool need_dup_weight, bool need_dgate_bias, "
+      "bool need_dup_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, int ignore_index) -> (Tensor, Tensor)");
   m.def(
       "linear_cross_entropy_backward(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor targets, Tensor lse, "
@@ -78,10 +95,18 @@ STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {
   m.impl("layer_norm_backward", TORCH_BOX(&llmfast::layer_norm_backward));
   m.impl("add_layer_norm", TORCH_BOX(&llmfast::add_layer_norm));
   m.impl("add_layer_norm_backward", TORCH_BOX(&llmfast::add_layer_norm_backward));
+  m.impl("rms_norm", TORCH_BOX(&llmfast::rms_norm));
+  m.impl("rms_norm_backward", TORCH_BOX(&llmfast::rms_norm_backward));
+  m.impl("add_rms_norm", TORCH_BOX(&llmfast::add_rms_norm));
+  m.impl("add_rms_norm_backward", TORCH_BOX(&llmfast::add_rms_norm_backward));
+  m.impl("rotary", TORCH_BOX(&llmfast::rotary));
+  m.impl("rotary_backward", TORCH_BOX(&llmfast::rotary_backward));
   m.impl("gelu", TORCH_BOX(&llmfast::gelu));
   m.impl("gelu_backward", TORCH_BOX(&llmfast::gelu_backward));
   m.impl("linear", TORCH_BOX(&llmfast::linear));
   m.impl("linear_backward", TORCH_BOX(&llmfast::linear_backward));
+  m.impl("gated_linear", TORCH_BOX(&llmfast::gated_linear));
+  m.impl("gated_linear_backward", TORCH_BOX(&llmfast::gated_linear_backward));
   m.impl("linear_cross_entropy", TORCH_BOX(&llmfast::linear_cross_entropy));
   m.impl("linear_cross_entropy_backward", TORCH_BOX(&llmfast::linear_cross_entropy_backward));
   m.impl("native_model_give", TORCH_BOX(&llmfast::native_model_give));

@@ -11,13 +11,6 @@ Activation gelu_kind(const std::string& approximate) {
   return Activation::gelu_erf;
 }
 
-Activation activation_kind(const std::string& activation) {
-  if (activation.empty()) return Activation::none;
-  if (activation == "gelu_tanh") return Activation::gelu_tanh;
-  check(activation == "gelu", "activation is '", activation, "', expected '', 'gelu_tanh' or 'gelu'");
-  return Activation::gelu_erf;
-}
-
 LinearArgs arguments(const Tensor& x, const Tensor& weight, const std::string& activation) {
   LinearArgs a{};
   a.dtype = dtype_of(x, "x");
@@ -38,6 +31,14 @@ std::vector<int64_t> output_sizes(const Tensor& x, i64 N) {
 }
 
 }  // namespace
+
+Activation activation_kind(const std::string& activation) {
+  if (activation.empty()) return Activation::none;
+  if (activation == "silu") return Activation::silu;
+  if (activation == "gelu_tanh") return Activation::gelu_tanh;
+  check(activation == "gelu", "activation is '", activation, "', expected '', 'silu', 'gelu' or 'gelu_tanh'");
+  return Activation::gelu_erf;
+}
 
 Tensor gelu(const Tensor& x_, std::string approximate) {
   GeluArgs a{};

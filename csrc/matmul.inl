@@ -128,10 +128,9 @@ struct Matrix {
 
 LLMFAST_INLINE i64 vectors_for(i64 columns) { return min_of<i64>(TILE_VECTORS, ceil_div(columns, W)); }
 
-// Packs src (k, columns), columns <= TILE_COLS, as [k][vectors * W] floats, zeros beyond the last column.
+// Packs src (k, columns), columns <= TILE_COLS, as [k][width] floats, zeros beyond the last column.
 template <class T>
-void pack_panel(const T* src, i64 row, i64 col, i64 k, i64 columns, float* dst) {
-  const i64 width = vectors_for(columns) * W;
+void pack_panel(const T* src, i64 row, i64 col, i64 k, i64 columns, i64 width, float* dst) {
   for (i64 j0 = 0; j0 < width; j0 += W) {
     const i64 n = min_of<i64>(W, columns - j0);
     const T* from = src + j0 * col;
@@ -165,6 +164,12 @@ void pack_panel(const T* src, i64 row, i64 col, i64 k, i64 columns, float* dst) 
         for (i64 j = 0; j < W; j++) to[i * width + j] = j < n ? to_float(from[i * row + j * col]) : 0.0f;
     }
   }
+}
+
+// The same, in as many vectors as the columns take.
+template <class T>
+void pack_panel(const T* src, i64 row, i64 col, i64 k, i64 columns, float* dst) {
+  pack_panel(src, row, col, k, columns, vectors_for(columns) * W, dst);
 }
 
 // Copies src (rows, columns) to dst (rows, dst_row) in float32; src's columns are contiguous.
@@ -228,8 +233,8 @@ LLMFAST_INLINE float scalar_pair(bfloat16 first, bfloat16 second) {
   return bits;
 }
 
-inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 columns, float* dst) {
-  const i64 width = vectors_for(columns) * W, pairs = ceil_div(k, 2);
+inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 columns, i64 width, float* dst) {
+  const i64 pairs = ceil_div(k, 2);
   for (i64 j0 = 0; j0 < width; j0 += W) {
     const i64 n = min_of<i64>(W, columns - j0);
     const bfloat16* from = src + j0 * col;
@@ -255,6 +260,10 @@ inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 c
         }
     }
   }
+}
+
+inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 columns, float* dst) {
+  pack_panel_pairs(src, row, col, k, columns, vectors_for(columns) * W, dst);
 }
 
 inline void pack_rows_pairs(const bfloat16* src, i64 row, i64 col, i64 rows, i64 k, float* dst, i64* dst_row, i64* dst_k) {
@@ -284,16 +293,46 @@ inline void pack_rows_pairs(const bfloat16* src, i64 row, i64 col, i64 rows, i64
   }
 }
 
-// Packing for the product below, in units of k (`unit` elements each).
-template <bool PAIRS>
-LLMFAST_INLINE void pack_columns_of(const Matrix& B, i64 at, i64 k, i64 columns, float* to) {
-  if (PAIRS)
-    pack_panel_pairs(static_cast<const bfloat16*>(B.data) + at, B.row, B.col, k, columns, to);
-  else if (B.dtype == DType::f32)
-    pack_panel(static_cast<const float*>(B.data) + at, B.row, B.col, k, columns, to);
-  else
-    pack_panel(static_cast<const bfloat16*>(B.data) + at, B.row, B.col, k, columns, to);
-}
+// The right-hand side of the product below: N columns, of which it packs at most TILE_COLS at a time, from a multiple of
+// TILE_COLS on, in units of k. A single matrix:
+struct OneRight {
+  const Matrix& B;
+  i64 N;
+  static constexpr i64 NARROWEST = 64;  // columns of a tile
+
+  template <bool PAIRS>
+  static void pack_columns(const Matrix& B, i64 at, i64 k, i64 columns, i64 width, float* to) {
+    if (PAIRS)
+      pack_panel_pairs(static_cast<const bfloat16*>(B.data) + at, B.row, B.col, k, columns, width, to);
+    else if (B.dtype == DType::f32)
+      pack_panel(static_cast<const float*>(B.data) + at, B.row, B.col, k, columns, width, to);
+    else
+      pack_panel(static_cast<const bfloat16*>(B.data) + at, B.row, B.col, k, columns, width, to);
+  }
+  template <bool PAIRS>
+  void pack(i64 k, i64 n, i64 elements, i64 columns, float* to) const {
+    pack_columns<PAIRS>(B, k * B.row + n * B.col, elements, columns, vectors_for(columns) * W, to);
+  }
+};
+
+// Two matrices of `columns` columns, whose panels take turns; their last ones are filled up with zeros.
+struct TwoRights {
+  const Matrix (&B)[2];
+  i64 columns, N;
+  static constexpr i64 NARROWEST = TILE_COLS > 32 ? 2 * TILE_COLS : 64;
+
+  TwoRights(const Matrix (&B)[2], i64 columns) : B(B), columns(columns), N(2 * round_up(columns, TILE_COLS)) {}
+
+  template <bool PAIRS>
+  void pack(i64 k, i64 n, i64 elements, i64, float* to) const {
+    const i64 panel = n / TILE_COLS, n0 = panel / 2 * TILE_COLS;
+    const Matrix& from = B[panel % 2];
+    OneRight::pack_columns<PAIRS>(from, k * from.row + n0 * from.col, elements, min_of<i64>(TILE_COLS, columns - n0), TILE_COLS,
+                                  to);
+  }
+};
+
+// Packing of rows for the product below, in units of k (`unit` elements each).
 template <bool PAIRS>
 LLMFAST_INLINE void pack_rows_of(const Matrix& A, i64 at, i64 rows, i64 k, float* to, i64* to_row, i64* to_k) {
   if (PAIRS)
@@ -360,10 +399,13 @@ void few_rows_block(i64 M, const float* x, i64 K, const T* b, i64 b_col, i64 col
 
 constexpr i64 FEW_ROWS = 8;
 
-// epilogue(m0, n0, rows, columns, tile, tile_row) is called once for each finished tile of C.
-template <class Epilogue>
-void few_rows(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const Threads& threads, const Epilogue& epilogue) {
-  constexpr i64 BLOCK = 64;
+// For each of the B, epilogue(n0, columns, tiles) is called once for each finished block of columns, with a tile
+// (M, FEW_ROWS_BLOCK) of each product.
+constexpr i64 FEW_ROWS_BLOCK = 64;
+
+template <int PRODUCTS, class Epilogue>
+void few_rows(i64 M, i64 N, i64 K, const Matrix& A, const Matrix* B, const Threads& threads, const Epilogue& epilogue) {
+  constexpr i64 BLOCK = FEW_ROWS_BLOCK;
   const i64 K_padded = round_up(K, W);
   Scratch x(M * K_padded);
   for (i64 m = 0; m < M; m++)
@@ -375,23 +417,25 @@ void few_rows(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const Threa
     }
   for_each_task(threads, ceil_div(N, BLOCK), [&](i64 task) {
     const i64 n0 = task * BLOCK, columns = min_of(BLOCK, N - n0);
-    float y[FEW_ROWS * BLOCK];
-    if (B.dtype == DType::f32)
-      few_rows_block(M, x.data, K, static_cast<const float*>(B.data) + n0 * B.col, B.col, columns, y, BLOCK);
-    else
-      few_rows_block(M, x.data, K, static_cast<const bfloat16*>(B.data) + n0 * B.col, B.col, columns, y, BLOCK);
-    epilogue(0, n0, M, columns, y, BLOCK);
+    float y[PRODUCTS][FEW_ROWS * BLOCK];
+    for (int i = 0; i < PRODUCTS; i++)
+      if (B[i].dtype == DType::f32)
+        few_rows_block(M, x.data, K, static_cast<const float*>(B[i].data) + n0 * B[i].col, B[i].col, columns, y[i], BLOCK);
+      else
+        few_rows_block(M, x.data, K, static_cast<const bfloat16*>(B[i].data) + n0 * B[i].col, B[i].col, columns, y[i], BLOCK);
+    epilogue(n0, columns, y);
   });
 }
 
-template <bool PAIRS, class Epilogue>
-void blocked_matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const Threads& threads, const Epilogue& epilogue) {
+// epilogue(m0, n0, rows, columns, tile, tile_row) is called once for each finished tile of C.
+template <bool PAIRS, class Right, class Epilogue>
+void blocked_matmul(i64 M, i64 K, const Matrix& A, const Right& right, const Threads& threads, const Epilogue& epilogue) {
   // k is counted in units of one or two elements.
   constexpr i64 UNIT = PAIRS ? 2 : 1, K_BLOCK = 128, K_SLAB = 2048, SLAB_FLOATS = i64{2} << 20;
-  const i64 units = ceil_div(K, UNIT);
+  const i64 units = ceil_div(K, UNIT), N = right.N;
   i64 rows_per_tile = 96, cols_per_tile = 256;
   // Smaller tiles where there would be too few for the threads; this changes no sum.
-  while (ceil_div(M, rows_per_tile) * ceil_div(N, cols_per_tile) < 4 * threads.count && cols_per_tile > 64)
+  while (ceil_div(M, rows_per_tile) * ceil_div(N, cols_per_tile) < 4 * threads.count && cols_per_tile > Right::NARROWEST)
     cols_per_tile /= 2;
   while (ceil_div(M, rows_per_tile) * ceil_div(N, cols_per_tile) < 4 * threads.count && rows_per_tile > 24)
     rows_per_tile /= 2;
@@ -412,8 +456,7 @@ void blocked_matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const
       for_each_task(threads, ceil_div(n_count, TILE_COLS), [&](i64 panel) {
         const i64 n0 = panel * TILE_COLS, columns = min_of<i64>(TILE_COLS, n_count - n0);
         const i64 elements = min_of(k_count * UNIT, K - k_begin * UNIT);
-        pack_columns_of<PAIRS>(B, k_begin * UNIT * B.row + (n_begin + n0) * B.col, elements, columns,
-                               packed.data + n0 * k_count);
+        right.template pack<PAIRS>(k_begin * UNIT, n_begin + n0, elements, columns, packed.data + n0 * k_count);
       });
       for_each_task(threads, row_tiles * ceil_div(n_count, cols_per_tile), [&](i64 task) {
         const i64 m0 = task % row_tiles * rows_per_tile, rows = min_of(rows_per_tile, M - m0);
@@ -446,13 +489,38 @@ void blocked_matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const
   }
 }
 
+template <class Right, class Epilogue>
+void blocked_matmul(i64 M, i64 K, const Matrix& A, DType right_dtype, const Right& right, const Threads& threads,
+                    const Epilogue& epilogue) {
+#if LLMFAST_BF16_DOT
+  if (A.dtype == DType::bf16 && right_dtype == DType::bf16)
+    return blocked_matmul<true>(M, K, A, right, threads, epilogue);
+#endif
+  blocked_matmul<false>(M, K, A, right, threads, epilogue);
+}
+
 template <class Epilogue>
 void matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const Threads& threads, const Epilogue& epilogue) {
   if (M == 0 || N == 0) return;
-  if (M <= FEW_ROWS && B.row == 1 && K > 0) return few_rows(M, N, K, A, B, threads, epilogue);
-#if LLMFAST_BF16_DOT
-  if (A.dtype == DType::bf16 && B.dtype == DType::bf16)
-    return blocked_matmul<true>(M, N, K, A, B, threads, epilogue);
-#endif
-  blocked_matmul<false>(M, N, K, A, B, threads, epilogue);
+  if (M <= FEW_ROWS && B.row == 1 && K > 0)
+    return few_rows<1>(M, N, K, A, &B, threads, [&](i64 n0, i64 columns, const float (&y)[1][FEW_ROWS * FEW_ROWS_BLOCK]) {
+      epilogue(0, n0, M, columns, y[0], FEW_ROWS_BLOCK);
+    });
+  blocked_matmul(M, K, A, B.dtype, OneRight{B, N}, threads, epilogue);
+}
+
+// A times two matrices (K, N) in one pass over A. epilogue(m0, n0, rows, columns, first, second, tile_row) is called once
+// for each finished pair of tiles.
+template <class Epilogue>
+void matmul_two(i64 M, i64 N, i64 K, const Matrix& A, const Matrix (&B)[2], const Threads& threads, const Epilogue& epilogue) {
+  if (M == 0 || N == 0) return;
+  if (M <= FEW_ROWS && B[0].row == 1 && B[1].row == 1 && K > 0)
+    return few_rows<2>(M, N, K, A, B, threads, [&](i64 n0, i64 columns, const float (&y)[2][FEW_ROWS * FEW_ROWS_BLOCK]) {
+      epilogue(0, n0, M, columns, y[0], y[1], FEW_ROWS_BLOCK);
+    });
+  blocked_matmul(M, K, A, B[0].dtype, TwoRights(B, N), threads,
+                 [&](i64 m0, i64 n0, i64 rows, i64 columns, const float* tile, i64 tile_row) {
+                   for (i64 n = n0; n < n0 + columns; n += 2 * TILE_COLS, tile += 2 * TILE_COLS)
+                     epilogue(m0, n / 2, rows, min_of<i64>(TILE_COLS, N - n / 2), tile, tile + TILE_COLS, tile_row);
+                 });
 }

@@ -259,7 +259,7 @@ bool Bulletin::read(StepJob& job, std::vector<Segment>& segments) const {
 }
 
 NativeDecoder::NativeDecoder(std::shared_ptr<const NativeModel> model, i64 batch, i64 capacity, i64 most_rows, CacheType cache_type)
-    : model_(std::move(model)), bulletin_(batch) {
+    : model_(std::move(model)), bulletin_(batch), ends_(size_t(std::max<i64>(batch, 0))) {
   const DecoderModel& m = model_->ready();
   const Kernels& k = model_->kernels();
   if (batch < 1 || capacity < 1 || most_rows < 1) throw std::runtime_error("batch, capacity and rows must be positive");
@@ -330,12 +330,20 @@ void NativeDecoder::step(const int64_t* ids, std::vector<Segment> segments, bool
       throw std::runtime_error("token id " + std::to_string(ids[i]) + " is not in the vocabulary of " + std::to_string(m.vocabulary));
   threads = std::max(1, std::min(threads, MOST_THREADS));
 
+  Team& team = Team::instance();
+  bool goes_back = false;
+  for (const Segment& s : segments) {
+    goes_back |= s.start < ends_[size_t(s.slot)];
+    ends_[size_t(s.slot)] = s.start + s.count;
+  }
+  // A helper may be late: it still reads keys and values of an earlier step, which must not be overwritten before it left.
+  if (goes_back) team.wait_until_left(&state_);
+
   std::copy_n(ids, rows, state_.ids);
   const i64 count = i64(segments.size()), outputs = all_rows ? rows : count;
   const StepJob job{next_phase_, threads, rows, count, outputs, all_rows, std::min(vocabulary, m.vocabulary), logits};
   bulletin_.write(job, segments);
 
-  Team& team = Team::instance();
   const bool helped = team.begin(&state_, threads - 1);
   model_->kernels().decoder_step(state_, job, segments.data(), 0, &next_phase_);
   if (helped) team.end();

@@ -124,6 +124,7 @@ class NativeDecoder {
   Memory cache_, scratch_;
   std::mutex in_use_;
   Bulletin bulletin_;
+  std::vector<i64> ends_;  // of each slot: the tokens its last step left in the cache
   uint64_t next_phase_ = 1;
 };
 

@@ -86,6 +86,21 @@ inline Tensor allocate(const std::vector<int64_t>& sizes, ScalarType type) {
   return t;
 }
 
+// (B, H, T, D): any strides will do as long as the last dimension is contiguous, which a view of one (B, T, 3C) projection or of a
+// longer key/value cache has; anything else is copied.
+inline Tensor rows_contiguous(const Tensor& t) {
+  return t.size(3) <= 1 || t.stride(3) == 1 ? t : torch::stable::contiguous(t);
+}
+
+inline void take_strides(i64 (&to)[3], const Tensor& t) {
+  for (int i = 0; i < 3; i++) to[i] = t.stride(i);
+}
+
+// (B, H, T, D), lying in memory as (B, T, H, D), so that the heads merge back to (B, T, C) as a view.
+inline Tensor empty_like_heads(const Tensor& t) {
+  return torch::stable::transpose(allocate({t.size(0), t.size(2), t.size(1), t.size(3)}, t.scalar_type()), 1, 2);
+}
+
 inline const void* pointer(const Tensor& t) { return t.const_data_ptr(); }
 inline void* writable(const Tensor& t) { return t.mutable_data_ptr(); }
 inline float* writable_float(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
@@ -103,26 +118,41 @@ inline Threads torch_threads(i64 work) {
 using Tensors2 = std::tuple<Tensor, Tensor>;
 using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
 using Tensors4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Tensors5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using MaybeTensor = std::optional<Tensor>;
+
+Activation activation_kind(const std::string& activation);  // "" is none
 
 // The operators, in the order of library.cpp.
 Tensors2 causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, double dropout_p,
-                          const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths);
+                          const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths, int64_t window, bool causal);
 Tensors3 causal_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
                                    const Tensor& out, const Tensor& lse, double scale, double dropout_p,
-                                   const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths);
+                                   const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths, int64_t window, bool causal);
 Tensors3 layer_norm(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, double eps);
 Tensors3 layer_norm_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Tensor& mean,
                              const Tensor& rstd);
 Tensors4 add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, const MaybeTensor& bias, double eps);
 Tensors3 add_layer_norm_backward(const Tensor& grad_out, const MaybeTensor& grad_sum, const Tensor& sum,
                                  const Tensor& weight, const Tensor& mean, const Tensor& rstd);
+Tensors2 rms_norm(const Tensor& x, const Tensor& weight, double eps);
+Tensors2 rms_norm_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Tensor& rstd);
+Tensors3 add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps);
+Tensors2 add_rms_norm_backward(const Tensor& grad_out, const MaybeTensor& grad_sum, const Tensor& sum, const Tensor& weight,
+                               const Tensor& rstd);
+Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved);
+Tensor rotary_backward(const Tensor& grad_out, const Tensor& cos, const Tensor& sin, bool interleaved);
 Tensor gelu(const Tensor& x, std::string approximate);
 Tensor gelu_backward(const Tensor& grad_out, const Tensor& x, std::string approximate);
 Tensors2 linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, std::string activation,
                 bool save_preactivation);
 Tensors3 linear_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Tensor& preactivation,
                          std::string activation, bool need_dx, bool need_dweight, bool need_dbias);
+Tensors3 gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& up_weight, const MaybeTensor& gate_bias,
+                      const MaybeTensor& up_bias, std::string activation, bool save);
+Tensors5 gated_linear_backward(const Tensor& grad_out, const Tensor& x, const Tensor& gate_weight, const Tensor& up_weight,
+                               const Tensor& gate, const Tensor& up, std::string activation, bool need_dx,
+                               bool need_dgate_weight, bool need_dup_weight, bool need_dgate_bias, bool need_dup_bias);
 Tensors2 linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets, int64_t ignore_index);
 Tensors2 linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& hidden, const Tensor& weight,
                                        const Tensor& targets, const Tensor& lse, int64_t ignore_index);

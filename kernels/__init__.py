@@ -1,12 +1,17 @@
 """Triton kernels, one op family a file, forward and backward.
 
-    causal_attention.py       softmax(scale * Q K^T + causal mask) V: the op, over the kernels of attention_*.py
+    causal_attention.py       softmax(scale * Q K^T + mask) V: the op, over the kernels of attention_*.py
+    rotary.py                 rotary positions
     layer_norm.py             LayerNorm, and LayerNorm fused with the residual addition before it
+    rms_norm.py               RMSNorm, and RMSNorm fused with the residual addition before it
+    norm_rows.py              what the two norms share
+    activations.py            GELU and SiLU, as the epilogues apply them
     gelu.py                   GELU, by tanh (GPT-2's) or by erf
-    linear.py                 x W^T + b with GELU in the epilogue
+    linear.py                 x W^T + b with an activation in the epilogue
+    gated_linear.py           activation(x Wg^T + bg) * (x Wu^T + bu), both products in one kernel
     quantized_linear.py       x W^T + b on weights of 8 and 4 bits, for inference
     linear_cross_entropy.py   the head and the loss together, without the logits of a whole batch
-    matmul.py                 the tiled matrix multiplication that the last two are built on
+    matmul.py                 the tiled matrix multiplication that the linear layers and the loss are built on
     configurations.py         which tile sizes a kernel gets: the tables of configs/, one file a GPU family
     tuning.py                 LLMFAST_AUTOTUNE=1, which searches for better ones
     launch.py                 what every launch needs: the device guard, the GPU's family, 64-bit safety

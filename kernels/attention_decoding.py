@@ -1,4 +1,4 @@
-"""Causal attention for few queries, as in decoding: the keys are split between programs, then merged.
+"""Attention for few queries, as in decoding: the keys are split between programs, then merged.
 
 A tile of queries a program would leave a GPU empty. Here a program takes one part p of the keys, for all query heads of
 one key/value head at once, so that grouped heads read their keys once, as rows of one dot. Its result is normalised
@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from .attention_forward import attend
+from .attention_mask import key_runs, visible_length
 from .attention_tiles import (
     LN_2,
     LOG2_E,
@@ -26,7 +27,6 @@ from .attention_tiles import (
     in_units,
     precision,
     tile_key,
-    visible_length,
 )
 from .launch import ceil_div, multiprocessors, on_device
 from .tuning import choose
@@ -56,14 +56,14 @@ CANDIDATES = [
 
 
 @triton.jit(do_not_specialize=[
-    "query_count", "key_count", "kv_head_count", "group", "split", "rows", "q_batch", "q_head", "q_row", "k_batch",
-    "k_head", "k_row", "v_batch", "v_head", "v_row",
+    "window", "query_count", "key_count", "kv_head_count", "group", "split", "rows", "q_batch", "q_head", "q_row",
+    "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row",
 ])  # fmt: skip
 def _decoding_kernel(
-    q, k, v, part_out, part_lse, lengths, scale, query_count, key_count, kv_head_count, group, split, rows, q_batch,
-    q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, HEAD_DIM: tl.constexpr,
-    DIM_BLOCK: tl.constexpr, ROW_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, NEGATIVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, k, v, part_out, part_lse, lengths, window, scale, query_count, key_count, kv_head_count, group, split, rows,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, HEAD_DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr, ROW_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, CAUSAL: tl.constexpr,
+    NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One part of the keys for all queries of all heads of one key/value head; row r is query r % T of head r // T of
     the group.
@@ -76,9 +76,13 @@ def _decoding_kernel(
     head = (head_index % kv_head_count).to(tl.int64)
     length = visible_length(lengths, batch, key_count)
     offset = length - query_count
-    tiles_a_part = tl.cdiv(tl.cdiv(length, KEY_BLOCK), split)
-    start = part * tiles_a_part * KEY_BLOCK
-    end = tl.minimum(start + tiles_a_part * KEY_BLOCK, length)
+    start, whole, edge, end = key_runs(offset, length - 1, length, window, KEY_BLOCK, CAUSAL)
+    part_keys = tl.cdiv(tl.cdiv(end - start, KEY_BLOCK), split) * KEY_BLOCK
+    start += part * part_keys
+    end = tl.minimum(start + part_keys, end)
+    whole = tl.maximum(tl.minimum(whole, end), start)
+    edge = tl.maximum(tl.minimum(edge, end), whole)
+    runs = (start, whole, edge, end)
 
     k += (batch * k_batch + head * k_head) * UNIT
     v += (batch * v_batch + head * v_head) * UNIT
@@ -93,17 +97,13 @@ def _decoding_kernel(
     accumulator = tl.zeros([ROW_BLOCK, DIM_BLOCK], tl.float32)
     row_sum = tl.zeros([ROW_BLOCK], tl.float32)
     row_max = tl.full([ROW_BLOCK], float("-inf"), tl.float32)
-    # Query 0 sees the fewest keys; before its last one no mask is needed.
-    unmasked = tl.maximum(tl.minimum((offset + 1) // KEY_BLOCK * KEY_BLOCK, end), start) // KEY_BLOCK * KEY_BLOCK
-    accumulator, row_sum, row_max = attend(
-        accumulator, row_sum, row_max, query, queries, dims, k, v, k_row * UNIT, v_row * UNIT, start, unmasked,
-        offset, scale, 0, 0, 0, HEAD_DIM, KEY_BLOCK, False, False, NEGATIVE, PRECISION,
-        False,
-    )  # fmt: skip
-    accumulator, row_sum, row_max = attend(
-        accumulator, row_sum, row_max, query, queries, dims, k, v, k_row * UNIT, v_row * UNIT, unmasked, end, offset,
-        scale, 0, 0, 0, HEAD_DIM, KEY_BLOCK, True, False, NEGATIVE, PRECISION, False,
-    )  # fmt: skip
+    for masked in tl.static_range(2):
+        accumulator, row_sum, row_max = attend(
+            accumulator, row_sum, row_max, query=query, queries=queries, dims=dims, k=k, v=v, k_stride=k_row * UNIT,
+            v_stride=v_row * UNIT, runs=runs, offset=offset, window=window, scale=scale, seed=None, head=0,
+            drop_below=0, HEAD_DIM=HEAD_DIM, KEY_BLOCK=KEY_BLOCK, MASKED=masked == 1, CAUSAL=CAUSAL,
+            NEGATIVE=NEGATIVE, PRECISION=PRECISION, DESCRIPTORS=False,
+        )  # fmt: skip
 
     nothing_seen = row_sum == 0.0
     safe_sum = tl.where(nothing_seen, 1.0, row_sum)
@@ -161,6 +161,8 @@ def decode(
     lse: torch.Tensor,
     scale: float,
     kv_lengths: torch.Tensor | None,
+    window: int | None,
+    causal: bool,
 ) -> None:
     """Fills out (B, H, T, D) and lse (B, H, T)."""
     batch, heads, query_count, head_dim = q.shape
@@ -168,7 +170,8 @@ def decode(
     group = heads // kv_heads
     rows = query_count * group
     wanted = ceil_div(2 * multiprocessors(q), batch * kv_heads)
-    split = max(1, min(wanted, key_count // SMALLEST_PART, LARGEST_SPLIT))
+    seen = min(key_count, window + query_count - 1) if window else key_count
+    split = max(1, min(wanted, seen // SMALLEST_PART, LARGEST_SPLIT))
     part_out = torch.empty((batch, kv_heads, split, rows, head_dim), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((batch, kv_heads, split, rows), dtype=torch.float32, device=q.device)
     dim_block = head_dim_block(q)
@@ -176,10 +179,10 @@ def decode(
     def launch(tile: DecodingTile) -> None:
         with on_device(q):
             _decoding_kernel[(batch * kv_heads * split,)](
-                q, k, v, part_out, part_lse, kv_lengths, abs(scale) * LOG2_E.value, query_count, key_count, kv_heads,
-                group, split, rows, *in_units(q, k, v), HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
-                ROW_BLOCK=DECODING_ROWS, KEY_BLOCK=tile.key_block, NEGATIVE=scale < 0, PRECISION=precision(q),
-                num_warps=tile.warps, num_stages=tile.stages,
+                q, k, v, part_out, part_lse, kv_lengths, window, abs(scale) * LOG2_E.value, query_count,
+                key_count, kv_heads, group, split, rows, *in_units(q, k, v), HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
+                ROW_BLOCK=DECODING_ROWS, KEY_BLOCK=tile.key_block, CAUSAL=causal, NEGATIVE=scale < 0,
+                PRECISION=precision(q), num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
 
     launch(choose("attention_decoding", DecodingTile, q, CANDIDATES, launch, **tile_key(q)))

@@ -1,4 +1,4 @@
-"""What both gradient kernels of causal attention subtract: delta, one number a query.
+"""What both gradient kernels of attention subtract: delta, one number a query.
 
     delta = rowsum(dO * out) = rowsum(P * dP)
 
@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .attention_mask import key_runs, loop_over, sees, tile_of, visible_length
 from .attention_tiles import (
     LOG2_E,
     UNIT,
@@ -27,7 +28,6 @@ from .attention_tiles import (
     precision,
     survives,
     tile_key,
-    visible_length,
 )
 from .launch import ceil_div, on_device
 from .tuning import choose
@@ -65,23 +65,25 @@ def _delta_kernel(
 
 @triton.jit
 def _sums_over_keys(
-    total, delta_row, query, gradient, queries, dims, log_sum, k, v, k_stride, v_stride, start, end, offset, scale,
+    total, delta_row, query, gradient, queries, dims, log_sum, k, v, k_stride, v_stride, runs, offset, window, scale,
     seed, head, keep_scale, drop_below, HEAD_DIM: tl.constexpr, KEY_BLOCK: tl.constexpr, MASKED: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds what keys start .. end - 1 contribute to rowsum(P) and rowsum(P * dP)."""
-    for first_key in range(start, end, KEY_BLOCK):
-        first_key = tl.multiple_of(first_key, KEY_BLOCK)
+    """Adds what keys contribute to rowsum(P) and rowsum(P * dP)."""
+    first, last = loop_over(runs, MASKED)
+    end = runs[3]
+    for count in range(first, last, KEY_BLOCK):
+        first_key = tl.multiple_of(tile_of(count, runs, MASKED), KEY_BLOCK)
         keys = first_key + tl.arange(0, KEY_BLOCK)
         key = load_rows(k, first_key, k_stride, end, dims, HEAD_DIM, KEY_BLOCK, MASKED)
         value = load_rows(v, first_key, v_stride, end, dims, HEAD_DIM, KEY_BLOCK, MASKED)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         probabilities = tl.exp2(scores * scale - log_sum[:, None])
         if MASKED:
-            visible = (keys[None, :] <= queries[:, None] + offset) & (keys[None, :] < end)
+            visible = sees(queries[:, None] + offset, keys[None, :], length=end, window=window, CAUSAL=CAUSAL)
             probabilities = tl.where(visible, probabilities, 0.0)
         probability_gradient = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
-        if DROPOUT:
+        if seed is not None:
             kept = survives(seed, queries[:, None], keys[None, :], head, drop_below)
             probability_gradient = tl.where(kept, probability_gradient * keep_scale, 0.0)
         total += tl.sum(probabilities, 1)
@@ -90,14 +92,15 @@ def _sums_over_keys(
 
 
 @triton.jit(do_not_specialize=[
-    "query_count", "key_count", "heads", "head_count", "group", "heads_together", "drop_below", "q_batch", "q_head",
-    "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row", "grad_batch", "grad_head", "grad_row",
+    "window", "query_count", "key_count", "heads", "head_count", "group", "heads_together", "drop_below", "q_batch",
+    "q_head", "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row", "grad_batch", "grad_head",
+    "grad_row",
 ])  # fmt: skip
 def _delta_from_keys_kernel(
-    q, k, v, grad_out, lse, delta, correction, dropout_seed, lengths, scale, keep_scale, drop_below, query_count,
-    key_count, heads, head_count, group, heads_together, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch,
-    v_head, v_row, grad_batch, grad_head, grad_row, HEAD_DIM: tl.constexpr,
-    DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, grad_out, lse, delta, correction, dropout_seed, lengths, window, scale, keep_scale, drop_below,
+    query_count, key_count, heads, head_count, group, heads_together, q_batch, q_head, q_row, k_batch, k_head, k_row,
+    v_batch, v_head, v_row, grad_batch, grad_head, grad_row, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
+    QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """delta and correction of one tile of queries of one head."""
     tiles = tl.cdiv(query_count, QUERY_BLOCK)
@@ -119,24 +122,21 @@ def _delta_from_keys_kernel(
     gradient = load_rows(grad_out, first_query, grad_row * UNIT, query_count, dims, HEAD_DIM, QUERY_BLOCK, True)
     flat_rows = head_index.to(tl.int64) * query_count + queries
     log_sum = load_log_sum(lse + flat_rows, queries < query_count)
-    seed = 0
+    seed = None
     if dropout_seed is not None:
         seed = tl.load(dropout_seed)
 
     total = tl.zeros([QUERY_BLOCK], tl.float32)
     delta_row = tl.zeros([QUERY_BLOCK], tl.float32)
-    end = tl.maximum(tl.minimum(offset + first_query + QUERY_BLOCK, length), 0)
-    unmasked = tl.minimum(tl.maximum(offset + first_query + 1, 0), end) // KEY_BLOCK * KEY_BLOCK
-    total, delta_row = _sums_over_keys(
-        total, delta_row, query, gradient, queries, dims, log_sum, k, v, k_row * UNIT, v_row * UNIT, 0, unmasked,
-        offset, scale, seed, head_index, keep_scale, drop_below, HEAD_DIM, KEY_BLOCK, False, dropout_seed is not None,
-        PRECISION,
-    )  # fmt: skip
-    total, delta_row = _sums_over_keys(
-        total, delta_row, query, gradient, queries, dims, log_sum, k, v, k_row * UNIT, v_row * UNIT, unmasked, end,
-        offset, scale, seed, head_index, keep_scale, drop_below, HEAD_DIM, KEY_BLOCK, True, dropout_seed is not None,
-        PRECISION,
-    )  # fmt: skip
+    first_position = first_query + offset
+    runs = key_runs(first_position, first_position + QUERY_BLOCK - 1, length, window, KEY_BLOCK, CAUSAL)
+    for masked in tl.static_range(2):
+        total, delta_row = _sums_over_keys(
+            total, delta_row, query=query, gradient=gradient, queries=queries, dims=dims, log_sum=log_sum, k=k, v=v,
+            k_stride=k_row * UNIT, v_stride=v_row * UNIT, runs=runs, offset=offset, window=window, scale=scale,
+            seed=seed, head=head_index, keep_scale=keep_scale, drop_below=drop_below, HEAD_DIM=HEAD_DIM,
+            KEY_BLOCK=KEY_BLOCK, MASKED=masked == 1, CAUSAL=CAUSAL, PRECISION=PRECISION,
+        )  # fmt: skip
     inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
     tl.store(delta + flat_rows, delta_row * inverse, mask=queries < query_count)
     tl.store(correction + flat_rows, inverse, mask=queries < query_count)
@@ -168,6 +168,8 @@ def delta_from_keys(
     dropout_p: float,
     dropout_seed: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
+    window: int | None,
+    causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """rowsum(P * dP) and the correction of P, (B, H, T) in float32 each."""
     batch, heads, query_count, head_dim = q.shape
@@ -180,11 +182,11 @@ def delta_from_keys(
     def launch(tile: AttentionTile) -> None:
         with on_device(q):
             _delta_from_keys_kernel[(ceil_div(query_count, tile.query_block) * batch * heads,)](
-                q, k, v, grad_out, lse, delta, correction, seed, kv_lengths, scale * LOG2_E.value, keep_scale,
-                drop_below, query_count, key_count, batch * heads, heads, group, together,
+                q, k, v, grad_out, lse, delta, correction, seed, kv_lengths, window, scale * LOG2_E.value,
+                keep_scale, drop_below, query_count, key_count, batch * heads, heads, group, together,
                 *in_units(q, k, v, grad_out), HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
-                QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, PRECISION=precision(q), num_warps=tile.warps,
-                num_stages=tile.stages,
+                QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, CAUSAL=causal, PRECISION=precision(q),
+                num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
 
     tried = candidates((16, 32, 64), (16, 32, 64))

@@ -1,4 +1,4 @@
-"""The forward pass of causal attention, one program a tile of queries of one head.
+"""The forward pass of attention, one program a tile of queries of one head.
 
     out = softmax(scale * Q K^T + mask) V,    lse = log sum exp(scale * Q K^T + mask)
 
@@ -13,19 +13,21 @@ arXiv:1805.02867; as attention: Dao, FlashAttention-2, arXiv:2307.08691):
 with s = log2(e) * scale * Q K^T, where the scale is applied after the dot product. At the end out = acc / l and
 lse = (m + log2 l) / log2(e).
 
-Whole tiles need no mask; only those on the diagonal go through the masked loop. Tiles of late queries, which see the
-most keys, start first.
+Whole tiles need no mask; only those on the diagonal, where a window begins and at a length do. Tiles of late queries,
+which see the most keys, start first.
 
 With `descriptors` in its configuration the kernel reads keys and values through tensor descriptors, which Hopper and
 newer turn into bulk copies by the tensor memory accelerator; otherwise through pointers.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
+from .attention_mask import key_runs, loop_over, sees, tile_of, visible_length
 from .attention_tiles import (
     LN_2,
     LOG2_E,
@@ -41,7 +43,6 @@ from .attention_tiles import (
     store_rows,
     survives,
     tile_key,
-    visible_length,
 )
 from .launch import ceil_div, gpu_family, on_device
 from .tuning import choose
@@ -60,13 +61,17 @@ class ForwardTile:
 
 @triton.jit
 def attend(
-    accumulator, row_sum, row_max, query, queries, dims, k, v, k_stride, v_stride, start, end, offset, scale, seed,
-    head, drop_below, HEAD_DIM: tl.constexpr, KEY_BLOCK: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
-    NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    accumulator, row_sum, row_max, query, queries, dims, k, v, k_stride, v_stride, runs, offset, window, scale, seed,
+    head, drop_below, HEAD_DIM: tl.constexpr, KEY_BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """Lets a tile of queries see keys start .. end - 1: the online softmax. k and v are pointers or descriptors."""
-    for first_key in range(start, end, KEY_BLOCK):
-        first_key = tl.multiple_of(first_key, KEY_BLOCK)
+    """Lets a tile of queries see those keys of `runs` that need no mask, or those that do: the online softmax. k and v
+    are pointers or descriptors; without a seed nothing is dropped.
+    """
+    first, last = loop_over(runs, MASKED)
+    end = runs[3]
+    for count in range(first, last, KEY_BLOCK):
+        first_key = tl.multiple_of(tile_of(count, runs, MASKED), KEY_BLOCK)
         keys = first_key + tl.arange(0, KEY_BLOCK)
         if DESCRIPTORS:
             key = k.load([first_key, 0])
@@ -76,7 +81,7 @@ def attend(
         if NEGATIVE:
             scores = -scores
         if MASKED:
-            visible = (keys[None, :] <= queries[:, None] + offset) & (keys[None, :] < end)
+            visible = sees(queries[:, None] + offset, keys[None, :], length=end, window=window, CAUSAL=CAUSAL)
             scores = tl.where(visible, scores, float("-inf"))
             tile_max = tl.max(scores, 1)
             new_max = tl.maximum(row_max, tl.where(tile_max == float("-inf"), tile_max, tile_max * scale))
@@ -91,7 +96,7 @@ def attend(
         row_sum = row_sum * correction + tl.sum(probabilities, 1)
         accumulator = accumulator * correction[:, None]
         row_max = new_max
-        if DROPOUT:
+        if seed is not None:
             kept = survives(seed, queries[:, None], keys[None, :], head, drop_below)
             probabilities = tl.where(kept, probabilities, 0.0)
         if DESCRIPTORS:
@@ -103,14 +108,14 @@ def attend(
 
 
 @triton.jit(do_not_specialize=[
-    "query_count", "key_count", "heads", "head_count", "group", "heads_together", "drop_below", "q_batch", "q_head",
-    "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row", "out_batch", "out_head", "out_row",
+    "window", "query_count", "key_count", "heads", "head_count", "group", "heads_together", "drop_below", "q_batch",
+    "q_head", "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row", "out_batch", "out_head", "out_row",
 ])  # fmt: skip
 def _forward_kernel(
-    q, k, v, out, lse, dropout_seed, lengths, scale, keep_scale, drop_below, query_count, key_count, heads,
+    q, k, v, out, lse, dropout_seed, lengths, window, scale, keep_scale, drop_below, query_count, key_count, heads,
     head_count, group, heads_together, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    out_batch, out_head, out_row, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
-    QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
+    out_batch, out_head, out_row, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr,
+    KEY_BLOCK: tl.constexpr, CAUSAL: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head. Strides come in units of UNIT elements."""
@@ -130,7 +135,7 @@ def _forward_kernel(
     dims = tl.arange(0, DIM_BLOCK)
     queries = first_query + tl.arange(0, QUERY_BLOCK)
     query = load_rows(q, first_query, q_row * UNIT, query_count, dims, HEAD_DIM, QUERY_BLOCK, True)
-    seed = 0
+    seed = None
     if dropout_seed is not None:
         seed = tl.load(dropout_seed)
     if DESCRIPTORS:  # they end at the length, past which they read 0
@@ -141,19 +146,15 @@ def _forward_kernel(
     accumulator = tl.zeros([QUERY_BLOCK, DIM_BLOCK], tl.float32)
     row_sum = tl.zeros([QUERY_BLOCK], tl.float32)
     row_max = tl.full([QUERY_BLOCK], float("-inf"), tl.float32)
-    # Every query of the tile sees the keys before `unmasked`; no query sees a key at or past `end`.
-    end = tl.maximum(tl.minimum(offset + first_query + QUERY_BLOCK, length), 0)
-    unmasked = tl.minimum(tl.maximum(offset + first_query + 1, 0), end) // KEY_BLOCK * KEY_BLOCK
-    accumulator, row_sum, row_max = attend(
-        accumulator, row_sum, row_max, query, queries, dims, k, v, k_row * UNIT, v_row * UNIT, 0, unmasked, offset,
-        scale, seed, head_index, drop_below, HEAD_DIM, KEY_BLOCK, False, dropout_seed is not None, NEGATIVE,
-        PRECISION, DESCRIPTORS,
-    )  # fmt: skip
-    accumulator, row_sum, row_max = attend(
-        accumulator, row_sum, row_max, query, queries, dims, k, v, k_row * UNIT, v_row * UNIT, unmasked, end, offset,
-        scale, seed, head_index, drop_below, HEAD_DIM, KEY_BLOCK, True, dropout_seed is not None, NEGATIVE, PRECISION,
-        DESCRIPTORS,
-    )  # fmt: skip
+    first_position = first_query + offset
+    runs = key_runs(first_position, first_position + QUERY_BLOCK - 1, length, window, KEY_BLOCK, CAUSAL)
+    for masked in tl.static_range(2):
+        accumulator, row_sum, row_max = attend(
+            accumulator, row_sum, row_max, query=query, queries=queries, dims=dims, k=k, v=v, k_stride=k_row * UNIT,
+            v_stride=v_row * UNIT, runs=runs, offset=offset, window=window, scale=scale, seed=seed, head=head_index,
+            drop_below=drop_below, HEAD_DIM=HEAD_DIM, KEY_BLOCK=KEY_BLOCK, MASKED=masked == 1, CAUSAL=CAUSAL,
+            NEGATIVE=NEGATIVE, PRECISION=PRECISION, DESCRIPTORS=DESCRIPTORS,
+        )  # fmt: skip
 
     nothing_seen = row_sum == 0.0
     accumulator = accumulator * (keep_scale / tl.where(nothing_seen, 1.0, row_sum))[:, None]
@@ -170,11 +171,12 @@ def key(q: torch.Tensor, dropout: bool) -> dict[str, int]:
     return {**tile_key(q), "heavy": dropout}
 
 
-def forward_candidates(family: str) -> list[ForwardTile]:
+@cache
+def forward_candidates(family: str) -> tuple[ForwardTile, ...]:
     """What a search tries."""
-    tiles = [ForwardTile(**vars(tile)) for tile in candidates((64, 128), (32, 64, 128))]
+    tiles = tuple(ForwardTile(**vars(tile)) for tile in candidates((64, 128), (32, 64, 128)))
     if family in ("hopper", "blackwell"):
-        tiles += [replace(tile, descriptors=True) for tile in tiles]
+        tiles += tuple(replace(tile, descriptors=True) for tile in tiles)
     return tiles
 
 
@@ -188,6 +190,8 @@ def forward(
     dropout_p: float,
     dropout_seed: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
+    window: int | None,
+    causal: bool,
 ) -> None:
     """Fills out (B, H, T, D) and lse (B, H, T)."""
     batch, heads, query_count, head_dim = q.shape
@@ -202,11 +206,11 @@ def forward(
             triton.set_allocator(_scratch)
         with on_device(q):
             _forward_kernel[(ceil_div(query_count, tile.query_block) * batch * heads,)](
-                q, k, v, out, lse, seed, kv_lengths, abs(scale) * LOG2_E.value, keep_scale, drop_below, query_count,
-                key_count, batch * heads, heads, group, together, *in_units(q, k, v, out),
+                q, k, v, out, lse, seed, kv_lengths, window, abs(scale) * LOG2_E.value, keep_scale, drop_below,
+                query_count, key_count, batch * heads, heads, group, together, *in_units(q, k, v, out),
                 HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q), QUERY_BLOCK=tile.query_block,
-                KEY_BLOCK=tile.key_block, NEGATIVE=scale < 0, PRECISION=precision(q), DESCRIPTORS=descriptors,
-                num_warps=tile.warps, num_stages=tile.stages,
+                KEY_BLOCK=tile.key_block, CAUSAL=causal, NEGATIVE=scale < 0, PRECISION=precision(q),
+                DESCRIPTORS=descriptors, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
 
     tried = forward_candidates(gpu_family(q))

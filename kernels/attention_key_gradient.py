@@ -1,4 +1,4 @@
-"""The gradients of keys and values in causal attention, one program a tile of keys of one key/value head.
+"""The gradients of keys and values in attention, one program a tile of keys of one key/value head.
 
     P = 2^(s - lse)        dP = dropout'(dO V^T)        dS = P * (dP - delta)
     dK = scale * dS^T Q        dV = dropout(P)^T dO
@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .attention_mask import loop_over, query_runs, sees, sees_several, tile_of, visible_length
 from .attention_tiles import (
     LOG2_E,
     UNIT,
@@ -29,7 +30,6 @@ from .attention_tiles import (
     store_rows,
     survives,
     tile_key,
-    visible_length,
 )
 from .launch import ceil_div, on_device
 from .tuning import choose
@@ -38,29 +38,31 @@ from .tuning import choose
 @triton.jit
 def _key_gradients(
     key_gradient, value_gradient, key, value, keys, dims, q, grad_out, lse, delta, correction, q_stride, grad_stride,
-    start, end, offset, scale, seed, head, keep_scale, drop_below, query_count, HEAD_DIM: tl.constexpr,
-    QUERY_BLOCK: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr, CORRECTED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    runs, query_count, length, offset, window, scale, seed, head, keep_scale, drop_below, HEAD_DIM: tl.constexpr,
+    QUERY_BLOCK: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds what queries start .. end - 1 contribute to the gradients of a tile of keys and values.
+    """Adds what queries contribute to the gradients of a tile of keys and values.
 
     Everything is transposed, (keys, queries), so that P^T and dS^T come out of the first dots as the operands of the
     second ones.
     """
-    for first_query in range(start, end, QUERY_BLOCK):
+    first, last = loop_over(runs, MASKED)
+    for count in range(first, last, QUERY_BLOCK):
+        first_query = tile_of(count, runs, MASKED)
         queries = first_query + tl.arange(0, QUERY_BLOCK)
         query = load_rows(q, first_query, q_stride, query_count, dims, HEAD_DIM, QUERY_BLOCK, True)
         log_sum = load_log_sum(lse + queries, queries < query_count)
         scores = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         probabilities = tl.exp2(scores * scale - log_sum[None, :])
-        if CORRECTED:
+        if correction is not None:
             probabilities *= tl.load(correction + queries, mask=queries < query_count, other=0.0)[None, :]
         if MASKED:
-            probabilities = tl.where(keys[:, None] <= queries[None, :] + offset, probabilities, 0.0)
+            visible = sees(queries[None, :] + offset, keys[:, None], length=length, window=window, CAUSAL=CAUSAL)
+            probabilities = tl.where(visible, probabilities, 0.0)
         gradient = load_rows(grad_out, first_query, grad_stride, query_count, dims, HEAD_DIM, QUERY_BLOCK, True)
         probability_gradient = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
         delta_row = tl.load(delta + queries, mask=queries < query_count, other=0.0)
-        if DROPOUT:
+        if seed is not None:
             kept = survives(seed, queries[None, :], keys[:, None], head, drop_below)
             dropped = tl.where(kept, probabilities * keep_scale, 0.0)
             probability_gradient = tl.where(kept, probability_gradient * keep_scale, 0.0)
@@ -70,23 +72,24 @@ def _key_gradients(
                 probabilities.to(gradient.dtype), gradient, value_gradient, input_precision=PRECISION
             )
         score_gradient = probabilities * (probability_gradient - delta_row[None, :])
-        if MASKED:  # a softmax over one key is constant: exactly 0 instead of the rounding of dP - delta
-            score_gradient = tl.where(queries[None, :] + offset > 0, score_gradient, 0.0)
+        if MASKED:
+            several = sees_several(queries[None, :] + offset, length, window, CAUSAL)
+            score_gradient = tl.where(several, score_gradient, 0.0)
         key_gradient = tl.dot(score_gradient.to(query.dtype), query, key_gradient, input_precision=PRECISION)
     return key_gradient, value_gradient
 
 
 @triton.jit(do_not_specialize=[
-    "query_count", "key_count", "kv_heads", "kv_head_count", "heads_together", "drop_below", "q_batch", "q_head",
-    "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row", "grad_batch", "grad_head", "grad_row",
-    "dk_batch", "dk_head", "dk_row",
+    "window", "query_count", "key_count", "kv_heads", "kv_head_count", "heads_together", "drop_below", "q_batch",
+    "q_head", "q_row", "k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row", "grad_batch", "grad_head",
+    "grad_row", "dk_batch", "dk_head", "dk_row",
 ])  # fmt: skip
 def _key_gradient_kernel(
-    q, k, v, grad_out, lse, delta, correction, dk, dv, dropout_seed, lengths, scale, plain_scale, keep_scale,
+    q, k, v, grad_out, lse, delta, correction, dk, dv, dropout_seed, lengths, window, scale, plain_scale, keep_scale,
     drop_below, query_count, key_count, kv_heads, kv_head_count, heads_together, q_batch, q_head, q_row, k_batch,
     k_head, k_row, v_batch, v_head, v_row, grad_batch, grad_head, grad_row, dk_batch, dk_head, dk_row,
-    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr,
-    KEY_BLOCK: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys of one key/value head: dK and dV (which share their strides), summed over the query heads of
     its group.
@@ -105,17 +108,11 @@ def _key_gradient_kernel(
     v += (batch * v_batch + head * v_head) * UNIT
     key = load_rows(k, first_key, k_row * UNIT, length, dims, HEAD_DIM, KEY_BLOCK, True)
     value = load_rows(v, first_key, v_row * UNIT, length, dims, HEAD_DIM, KEY_BLOCK, True)
-    seed = 0
+    seed = None
     if dropout_seed is not None:
         seed = tl.load(dropout_seed)
 
-    # Query `start` is the first to see any key of the tile; queries from `unmasked` on see all of them. No query sees
-    # a tile past the length.
-    start = tl.maximum(first_key - offset, 0) // QUERY_BLOCK * QUERY_BLOCK
-    unmasked = tl.cdiv(tl.maximum(first_key + KEY_BLOCK - 1 - offset, 0), QUERY_BLOCK) * QUERY_BLOCK
-    end = tl.where(first_key < length, query_count, 0)
-    unmasked = tl.minimum(unmasked, tl.cdiv(end, QUERY_BLOCK) * QUERY_BLOCK)
-
+    runs = query_runs(first_key, length, offset, query_count, window, QUERY_BLOCK, KEY_BLOCK, CAUSAL)
     key_gradient = tl.zeros([KEY_BLOCK, DIM_BLOCK], tl.float32)
     value_gradient = tl.zeros([KEY_BLOCK, DIM_BLOCK], tl.float32)
     for member in range(0, GROUP):
@@ -125,21 +122,17 @@ def _key_gradient_kernel(
         grad_base = grad_out + (batch * grad_batch + query_head * grad_head) * UNIT
         lse_base = lse + flat_head * query_count
         delta_base = delta + flat_head * query_count
-        correction_base = delta
+        correction_base = None
         if correction is not None:
             correction_base = correction + flat_head * query_count
-        key_gradient, value_gradient = _key_gradients(
-            key_gradient, value_gradient, key, value, keys, dims, q_base, grad_base, lse_base, delta_base,
-            correction_base, q_row * UNIT, grad_row * UNIT, start, unmasked, offset, scale, seed, flat_head,
-            keep_scale, drop_below, query_count, HEAD_DIM, QUERY_BLOCK, True, dropout_seed is not None,
-            correction is not None, PRECISION,
-        )  # fmt: skip
-        key_gradient, value_gradient = _key_gradients(
-            key_gradient, value_gradient, key, value, keys, dims, q_base, grad_base, lse_base, delta_base,
-            correction_base, q_row * UNIT, grad_row * UNIT, unmasked, end, offset, scale, seed, flat_head, keep_scale,
-            drop_below, query_count, HEAD_DIM, QUERY_BLOCK, False, dropout_seed is not None, correction is not None,
-            PRECISION,
-        )  # fmt: skip
+        for unmasked in tl.static_range(2):
+            key_gradient, value_gradient = _key_gradients(
+                key_gradient, value_gradient, key=key, value=value, keys=keys, dims=dims, q=q_base, grad_out=grad_base,
+                lse=lse_base, delta=delta_base, correction=correction_base, q_stride=q_row * UNIT,
+                grad_stride=grad_row * UNIT, runs=runs, query_count=query_count, length=length, offset=offset,
+                window=window, scale=scale, seed=seed, head=flat_head, keep_scale=keep_scale, drop_below=drop_below,
+                HEAD_DIM=HEAD_DIM, QUERY_BLOCK=QUERY_BLOCK, MASKED=unmasked == 0, CAUSAL=CAUSAL, PRECISION=PRECISION,
+            )  # fmt: skip
 
     dk += (batch * dk_batch + head * dk_head) * UNIT
     dv += (batch * dk_batch + head * dk_head) * UNIT
@@ -164,6 +157,8 @@ def key_gradient(
     dropout_p: float,
     dropout_seed: torch.Tensor | None,
     kv_lengths: torch.Tensor | None,
+    window: int | None,
+    causal: bool,
 ) -> None:
     """Fills dk and dv (B, Hkv, S, D), which share their strides."""
     batch, heads, query_count, head_dim = q.shape
@@ -175,11 +170,11 @@ def key_gradient(
     def launch(tile: AttentionTile) -> None:
         with on_device(q):
             _key_gradient_kernel[(ceil_div(key_count, tile.key_block) * batch * kv_heads,)](
-                q, k, v, grad_out, lse, delta, correction, dk, dv, seed, kv_lengths, scale * LOG2_E.value, scale,
-                keep_scale, drop_below, query_count, key_count, batch * kv_heads, kv_heads, together,
-                *in_units(q, k, v, grad_out, dk), HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
-                QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, GROUP=group, PRECISION=precision(q),
-                num_warps=tile.warps, num_stages=tile.stages,
+                q, k, v, grad_out, lse, delta, correction, dk, dv, seed, kv_lengths, window,
+                scale * LOG2_E.value, scale, keep_scale, drop_below, query_count, key_count, batch * kv_heads, kv_heads,
+                together, *in_units(q, k, v, grad_out, dk), HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
+                QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, GROUP=group, CAUSAL=causal,
+                PRECISION=precision(q), num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
 
     tried = candidates((16, 32, 64, 128), (32, 64, 128))

@@ -5,6 +5,7 @@ Dropout is regenerated, never stored: element (query t, key s) of head bh is kep
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -47,15 +48,6 @@ def head_and_tile(program, tiles, heads, heads_together):
     heads_here = tl.minimum(heads - first_head, heads_together)
     within = program - group * heads_together * tiles
     return first_head + within % heads_here, within // heads_here
-
-
-@triton.jit
-def visible_length(lengths, batch, key_count):
-    """How many keys of this batch element are there."""
-    length = key_count
-    if lengths is not None:
-        length = tl.maximum(tl.minimum(tl.load(lengths + batch), key_count), 0).to(tl.int32)
-    return length
 
 
 @triton.jit
@@ -155,12 +147,13 @@ def tile_key(tensor: torch.Tensor) -> dict[str, int]:
     return {"element_bytes": tensor.element_size(), "head_dim": head_dim_block(tensor)}
 
 
-def candidates(query_blocks: tuple[int, ...], key_blocks: tuple[int, ...]) -> list[AttentionTile]:
+@cache  # every launch asks, and making a hundred tiles takes longer than ten launches
+def candidates(query_blocks: tuple[int, ...], key_blocks: tuple[int, ...]) -> tuple[AttentionTile, ...]:
     """What a search tries."""
-    return [
+    return tuple(
         AttentionTile(query_block, key_block, warps, stages)
         for query_block in query_blocks
         for key_block in key_blocks
         for warps in (4, 8)
         for stages in (1, 2, 3, 4)
-    ]
+    )

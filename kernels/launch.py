@@ -9,10 +9,14 @@ from functools import cache
 
 import torch
 
+_already_there = nullcontext()
+
 
 def on_device(tensor: torch.Tensor) -> AbstractContextManager:
     """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return _already_there
+    return torch.cuda.device(tensor.device)
 
 
 @dataclass(frozen=True)

@@ -11,50 +11,32 @@ large. Backward, with g = grad_out * weight:
     dx = rstd * (g - mean_N(g) - normed * mean_N(g * normed))
     dweight = sum over rows of grad_out * normed        dbias = sum over rows of grad_out
 
-A program holds whole rows in registers, several where they are narrow. The column sums take two stages: a fixed number
-of programs, each walking every P-th tile of rows with its own float32 partial sums, then one small reduction over the
-programs; no atomics, so the same bits every time. Rows too wide for that are layer_norm_wide.py's.
+How rows and their sums are divided between programs is norm_rows.py's; rows too wide for a program's registers are
+layer_norm_wide.py's.
 """
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from .launch import ceil_div, multiprocessors, next_power_of_2, on_device
-from .layer_norm_wide import LARGEST_BLOCK, backward_wide, forward_wide
+from .launch import ceil_div, multiprocessors, on_device
+from .layer_norm_wide import backward_wide, forward_wide
+from .norm_rows import (
+    BACKWARD_CANDIDATES,
+    FORWARD_CANDIDATES,
+    LARGEST_BLOCK,
+    PersistentRowsTile,
+    RowsTile,
+    block_of,
+    load_float,
+    load_sum,
+    partial_sums,
+    reduce_parts,
+    rows_key,
+    wide_columns,
+)
 from .tuning import choose
 from .tuning import describe as describe_tile
-
-# Rows and columns of a tile of the column reductions.
-REDUCTION_ROWS, REDUCTION_COLUMNS = 32, 64
-
-
-@dataclass(frozen=True)
-class RowsTile:
-    """Rows a program holds, and its warps."""
-
-    rows: int
-    warps: int
-
-
-@dataclass(frozen=True)
-class PersistentRowsTile:
-    """Rows a program holds at a time, its warps, and how many programs walk the rows, for each multiprocessor."""
-
-    rows: int
-    warps: int
-    programs: int = 2
-
-
-FORWARD_CANDIDATES = [RowsTile(rows, warps) for rows in (1, 2, 4, 8, 16, 32) for warps in (2, 4, 8, 16)]
-BACKWARD_CANDIDATES = [
-    PersistentRowsTile(rows, warps, programs)
-    for rows in (1, 2, 4, 8, 16, 32)
-    for warps in (4, 8, 16)
-    for programs in (1, 2, 4)
-]
 
 
 @triton.jit
@@ -71,23 +53,16 @@ def _forward_kernel(
     x, residual, weight, bias, out, total, mean_out, rstd_out, rows, inverse_n, eps, N: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ROWS whole rows. With a residual, the sum is rounded to its own dtype first, and that is what is normalised and
-    stored in total.
-    """
+    """ROWS whole rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     offsets = row[:, None] * N + columns[None, :]
     mask = (row[:, None] < rows) & (columns[None, :] < N)
-    values = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
-    if residual is not None:
-        values += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
-        rounded = values.to(total.dtype.element_ty)
-        tl.store(total + offsets, rounded, mask=mask)
-        values = rounded.to(tl.float32)
+    values = load_sum(x, residual, total, offsets, mask)
     centred, mean, rstd = _normalise(values, columns, N, inverse_n, eps)
-    result = centred * rstd[:, None] * tl.load(weight + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    result = centred * rstd[:, None] * load_float(weight, columns, columns < N)[None, :]
     if bias is not None:
-        result += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+        result += load_float(bias, columns, columns < N)[None, :]
     tl.store(out + offsets, result.to(out.dtype.element_ty), mask=mask)
     tl.store(mean_out + row, mean, mask=row < rows)
     tl.store(rstd_out + row, rstd, mask=row < rows)
@@ -100,15 +75,15 @@ def _backward_kernel(
 ):  # fmt: skip
     """dx of every P-th tile of ROWS rows, where P is the number of programs, and this program's column sums."""
     columns = tl.arange(0, BLOCK)
-    scale = tl.load(weight + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    scale = load_float(weight, columns, columns < N)[None, :]
     dweight = tl.zeros([ROWS, BLOCK], tl.float32)
     dbias = tl.zeros([ROWS, BLOCK], tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         offsets = row[:, None] * N + columns[None, :]
         mask = (row[:, None] < rows) & (columns[None, :] < N)
-        gradient = tl.load(grad_out + offsets, mask=mask, other=0.0).to(tl.float32)
-        values = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+        gradient = load_float(grad_out, offsets, mask)
+        values = load_float(x, offsets, mask)
         row_mean = tl.load(mean + row, mask=row < rows, other=0.0)[:, None]
         row_rstd = tl.load(rstd + row, mask=row < rows, other=0.0)[:, None]
         normed = tl.where(mask, (values - row_mean) * row_rstd, 0.0)
@@ -119,37 +94,14 @@ def _backward_kernel(
         average = tl.sum(scaled, 1)[:, None] * inverse_n
         result = row_rstd * (scaled - average - normed * projection)
         if grad_sum is not None:
-            result += tl.load(grad_sum + offsets, mask=mask, other=0.0).to(tl.float32)
+            result += load_float(grad_sum, offsets, mask)
         tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=mask)
     first = tl.program_id(0).to(tl.int64) * N
     tl.store(partial_dweight + first + columns, tl.sum(dweight, 0), mask=columns < N)
     tl.store(partial_dbias + first + columns, tl.sum(dbias, 0), mask=columns < N)
 
 
-@triton.jit(do_not_specialize=["parts"])
-def _reduce_kernel(
-    partial_dweight, partial_dbias, dweight, dbias, parts, N: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """The second stage: one tile of columns, summed over the programs of the first."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    weight_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
-    bias_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(0, parts, ROWS):
-        part = first + tl.arange(0, ROWS)
-        offsets = part[:, None] * N + columns[None, :]
-        mask = (part[:, None] < parts) & (columns[None, :] < N)
-        weight_sum += tl.load(partial_dweight + offsets, mask=mask, other=0.0)
-        bias_sum += tl.load(partial_dbias + offsets, mask=mask, other=0.0)
-    tl.store(dweight + columns, tl.sum(weight_sum, 0).to(dweight.dtype.element_ty), mask=columns < N)
-    tl.store(dbias + columns, tl.sum(bias_sum, 0).to(dbias.dtype.element_ty), mask=columns < N)
-
-
 # ------------------------------------------------------------------------------------------------------------ launching
-
-
-def _key(N: int) -> dict[str, int]:
-    """What a configuration is found under: the columns rounded up, narrow ones together."""
-    return {"columns": max(64, next_power_of_2(N))}
 
 
 def _forward(
@@ -175,10 +127,10 @@ def _forward(
         with on_device(x):
             _forward_kernel[(ceil_div(rows, tile.rows),)](
                 x, residual, weight, bias, out, total, mean, rstd, rows, 1.0 / N, eps,
-                N=N, ROWS=tile.rows, BLOCK=max(16, next_power_of_2(N)), num_warps=tile.warps,
+                N=N, ROWS=tile.rows, BLOCK=block_of(N), num_warps=tile.warps,
             )  # fmt: skip
 
-    launch(choose("layer_norm_forward", RowsTile, x, FORWARD_CANDIDATES, launch, **_key(N)))
+    launch(choose("layer_norm_forward", RowsTile, x, FORWARD_CANDIDATES, launch, **rows_key(N)))
     return out, total, mean, rstd
 
 
@@ -200,29 +152,22 @@ def _backward(
     rows = mean.numel()
     if N > LARGEST_BLOCK:
         with on_device(x):
-            _reduce(backward_wide(grad_out, grad_sum, x, weight, mean, rstd, dx), dweight, dbias)
+            backward_wide(grad_out, grad_sum, x, weight, mean, rstd, dx)
+            reduce_parts(*wide_columns(grad_out, x, mean, rstd), dweight, dbias)
         return dx, dweight, dbias
 
     def launch(tile: PersistentRowsTile) -> None:
         parts = min(ceil_div(rows, tile.rows), tile.programs * multiprocessors(x))
-        partial = [x.new_empty((parts, N), dtype=torch.float32) for _ in range(2)]  # each of them aligned
+        partial = partial_sums(x, parts), partial_sums(x, parts)  # each of them aligned
         with on_device(x):
             _backward_kernel[(parts,)](
                 grad_out, grad_sum, x, weight, mean, rstd, dx, *partial, rows, 1.0 / N,
-                N=N, ROWS=tile.rows, BLOCK=max(16, next_power_of_2(N)), num_warps=tile.warps,
+                N=N, ROWS=tile.rows, BLOCK=block_of(N), num_warps=tile.warps,
             )  # fmt: skip
-            _reduce(partial, dweight, dbias)
+            reduce_parts(*partial, dweight, dbias)
 
-    launch(choose("layer_norm_backward", PersistentRowsTile, x, BACKWARD_CANDIDATES, launch, **_key(N)))
+    launch(choose("layer_norm_backward", PersistentRowsTile, x, BACKWARD_CANDIDATES, launch, **rows_key(N)))
     return dx, dweight, dbias
-
-
-def _reduce(partial: list[torch.Tensor], dweight: torch.Tensor, dbias: torch.Tensor) -> None:
-    parts, N = partial[0].shape
-    _reduce_kernel[(ceil_div(N, REDUCTION_COLUMNS),)](
-        *partial, dweight, dbias, parts,
-        N=N, ROWS=REDUCTION_ROWS, COLUMNS=REDUCTION_COLUMNS, num_warps=4,
-    )  # fmt: skip
 
 
 def layer_norm(
@@ -265,4 +210,4 @@ def describe(x: torch.Tensor, *_: object, **__: object) -> str:
     """Which configuration `layer_norm` and `add_layer_norm` take for this tensor."""
     if x.shape[-1] > LARGEST_BLOCK:
         return "layer_norm_wide, in pieces"
-    return describe_tile("layer_norm_forward", RowsTile, x, **_key(x.shape[-1]))
+    return describe_tile("layer_norm_forward", RowsTile, x, **rows_key(x.shape[-1]))

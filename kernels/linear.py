@@ -1,32 +1,32 @@
-"""Linear layers, x W^T + b, with GELU in the epilogue.
+"""Linear layers, x W^T + b, with an activation in the epilogue.
 
     pre = x W^T + b          out = activation(pre)
     dpre = dout * activation'(pre)
     dx = dpre W              dW = dpre^T x          db = sum over rows of dpre
 
-All three products are matmul.py's. The gradient of the bias takes one pass over dout, which the activation's derivative
-rides along with; its column sums are float32 parts of a fixed number of programs, then one reduction in a fixed order.
+All three products are matmul.py's. The gradient of the bias and the activation's derivative share one pass over dout;
+the bias's column sums are float32 parts of a fixed number of programs, then one reduction in a fixed order.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from .gelu import gelu_backward, gelu_derivative_of
+from .activations import check_activation, derivative
 from .launch import ceil_div, multiprocessors, on_device
 from .matmul import describe_multiply, multiply_matrices, sum_parts
 
-# The bias gradient: tile of rows and columns.
-BIAS_ROWS, BIAS_COLUMNS = 32, 64
+# The tile of the pass over dout.
+ROWS, COLUMNS = 32, 64
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _bias_gradient_kernel(
+def _preactivation_gradient_kernel(
     grad_out, preactivation, grad_preactivation, partial, rows, N, ACTIVATION: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Column sums of every P-th tile of rows (P programs along the rows); with an activation, its gradient on the
-    way.
+    """dpre of every P-th tile of rows (P programs along the rows), where there is an activation, and its column sums,
+    where they are wanted.
     """
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -37,18 +37,15 @@ def _bias_gradient_kernel(
         gradient = tl.load(grad_out + offsets, mask=mask, other=0.0).to(tl.float32)
         if ACTIVATION != "":
             values = tl.load(preactivation + offsets, mask=mask, other=0.0).to(tl.float32)
-            gradient *= gelu_derivative_of(values, ACTIVATION == "gelu_tanh")
+            gradient *= derivative(values, ACTIVATION)
             tl.store(grad_preactivation + offsets, gradient.to(grad_preactivation.dtype.element_ty), mask=mask)
-        sums += gradient
-    tl.store(partial + tl.program_id(1).to(tl.int64) * N + columns, tl.sum(sums, 0), mask=columns < N)
+        if partial is not None:
+            sums += gradient
+    if partial is not None:
+        tl.store(partial + tl.program_id(1).to(tl.int64) * N + columns, tl.sum(sums, 0), mask=columns < N)
 
 
 # ------------------------------------------------------------------------------------------------------------ launching
-
-
-def _check_activation(activation: str) -> None:
-    if activation not in ("", "gelu_tanh", "gelu"):
-        raise ValueError(f'linear: activation must be "", "gelu_tanh" or "gelu", not {activation!r}')
 
 
 def linear(
@@ -57,7 +54,7 @@ def linear(
     """x (..., K), weight (N, K) -> activation(x W^T + b) (..., N), and x W^T + b if it is to be saved, else an empty
     tensor.
     """
-    _check_activation(activation)
+    check_activation("linear", activation)
     x, weight = x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     columns, inner = weight.shape
@@ -71,24 +68,23 @@ def linear(
     return out, preactivation
 
 
-def _activation_and_bias_gradient(
-    grad_out: torch.Tensor, preactivation: torch.Tensor, activation: str, rows: int, columns: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dpre, dbias) in one pass over grad_out (rows, columns)."""
-    grad_preactivation = torch.empty_like(grad_out) if activation else None
-    dbias = grad_out.new_empty(columns)
-    if grad_out.numel() == 0:
-        return grad_out, dbias.zero_()
-    column_tiles = ceil_div(columns, BIAS_COLUMNS)
-    parts = min(ceil_div(rows, BIAS_ROWS), ceil_div(4 * multiprocessors(grad_out), column_tiles))
-    partial = torch.empty((parts, columns), dtype=torch.float32, device=grad_out.device)
+def _preactivation_gradient(
+    grad_out: torch.Tensor, preactivation: torch.Tensor, activation: str, dbias: torch.Tensor | None
+) -> torch.Tensor:
+    """dpre (rows, columns) in one pass over grad_out, which also fills dbias where there is one."""
+    rows, columns = grad_out.shape
+    gradient = torch.empty_like(grad_out) if activation else None
+    column_tiles = ceil_div(columns, COLUMNS)
+    parts = min(ceil_div(rows, ROWS), ceil_div(4 * multiprocessors(grad_out), column_tiles))
+    partial = grad_out.new_empty((parts, columns), dtype=torch.float32) if dbias is not None else None
     with on_device(grad_out):
-        _bias_gradient_kernel[(column_tiles, parts)](
-            grad_out, preactivation if activation else None, grad_preactivation, partial, rows, columns,
-            ACTIVATION=activation, ROWS=BIAS_ROWS, COLUMNS=BIAS_COLUMNS, num_warps=4,
+        _preactivation_gradient_kernel[(column_tiles, parts)](
+            grad_out, preactivation if activation else None, gradient, partial, rows, columns,
+            ACTIVATION=activation, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4,
         )  # fmt: skip
-        sum_parts(partial, None, dbias, False)
-    return grad_out if grad_preactivation is None else grad_preactivation, dbias
+        if partial is not None and dbias is not None:
+            sum_parts(partial, None, dbias, False)
+    return grad_out if gradient is None else gradient
 
 
 def linear_backward(
@@ -102,18 +98,17 @@ def linear_backward(
     need_dbias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dx, dweight, dbias; those not needed are empty."""
-    _check_activation(activation)
+    check_activation("linear", activation)
     x, weight = x.contiguous(), weight.contiguous()
     columns, inner = weight.shape
     rows = x.shape[:-1].numel()
     gradient = grad_out.contiguous().view(rows, columns)
-    dx, dweight, dbias = x.new_empty(0), weight.new_empty(0), weight.new_empty(0)
-    if need_dbias:
-        gradient, dbias = _activation_and_bias_gradient(gradient, preactivation.contiguous(), activation, rows, columns)
-    elif activation:
-        gradient = gelu_backward(
-            gradient, preactivation.view(rows, columns), "tanh" if activation == "gelu_tanh" else "none"
-        )
+    dx, dweight, dbias = x.new_empty(0), weight.new_empty(0), weight.new_empty(columns if need_dbias else 0)
+    if gradient.numel() == 0:
+        dbias.zero_()
+    elif activation or need_dbias:
+        preactivation = preactivation.contiguous()
+        gradient = _preactivation_gradient(gradient, preactivation, activation, dbias if need_dbias else None)
     if need_dx:
         dx = torch.empty_like(x)
         multiply_matrices(gradient, weight, dx.view(rows, inner), rows, inner, columns, split=True)

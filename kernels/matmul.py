@@ -9,7 +9,9 @@ inner dimension is split between programs: float32 parts, then one reduction in 
 time.
 
 Only the last step along the inner dimension is masked: the others load whole vectors, whatever the size. Operands
-whose rows start anywhere are copied to where rows are aligned first. float32 multiplies in IEEE float32, not TF32.
+whose rows start anywhere are copied to where rows are aligned first. float32 multiplies in IEEE float32, not TF32, and
+each step's products are summed by themselves before they are added to the rest (blocked summation: Higham, Accuracy and
+Stability of Numerical Algorithms, 4.2), so that rounding errors grow with the root of INNER + K / INNER and not of K.
 """
 
 from dataclasses import dataclass
@@ -20,8 +22,8 @@ import triton
 import triton.language as tl
 from torch.nn.functional import pad
 
+from .activations import activate
 from .configurations import configuration
-from .gelu import gelu_of
 from .launch import ceil_div, gpu_family, multiprocessors, on_device
 from .tuning import choose, describe
 
@@ -67,6 +69,21 @@ def grouped_tile(program, row_tiles, column_tiles, ROWS_TOGETHER: tl.constexpr):
 
 
 @triton.jit
+def unseen_zero(count):
+    """0.0, whatever the count. The compiler must not know: it turns x + dot(a, b, 0) into dot(a, b, x)."""
+    return tl.minimum(count, 0).to(tl.float32)
+
+
+@triton.jit
+def add_product(accumulator, a, b, zero, PRECISION: tl.constexpr):
+    """accumulator + a b; in float32 the products are summed first, from `zero` on."""
+    if PRECISION == "ieee":
+        return accumulator + tl.dot(a, b, tl.full(accumulator.shape, zero, tl.float32), input_precision=PRECISION)
+    else:
+        return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
 def multiply(
     a, b, first_row, first_column, rows, columns, start, end, a_stride, b_stride, A_TRANSPOSED: tl.constexpr,
     B_TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
@@ -103,18 +120,19 @@ def multiply(
         b_step = INNER * b_stride
 
     accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
+    zero = unseen_zero(rows)
     whole = tl.maximum(end - start, 0) // INNER
     for _ in range(0, whole):
         a_tile = tl.load(a_pointers, mask=a_mask[:, None], other=0.0)
         b_tile = tl.load(b_pointers, mask=b_mask[None, :], other=0.0)
-        accumulator = tl.dot(a_tile, b_tile, accumulator, input_precision=PRECISION)
+        accumulator = add_product(accumulator, a_tile, b_tile, zero, PRECISION)
         a_pointers += a_step
         b_pointers += b_step
     left = end - start - whole * INNER
     if left > 0:
         a_tile = tl.load(a_pointers, mask=a_mask[:, None] & (inner[None, :] < left), other=0.0)
         b_tile = tl.load(b_pointers, mask=b_mask[None, :] & (inner[:, None] < left), other=0.0)
-        accumulator = tl.dot(a_tile, b_tile, accumulator, input_precision=PRECISION)
+        accumulator = add_product(accumulator, a_tile, b_tile, zero, PRECISION)
     return accumulator
 
 
@@ -151,12 +169,9 @@ def _multiply_kernel(
     if bias is not None:
         bias_row = tl.load(bias + first_column + column, mask=first_column + column < columns, other=0.0)
         result += bias_row.to(tl.float32)[None, :]
-    if ACTIVATION != "":
-        if preactivation is not None:
-            tl.store(preactivation + tile + offsets, result.to(preactivation.dtype.element_ty), mask=mask)
-        result = gelu_of(result, ACTIVATION == "gelu_tanh")
-    elif preactivation is not None:
+    if preactivation is not None:
         tl.store(preactivation + tile + offsets, result.to(preactivation.dtype.element_ty), mask=mask)
+    result = activate(result, ACTIVATION)
     if ACCUMULATE:
         result += tl.load(out + tile + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + tile + offsets, result.to(out.dtype.element_ty), mask=mask)
@@ -189,11 +204,11 @@ def aligned_rows(matrix: torch.Tensor) -> torch.Tensor:
     return pad(matrix, (0, -matrix.shape[1] % 16)) if matrix.stride(0) % 16 else matrix
 
 
-def choose_size(a: torch.Tensor, rows: int, columns: int, split: bool) -> str:
+def choose_size(a: torch.Tensor, rows: int, columns: int, split: bool, kernel: str = "matrix_multiply") -> str:
     """The largest tile that is filled at least halfway down and, unless the inner dimension can be split, occupies
     the whole GPU. The number of rows chooses among these three and nothing else, so that it compiles nothing further.
     """
-    tiles = _tiles(gpu_family(a), a.element_size())
+    tiles = _tiles(kernel, gpu_family(a), a.element_size())
     for size in SIZES[:-1]:
         programs = ceil_div(rows, tiles[size].rows) * ceil_div(columns, tiles[size].columns)
         if 2 * rows > tiles[size].rows and (split or programs >= multiprocessors(a)):
@@ -202,9 +217,9 @@ def choose_size(a: torch.Tensor, rows: int, columns: int, split: bool) -> str:
 
 
 @cache
-def _tiles(family: str, element_bytes: int) -> dict[str, MatrixTile]:
+def _tiles(kernel: str, family: str, element_bytes: int) -> dict[str, MatrixTile]:
     key = {"element_bytes": element_bytes}
-    return {size: configuration("matrix_multiply", MatrixTile, family, **key, size=size) for size in SIZES}
+    return {size: configuration(kernel, MatrixTile, family, **key, size=size) for size in SIZES}
 
 
 def multiply_matrices(
@@ -254,7 +269,7 @@ def multiply_matrices(
                 sum_parts(target, multiplier, out, accumulate)
 
     if accumulate:  # a search would add to out again and again
-        launch(_tiles(gpu_family(a), a.element_size())[size])
+        launch(_tiles("matrix_multiply", gpu_family(a), a.element_size())[size])
     else:
         launch(choose("matrix_multiply", MatrixTile, a, CANDIDATES, launch, element_bytes=a.element_size(), size=size))
 

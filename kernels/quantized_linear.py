@@ -23,10 +23,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .activations import activate, check_activation
 from .configurations import configuration
-from .gelu import gelu_of
 from .launch import ceil_div, gpu_family, multiprocessors, on_device
-from .matmul import CANDIDATES, MatrixTile, grouped_tile, precision
+from .matmul import CANDIDATES, MatrixTile, add_product, grouped_tile, precision, unseen_zero
 from .tuning import choose
 from .tuning import describe as describe_tile
 
@@ -49,14 +49,12 @@ def _finish(result, scale, bias, first_column, column, columns, BITS: tl.constex
         result *= tl.load(scale + first_column + column, mask=mask, other=0.0)[:, None]
     if bias is not None:
         result += tl.load(bias + first_column + column, mask=mask, other=0.0).to(tl.float32)[:, None]
-    if ACTIVATION != "":
-        result = gelu_of(result, ACTIVATION == "gelu_tanh")
-    return result
+    return activate(result, ACTIVATION)
 
 
 @triton.jit
 def _multiply_int8(
-    accumulator, x_pointers, values_pointers, x_mask, values_mask, inner, left, MASKED: tl.constexpr,
+    accumulator, zero, x_pointers, values_pointers, x_mask, values_mask, inner, left, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds one step along K: (COLUMNS, INNER) int8 times (INNER, ROWS)."""
@@ -65,12 +63,12 @@ def _multiply_int8(
         values_mask = values_mask & (inner[None, :] < left)
     x_tile = tl.load(x_pointers, mask=x_mask, other=0.0)
     values_tile = tl.load(values_pointers, mask=values_mask, other=0)
-    return tl.dot(values_tile.to(x_tile.dtype), tl.trans(x_tile), accumulator, input_precision=PRECISION)
+    return add_product(accumulator, values_tile.to(x_tile.dtype), tl.trans(x_tile), zero, PRECISION)
 
 
 @triton.jit
 def _multiply_int4(
-    accumulator, x_pointers, values_pointers, scale_pointers, x_mask, values_mask, inner, pair, group, left,
+    accumulator, zero, x_pointers, values_pointers, scale_pointers, x_mask, values_mask, inner, pair, group, left,
     MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds one step along K: (COLUMNS, INNER / 2) bytes times (INNER, ROWS)."""
@@ -91,8 +89,8 @@ def _multiply_int4(
     bytes_tile = tl.load(values_pointers, mask=values_mask, other=0)
     low = ((bytes_tile & 15).to(tl.float32) - 8.0) * scale_tile
     high = ((bytes_tile >> 4).to(tl.float32) - 8.0) * scale_tile
-    accumulator = tl.dot(low.to(x_tile.dtype), tl.trans(even), accumulator, input_precision=PRECISION)
-    return tl.dot(high.to(x_tile.dtype), tl.trans(odd), accumulator, input_precision=PRECISION)
+    accumulator = add_product(accumulator, low.to(x_tile.dtype), tl.trans(even), zero, PRECISION)
+    return add_product(accumulator, high.to(x_tile.dtype), tl.trans(odd), zero, PRECISION)
 
 
 @triton.jit(do_not_specialize=["rows", "part_steps"])
@@ -118,6 +116,7 @@ def _quantized_linear_kernel(
 
     x_pointers = x + tl.cast(first_row, tl.int64) * inner_size + start + (row[:, None] * inner_size + inner[None, :])
     accumulator = tl.zeros([COLUMNS, ROWS], tl.float32)
+    zero = unseen_zero(rows)
     steps = tl.maximum(end - start, 0) // INNER
     left = end - start - steps * INNER
     if BITS == 8:
@@ -125,13 +124,13 @@ def _quantized_linear_kernel(
         values_pointers = values_pointers + (column[:, None] * inner_size + inner[None, :])
         for _ in range(0, steps):
             accumulator = _multiply_int8(
-                accumulator, x_pointers, values_pointers, row_mask, column_mask, inner, left, False, PRECISION
+                accumulator, zero, x_pointers, values_pointers, row_mask, column_mask, inner, left, False, PRECISION
             )
             x_pointers += INNER
             values_pointers += INNER
         if left > 0:
             accumulator = _multiply_int8(
-                accumulator, x_pointers, values_pointers, row_mask, column_mask, inner, left, True, PRECISION
+                accumulator, zero, x_pointers, values_pointers, row_mask, column_mask, inner, left, True, PRECISION
             )
     else:
         groups = tl.cdiv(inner_size, GROUP)
@@ -143,16 +142,16 @@ def _quantized_linear_kernel(
         scale_pointers = scale_pointers + (column[:, None] * groups + group[None, :])
         for _ in range(0, steps):
             accumulator = _multiply_int4(
-                accumulator, x_pointers, values_pointers, scale_pointers, row_mask, column_mask, inner, pair, group,
-                left, False, PRECISION,
+                accumulator, zero, x_pointers, values_pointers, scale_pointers, row_mask, column_mask, inner, pair,
+                group, left, False, PRECISION,
             )  # fmt: skip
             x_pointers += INNER
             values_pointers += INNER // 2
             scale_pointers += INNER // GROUP
         if left > 0:
             accumulator = _multiply_int4(
-                accumulator, x_pointers, values_pointers, scale_pointers, row_mask, column_mask, inner, pair, group,
-                left, True, PRECISION,
+                accumulator, zero, x_pointers, values_pointers, scale_pointers, row_mask, column_mask, inner, pair,
+                group, left, True, PRECISION,
             )  # fmt: skip
     if not IN_PARTS:
         accumulator = _finish(accumulator, scale, bias, first_column, column, columns, BITS, ACTIVATION)
@@ -205,8 +204,7 @@ def quantized_linear(
     x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> torch.Tensor:
     """x (..., K), a weight (N, K) as values and scale (see above) -> activation(x W^T + b) (..., N)."""
-    if activation not in ("", "gelu_tanh", "gelu"):
-        raise ValueError(f'quantized_linear: activation must be "", "gelu_tanh" or "gelu", not {activation!r}')
+    check_activation("quantized_linear", activation)
     x, values, scale = x.contiguous(), values.contiguous(), scale.contiguous()
     bias = None if bias is None else bias.contiguous()
     columns, inner = values.shape[0], x.shape[-1]

@@ -1,4 +1,4 @@
-"""The operations a GPT is made of: one documented function each.
+"""The operations a language model is made of: one documented function each.
 
 These functions are the contract between models and kernels. Each checks its arguments, picks a backend
 (`llmfast.use_backend`, or the best that the device has) and calls the function of the same name there. It never
@@ -13,6 +13,7 @@ matrix products (attention, linear, cross-entropy) run in the autocast dtype, th
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from llmfast.backends import select
 from llmfast.quantization.formats import layout
 
-ACTIVATIONS = {None: "", "gelu_tanh": "gelu_tanh", "gelu": "gelu"}
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
 def causal_attention(
@@ -32,27 +33,66 @@ def causal_attention(
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
     kv_lengths: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """softmax(scale · q kᵀ + causal mask) v, the attention of Vaswani et al. (2017) with a causal mask.
 
     q is (B, H, T, D); k and v are (B, Hkv, S, D) with S ≥ T and Hkv dividing H (grouped heads: query head h reads
     key head h // (H / Hkv)). The result is (B, H, T, D).
 
-    Queries are the last T positions: query t sees keys 0 … S-T+t. With `kv_lengths` (B,) integers, sequence b has
-    only its first `kv_lengths[b]` keys (clamped to 0 … S), and query t sees keys 0 … kv_lengths[b]-T+t; a query that
-    sees none gives 0.
-    Keys beyond a length must be finite but are otherwise ignored.
+    Queries are the last T positions: query t is at position p = S-T+t and sees keys 0 … p. With `kv_lengths` (B,)
+    integers, sequence b has only its first `kv_lengths[b]` keys (clamped to 0 … S), and p = kv_lengths[b]-T+t; a query
+    that sees none gives 0. With a `window` W ≥ 1 it sees the last W of these keys only, p-W+1 … p (Beltagy et al.,
+    2020). Keys beyond a length must be finite but are otherwise ignored.
 
     `scale` defaults to D^-0.5. `dropout_p` drops attention weights by a Philox4x32-10 stream keyed by `dropout_seed`
     (an int64 tensor of one element, drawn from torch's generator when None), at counter (key, query, b·H + h, 0).
     """
+    if q.ndim == k.ndim == 4 and k.shape[2] < q.shape[2]:
+        raise ValueError(f"k must hold at least as many tokens as q, got {_shapes(q=q, k=k)}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 (a query sees its own key), got {window}")
+    q, k, v, settings = _attention(q, k, v, scale, dropout_p, dropout_seed, kv_lengths)
+    if window is not None:  # a backend without windows serves every call that has none
+        settings["window"] = window
+    return select("causal_attention", q, head_dim=q.shape[3])(q, k, v, **settings)
+
+
+def bidirectional_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale · q kᵀ) v: every query sees every key, as in an encoder, or across two sequences.
+
+    All is as in `causal_attention`, but for the mask: q is (B, H, T, D), k and v are (B, Hkv, S, D) with any T and S.
+    With `kv_lengths` (B,) integers, which a padded batch has, each query of sequence b sees keys 0 …
+    kv_lengths[b]-1; where there are none it gives 0.
+    """
+    q, k, v, settings = _attention(q, k, v, scale, dropout_p, dropout_seed, kv_lengths)
+    return select("bidirectional_attention", q, head_dim=q.shape[3])(q, k, v, **settings)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    dropout_p: float,
+    dropout_seed: Tensor | None,
+    kv_lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    """The checked tensors and settings of a call, as backends get them."""
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q, k, v must be (batch, heads, tokens, head_dim), got {_shapes(q=q, k=k, v=v)}")
-    B, H, T, D = q.shape
+    B, H, _, D = q.shape
     if k.shape != v.shape or k.shape[0] != B or k.shape[3] != D:
         raise ValueError(f"k and v must be (B, Hkv, S, D) with q's B and D, got {_shapes(q=q, k=k, v=v)}")
-    if k.shape[2] < T:
-        raise ValueError(f"k must hold at least as many tokens as q, got {_shapes(q=q, k=k)}")
     if k.shape[1] != H and (k.shape[1] == 0 or H % k.shape[1]):
         raise ValueError(f"the heads of k must divide the heads of q, got {_shapes(q=q, k=k)}")
     if kv_lengths is not None and (kv_lengths.shape != (B,) or kv_lengths.dtype not in (torch.int64, torch.int32)):
@@ -68,15 +108,13 @@ def causal_attention(
             raise ValueError(f"{name} must be on q's device, {q.device}, but is on {t.device}")
     q, k, v = _autocast(q, k, v)
     _same_kind(q=q, k=k, v=v)
-    return select("causal_attention", q, head_dim=D)(
-        q,
-        k,
-        v,
-        scale=1 / math.sqrt(max(1, D)) if scale is None else scale,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        kv_lengths=kv_lengths,
-    )
+    settings = {
+        "scale": 1 / math.sqrt(max(1, D)) if scale is None else scale,
+        "dropout_p": dropout_p,
+        "dropout_seed": dropout_seed,
+        "kv_lengths": kv_lengths,
+    }
+    return q, k, v, settings
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
@@ -105,6 +143,54 @@ def add_layer_norm(
     return select("add_layer_norm", x)(x, residual, weight, bias, eps)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich, 2019).
+
+    x is (..., N), weight (N,); the mean and the product with weight are in float32. The result has x's shape.
+    """
+    _check_norm(x, weight)
+    x, weight = _promote(x, weight)
+    _same_kind(x=x, weight=weight)
+    return select("rms_norm", x)(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """The residual step of a Llama: `sum = x + residual`, and `rms_norm(sum)`, in one pass.
+
+    x and residual are (..., N), weight (N,). Returns (normed, sum), both of x's shape.
+    """
+    if x.shape != residual.shape:
+        raise ValueError(f"x and residual must have one shape, got {_shapes(x=x, residual=residual)}")
+    _check_norm(x, weight)
+    x, residual, weight = _promote(x, residual, weight)
+    _same_kind(x=x, residual=residual, weight=weight)
+    return select("add_rms_norm", x)(x, residual, weight, eps)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Turns pairs of channels by an angle that grows with the position (RoPE: Su et al., 2021).
+
+    x is (B, H, T, D), queries or keys; cos and sin are (B or 1, T, R/2) float32, of each token's angles, R ≤ D. The
+    first R channels turn, in the pairs (i, i + R/2) for i < R/2, or (2i, 2i + 1) if `interleaved`; the rest passes:
+
+        a' = a cos - b sin,    b' = b cos + a sin
+
+    The result has x's shape and dtype. cos and sin take no gradients.
+    """
+    if x.ndim != 4 or cos.ndim != 3 or cos.shape[0] not in (1, x.shape[0]) or cos.shape[1] != x.shape[2]:
+        raise ValueError(f"x must be (B, H, T, D), cos (B or 1, T, R/2), got {_shapes(x=x, cos=cos)}")
+    if sin.shape != cos.shape or 2 * cos.shape[2] > x.shape[3]:
+        raise ValueError(
+            f"cos and sin must be of one shape (B or 1, T, R/2), R ≤ D, got {_shapes(x=x, cos=cos, sin=sin)}"
+        )
+    if cos.dtype != torch.float32 or sin.dtype != torch.float32:
+        raise ValueError(f"cos and sin must be float32, got {cos.dtype} and {sin.dtype}")
+    if torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad):
+        raise ValueError("rotary has no gradients for cos and sin: give them detached")
+    _same_device(x=x, cos=cos, sin=sin)
+    return select("rotary", x)(x, cos, sin, interleaved=interleaved)
+
+
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     """The Gaussian error linear unit x · Φ(x) (Hendrycks & Gimpel, 2016), of any shape.
 
@@ -118,17 +204,47 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     """activation(x weightᵀ + bias): x (..., K), weight (N, K), bias (N,) -> (..., N).
 
-    `activation` is None, "gelu_tanh" or "gelu"; it is applied before the result is rounded to x's dtype.
+    `activation` is None, "silu" (x · sigmoid(x)), "gelu" or "gelu_tanh"; it is applied before the result is rounded to
+    x's dtype.
     """
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x must be (..., K) and weight (N, K), got {_shapes(x=x, weight=weight)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be (N,) for a weight (N, K), got {_shapes(bias=bias, weight=weight)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f'activation must be None, "gelu_tanh" or "gelu", got {activation!r}')
+    _check_activation(activation, None, *ACTIVATIONS)
     x, weight, bias = _autocast(x, weight, bias)
     _same_kind(x=x, weight=weight, bias=bias)
     return select("linear", x)(x, weight, bias, activation)
+
+
+def gated_linear(
+    x: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    """activation(x gate_weightᵀ + gate_bias) · (x up_weightᵀ + up_bias), a gated linear unit (Shazeer, 2020).
+
+    x is (..., K), the weights (N, K), the biases (N,) -> (..., N). `activation` is "silu" (the SwiGLU of Llama), "gelu"
+    or "gelu_tanh" (GEGLU). The product of the two is rounded once, to x's dtype.
+    """
+    if x.ndim < 1 or gate_weight.ndim != 2 or x.shape[-1] != gate_weight.shape[1]:
+        raise ValueError(f"x must be (..., K) and gate_weight (N, K), got {_shapes(x=x, gate_weight=gate_weight)}")
+    if up_weight.shape != gate_weight.shape:
+        raise ValueError(
+            f"up_weight must have gate_weight's shape, got {_shapes(gate_weight=gate_weight, up_weight=up_weight)}"
+        )
+    for name, bias in (("gate_bias", gate_bias), ("up_bias", up_bias)):
+        if bias is not None and bias.shape != gate_weight.shape[:1]:
+            raise ValueError(
+                f"{name} must be (N,) for weights (N, K), got {_shapes(bias=bias, gate_weight=gate_weight)}"
+            )
+    _check_activation(activation, *ACTIVATIONS)
+    x, gate_weight, up_weight, gate_bias, up_bias = _autocast(x, gate_weight, up_weight, gate_bias, up_bias)
+    _same_kind(x=x, gate_weight=gate_weight, up_weight=up_weight, gate_bias=gate_bias, up_bias=up_bias)
+    return select("gated_linear", x)(x, gate_weight, up_weight, gate_bias, up_bias, activation)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
@@ -168,8 +284,7 @@ def quantized_linear(
         )
     if bias is not None and bias.shape != (N,):
         raise ValueError(f"bias must be (N,) for values (N, …), got {_shapes(bias=bias, values=values)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f'activation must be None, "gelu_tanh" or "gelu", got {activation!r}')
+    _check_activation(activation, None, *ACTIVATIONS)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         raise ValueError("quantized_linear has no gradients: call it under torch.inference_mode() or torch.no_grad()")
     x, bias = _autocast(x, bias)
@@ -178,11 +293,16 @@ def quantized_linear(
     return select("quantized_linear", x)(x, values, scale, bias, activation)
 
 
-def _check_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     if x.ndim < 1 or weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must be (N,) for x (..., N), got {_shapes(weight=weight, x=x)}")
     if bias is not None and bias.shape != weight.shape:
         raise ValueError(f"bias must have weight's shape, got {_shapes(bias=bias, weight=weight)}")
+
+
+def _check_activation(activation: str | None, *known: str | None) -> None:
+    if activation not in known:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, known))}, got {activation!r}")
 
 
 def _same_kind(**tensors: Tensor | None) -> None:

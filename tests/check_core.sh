@@ -1,7 +1,9 @@
 #!/bin/sh
-# The C++ core without torch, under the address and undefined-behaviour sanitizers, or for Arm in an emulator:
+# The C++ core without torch, under the address and undefined-behaviour sanitizers, under the thread sanitizer, or for
+# Arm in an emulator:
 #
 #   tests/check_core.sh sanitize     # g++ or clang++
+#   tests/check_core.sh thread       # the same compilers: data races
 #   tests/check_core.sh arm          # g++-aarch64-linux-gnu and qemu-user-static (Debian's names)
 #
 # Every instruction set that can run computes the same small model, and is compared with the generic one. The kernels
@@ -27,6 +29,12 @@ sanitize)
     }
   done
   ;;
+thread)
+  ${CXX:-g++} $flags -O1 -g1 -fsanitize=thread kernels_*.cpp $core -o "$work/core"
+  for isa in generic ""; do  # and what this CPU has
+    LLMFAST_CPU_ISA=$isa TSAN_OPTIONS=halt_on_error=1 "$work/core" threads
+  done
+  ;;
 arm)
   aarch64-linux-gnu-g++ $flags -O2 -static kernels_*.cpp $core -o "$work/core"
   LLMFAST_CPU_ISA=generic qemu-aarch64-static "$work/core" >"$work/expected"
@@ -44,7 +52,7 @@ pytest)
     -k "not triton and not fork and not thousand and not instruction"
   ;;
 *)
-  sed -n '2,9s/^# \{0,1\}//p' "$0"
+  sed -n '2,11s/^# \{0,1\}//p' "$0"
   exit 2
   ;;
 esac

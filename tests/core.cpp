@@ -2,13 +2,18 @@
 // or a sanitizer. tests/check_core.sh says how.
 //
 //   core                runs a small random model in every precision and prints a few of its logits
-//   core | core         with another LLMFAST_CPU_ISA: the second reads the first's and compares
+//   core | core compare with another LLMFAST_CPU_ISA: the second reads the first's and compares
+//   core threads        generates from several threads at once with one model, each with helpers
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../csrc/native_decoder.h"
@@ -82,38 +87,97 @@ ModelDescription describe(bool llama, Format format) {
   return d;
 }
 
-std::vector<float> run(bool llama, Format format, CacheType cache, int threads) {
+std::shared_ptr<NativeModel> random_model(const ModelDescription& description, int threads) {
   state = 1;
-  auto model = std::make_shared<NativeModel>(describe(llama, format));
+  auto model = std::make_shared<NativeModel>(description);
   for (i64 i = 0; i < model->parameters(); i++) {
     const NativeModel::Place& place = model->place(i);
     Stored stored;
     const i64 K = place.K ? place.K : 1;
-    model->give(i, random_weight(place.matrix ? format : Format::f32, place.N, K, stored), team_threads(threads));
+    const Format format = place.matrix ? place.matrix->format : Format::f32;
+    model->give(i, random_weight(format, place.N, K, stored), team_threads(threads));
   }
-  NativeDecoder decoder(model, 2, 300, 290, cache);
+  return model;
+}
+
+// Logits after two prompts, a few tokens, a block of tokens whose end is taken back, and others in their place.
+std::vector<float> generate(std::shared_ptr<const NativeModel> model, CacheType cache, int threads) {
+  NativeDecoder decoder(std::move(model), 2, 300, 290, cache);
   std::vector<int64_t> ids;
   for (int i = 0; i < 283; i++) ids.push_back(i * 7 % 101);
   std::vector<float> logits(2 * 101);
-  int64_t best[2];
+  int64_t best[16];
   decoder.step(ids.data(), {{0, 0, 270, 0}, {1, 0, 13, 0}}, false, 101, threads, logits.data(), best);
   for (int step = 0; step < 6; step++) {
     decoder.step(best, {{1, 13 + step, 1, 0}, {0, 270 + step, 1, 0}}, false, 101, threads, logits.data(), best);
     best[0] = (best[0] + sample({logits.data(), 101, 0.8, 10, 0.9, 0.01, 0.5})) * 0 + step;
     best[1] = 2 * step;
   }
+  decoder.step(ids.data(), {{0, 276, 9, 0}}, true, 101, threads, nullptr, best);
+  for (int step = 0; step < 4; step++) {
+    const int64_t next[2] = {step, 3 * step + 1};
+    decoder.step(next, {{0, 279 + step, 1, 0}, {1, 19 + step, 1, 0}}, false, 101, threads, logits.data(), best);
+  }
   return logits;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * 4);
+}
+
+// The activation does not wait for a bias: without one, the bits are those of a bias of zeros.
+bool activates_without_bias() {
+  std::vector<float> logits[2];
+  for (const bool without : {false, true}) {
+    ModelDescription description = describe(false, Format::f32);
+    auto& parameters = description.parameters;
+    const auto of_mlp_in = [](const Parameter& p) { return p.role == Role::mlp_in && p.bias; };
+    // The last that get their weights, so that the others are the same either way.
+    const auto first = std::stable_partition(parameters.begin(), parameters.end(), [&](const Parameter& p) { return !of_mlp_in(p); });
+    if (without) parameters.erase(first, parameters.end());
+    const auto model = random_model(description, 1);
+    for (i64 i = 0; i < model->parameters(); i++)
+      if (of_mlp_in(parameters[size_t(i)])) std::fill_n(model->place(i).vector, model->place(i).N, 0.0f);
+    logits[without] = generate(model, CacheType::f32, 2);
+  }
+  return same_bits(logits[0], logits[1]);
+}
+
+int threads_at_once() {
+  for (const int kind : {0, 1, 2, 3, 4, 5, 6, 7})
+    for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
+      const auto model = random_model(describe(kind < 4, Format(kind % 4)), 3);
+      const std::vector<float> expected = generate(model, cache, 1);
+      std::atomic<int> wrong{0};
+      std::vector<std::thread> threads;
+      for (int i = 0; i < 3; i++)
+        threads.emplace_back([&, i] {
+          for (int turn = 0; turn < 3; turn++) wrong += !same_bits(generate(model, cache, 2 + i), expected);
+        });
+      for (std::thread& thread : threads) thread.join();
+      if (wrong) {
+        std::fprintf(stderr, "several threads at once change the logits\n");
+        return 1;
+      }
+    }
+  std::printf("%s: threads at once get the logits of one\n", kernels().name);
+  return 0;
 }
 
 }  // namespace
 
-int main(int argc, char**) {
+int main(int argc, char** argv) {
+  if (argc == 2 && !std::strcmp(argv[1], "threads")) return threads_at_once();
+  if (!activates_without_bias()) {
+    std::fprintf(stderr, "a product without a bias loses its activation\n");
+    return 1;
+  }
   std::vector<float> all;
   for (const bool llama : {false, true})
     for (const Format format : {Format::f32, Format::bf16, Format::i8, Format::i4})
       for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
-        const std::vector<float> one = run(llama, format, cache, 1), four = run(llama, format, cache, 4);
-        if (std::memcmp(one.data(), four.data(), one.size() * 4)) {
+        const std::vector<float> one = generate(random_model(describe(llama, format), 1), cache, 1);
+        if (!same_bits(one, generate(random_model(describe(llama, format), 4), cache, 4))) {
           std::fprintf(stderr, "the number of threads changes the logits\n");
           return 1;
         }

@@ -25,25 +25,25 @@ DTYPE = torch.bfloat16
 
 def attention(batch: int, T: int) -> None:
     q, k, v = torch.empty(batch, T, 3, H, D, dtype=DTYPE).permute(2, 0, 3, 1, 4).unbind(0)
-    out, lse = causal_attention.causal_attention(q, k, v, 0.125, 0.0, None, None)
-    causal_attention.causal_attention_backward(out, q, k, v, out, lse, 0.125, 0.0, None, None)
+    out, lse = causal_attention.causal_attention(q, k, v, 0.125, 0.0, None, None, 0, True)
+    causal_attention.causal_attention_backward(out, q, k, v, out, lse, 0.125, 0.0, None, None, 0, True)
 
 
-def attention_with_dropout_and_grouped_heads(batch: int, T: int) -> None:
+def attention_with_a_window_dropout_and_grouped_heads(batch: int, T: int) -> None:
     q, k = torch.empty(batch, H, T, D, dtype=DTYPE), torch.empty(batch, 4, T + 3, D, dtype=DTYPE)
-    options = (0.125, 0.1, torch.zeros(1, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64))
+    options = (0.125, 0.1, torch.zeros(1, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64), 300, True)
     out, lse = causal_attention.causal_attention(q, k, k, *options)
     causal_attention.causal_attention_backward(out, q, k, k, out, lse, *options)
 
 
 def decoding_with_a_growing_cache(batch: int, T: int) -> None:
     q, cache = torch.empty(batch, H, 1, D, dtype=DTYPE), torch.empty(batch, H, T, D, dtype=DTYPE)
-    causal_attention.causal_attention(q, cache, cache, 0.125, 0.0, None, torch.zeros(batch, dtype=torch.int64))
+    causal_attention.causal_attention(q, cache, cache, 0.125, 0.0, None, torch.zeros(batch, dtype=torch.int64), 0, True)
 
 
 def a_part_of_a_cache(batch: int, T: int) -> None:
     q, cache = torch.empty(batch, H, 5, D, dtype=DTYPE), torch.empty(batch, H, 4096, D, dtype=DTYPE)
-    causal_attention.causal_attention(q, cache[:, :, :T], cache[:, :, :T], 0.125, 0.0, None, None)
+    causal_attention.causal_attention(q, cache[:, :, :T], cache[:, :, :T], 0.125, 0.0, None, None, 0, True)
 
 
 def normalisation(batch: int, T: int) -> None:
@@ -81,7 +81,7 @@ def kernels(op: Callable[[int, int], None], sizes: list[tuple[int, int]]) -> dic
 def main() -> None:
     report = {}
     for op in (
-        attention, attention_with_dropout_and_grouped_heads, decoding_with_a_growing_cache, a_part_of_a_cache,
+        attention, attention_with_a_window_dropout_and_grouped_heads, decoding_with_a_growing_cache, a_part_of_a_cache,
         normalisation, activation, linear_layer, head_and_loss,
     ):  # fmt: skip
         first = kernels(op, [(2, LENGTHS[0])])

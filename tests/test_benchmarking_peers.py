@@ -15,28 +15,28 @@ from rich.console import Console
 
 import llmfast
 from llmfast import GPTConfig
-from llmfast.benchmarking.peers import campaign, client, counting, report, worker
+from llmfast.benchmarking.peers import campaign, client, counting, plan, report, worker
 from llmfast.benchmarking.peers.counting import Formats
 from llmfast.benchmarking.peers.engines import ENGINES
 from llmfast.benchmarking.peers.engines import Engine as EngineInProcess
 from llmfast.benchmarking.peers.models import prompt_ids
 from llmfast.benchmarking.peers.plan import (
     BUSY,
-    CASES,
     FULL,
     GROUPS,
     LLAMA,
-    LONG,
+    MODELS,
     OURS,
     PREFILL,
     QUICK,
     SHORT,
-    TARGETS,
     Engine,
 )  # fmt: skip
 from llmfast.benchmarking.records import Results, load, save
+from llmfast.models import PRESETS
 
 GPT2 = GPTConfig.preset("gpt2")
+LONG = plan.GPT2.long
 OURS_FP32 = GROUPS["fp32"][0]
 
 # By hand: 12 blocks of 768 * (2304 + 768 + 3072) + 3072 * 768 weights and a head of 50257 * 768; vectors (biases and
@@ -97,7 +97,7 @@ def test_a_prompt_takes_this_many_operations():
 class Counter(EngineInProcess):
     base = "json"
 
-    def __init__(self, models, precision, threads):
+    def __init__(self, models, precision, capacity, threads):
         self.seen: list[int] = []
 
     def prefill(self, ids):
@@ -112,7 +112,7 @@ class Counter(EngineInProcess):
 
 def test_a_worker_answers_line_by_line(monkeypatch, tmp_path):
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text('{"n_positions": 8, "vocab_size": 100}')
+    (tmp_path / "hf" / "config.json").write_text('{"vocab_size": 100}')
     monkeypatch.setitem(ENGINES, "counter", Counter)
     requests = [
         {"do": "decode", "prompt": 2, "new": 2},
@@ -123,7 +123,7 @@ def test_a_worker_answers_line_by_line(monkeypatch, tmp_path):
     ]
     lines, replies = io.StringIO("".join(json.dumps(r) + "\n" for r in requests)), io.StringIO()
     with pytest.raises(ValueError, match="sing"):
-        worker.serve("counter", "fp32", tmp_path, 1, lines, replies)
+        worker.serve("counter", "fp32", tmp_path, 8, 1, lines, replies)
     ready, decode, prefill, logits, memory, error = [json.loads(line) for line in replies.getvalue().splitlines()]
     assert ready == {"ready": True}
     assert decode["seconds"] > 0 and prefill["seconds"] > 0
@@ -145,7 +145,7 @@ def tiny_models(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="workers are waited for with select, which takes no pipes there")
 def test_our_own_worker_in_a_process(tiny_models):
     model, folder = tiny_models
-    process = client.Worker(OURS_FP32, folder, threads=1)
+    process = client.Worker(OURS_FP32, folder, capacity=64, threads=1)
     try:
         process.wait_until_ready()
         ids = torch.tensor([prompt_ids(12, 61)])
@@ -164,7 +164,7 @@ def test_our_own_worker_in_a_process(tiny_models):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="workers are waited for with select, which takes no pipes there")
 def test_a_worker_without_its_model_says_so(tmp_path):
-    process = client.Worker(OURS_FP32, tmp_path, threads=1)
+    process = client.Worker(OURS_FP32, tmp_path, capacity=64, threads=1)
     try:
         with pytest.raises(client.WorkerError, match="llmfast fp32: FileNotFoundError"):
             process.wait_until_ready()
@@ -218,7 +218,7 @@ def measured(monkeypatch, tmp_path):
     logits = {str(length): np.arange(5, dtype=np.float32) * length for length in (32, 512)}
     np.savez(tmp_path / "reference.npz", **logits)
     return {
-        name: campaign.measure_group(engines, tmp_path, GPT2, QUICK, threads=2, say=lambda what: None)
+        name: campaign.measure_group(engines, tmp_path, plan.GPT2, QUICK, threads=2, say=lambda what: None)
         for name, engines in GROUPS.items()
     }
 
@@ -227,7 +227,9 @@ def test_engines_take_turns_and_one_that_fails_stands_alone(measured):
     fp32 = measured["fp32"]
     for row in fp32.rows:
         assert row.problem is None and row.memory == 5e8
-        assert {case: len(seconds) for case, seconds in row.seconds.items()} == {c.name: QUICK.rounds for c in CASES}
+        assert {case: len(seconds) for case, seconds in row.seconds.items()} == {
+            c.name: QUICK.rounds for c in plan.GPT2.cases
+        }
     problems = {row.engine.name: row.problem for row in measured["int8"].rows}
     assert problems[f"{LLAMA} q8_0"] == "llama.cpp q8_0: it does not load"
     assert "correlate with transformers' by -1.0000" in problems[f"{OURS} int8"]
@@ -256,23 +258,42 @@ def test_targets_of_our_own_speed(measured):
     group = measured["fp32"]
     row = group.row(f"{OURS} fp32")
     row.seconds = {SHORT.name: [0.010, 0.010], LONG.name: [0.011, 0.011], BUSY.name: [0.02, 0.02]}
-    targets = {target.case: target for target in TARGETS if target.ours == row.engine.name and target.own}
-    assert group.reached(targets[BUSY.name]) == pytest.approx([0.5, 0.5])
+    targets = {t.case: t for t in plan.GPT2.targets if t.ours == row.engine.name and t.own}
+    assert group.reached(targets[BUSY.kind]) == pytest.approx([0.5, 0.5])
     short, long = (next(c for c in group.cases if c.name == case.name) for case in (SHORT, LONG))
-    assert group.reached(targets[LONG.name])[0] == pytest.approx(
+    assert group.reached(targets[LONG.kind])[0] == pytest.approx(
         10 / 11 * group.work(row, long) / group.work(row, short)
     )
 
 
 def test_the_plan_names_what_it_measures():
     names = {engine.name for engines in GROUPS.values() for engine in engines}
-    for target in TARGETS:
-        assert target.ours in names and (target.peer is None or target.peer in names)
-    assert all(FULL.engines(name) == engines for name, engines in GROUPS.items())
-    assert not any(engine.slow_start for name in GROUPS for engine in QUICK.engines(name))
-    for effort in (FULL, QUICK):
-        assert [case.name for case in effort.cases] == [case.name for case in CASES]
-        assert all(case.prompt + case.new < 1024 for case in effort.cases)
+    assert all(FULL.engines(plan.GPT2, name) == engines for name, engines in GROUPS.items())
+    for model in MODELS.values():
+        assert model.preset in PRESETS and model.capacity <= PRESETS[model.preset].context
+        for target in model.targets:
+            assert target.ours in names and (target.peer is None or target.peer in names)
+            assert {target.case, target.own} - {None} <= {case.kind for case in model.cases}
+        assert not any(engine.slow_start for name in GROUPS for engine in QUICK.engines(model, name))
+        for effort in (FULL, QUICK):
+            assert [case.name for case in effort.cases(model)] == [case.name for case in model.cases]
+            assert all(case.prompt + case.new < model.capacity for case in effort.cases(model))
+
+
+def test_a_target_may_be_a_share_of_the_machines_limit(measured):
+    group = measured["fp32"]
+    row = group.row(f"{OURS} fp32")
+    found = group.reached(plan.Target("fp32", row.engine.name, "short", 0.9))
+    assert found[0] == pytest.approx(group.rates(row, SHORT.name)[0] * group.work(row, group.case("short")) / 50e9)
+
+
+def test_a_token_of_smollm2_reads_this_many_bytes():
+    # By hand: 30 blocks of 576 · (576 + 2 · 192) + 576 · 576 + 3 · 576 · 1536 weights, a head of 49152 · 576, norms.
+    blocks, head, norms = 30 * (576 * 960 + 576 * 576 + 3 * 576 * 1536), 49152 * 576, 61 * 576
+    smollm2 = PRESETS["smollm2-135m"]
+    assert counting.weight_bytes(smollm2, Formats("f32", "f32", "f32")) == 4 * (blocks + head + norms)
+    assert counting.cache_bytes(smollm2, "bf16") == 2 * 2 * 30 * 3 * 64
+    assert counting.step_operations(smollm2, 10) == 2 * (blocks + head) + 4 * 30 * 9 * 64 * 10
 
 
 # ---- Records ----

@@ -46,7 +46,7 @@ def test_every_section_runs_at_tiny_sizes(tmp_path):
     assert [name for name, section in results.facts["sections"].items() if "problem" in section] == []
     assert results.facts["correctness"]["passed"] > 0 and results.facts["correctness"]["failed"] == {}
     assert {"copy", "read", "bf16", "exp"} <= results.limits.keys()
-    assert {r.group for r in results.records} == {"ops", "decode", "training", "memory"}
+    assert {r.group for r in results.records} == {"ops", "launches", "decode", "training", "memory"}
     # Whoever could not run here says why; our kernels all ran, and agreed with torch.
     known = ("No viable backend", "No available kernel", "it runs on a GPU", "memory is counted on a GPU")
     wrong = [r for r in results.records if r.problem is not None and not any(k in r.problem for k in known)]
@@ -69,12 +69,12 @@ def test_a_section_in_a_process_of_its_own_may_fail_without_the_others(tmp_path)
 
 def test_a_process_that_fails_or_hangs_is_a_problem_in_words(tmp_path, monkeypatch):
     (tmp_path / "parts").mkdir()
-    monkeypatch.setattr(command, "GRACE", 0)
-    monkeypatch.setitem(command.SECTIONS, "limits", 0.01)
-    assert command.in_a_process("limits", tmp_path, True) == "stopped after 0.01 s"
+    monkeypatch.setattr(command, "GRACE", (0, 0))
+    monkeypatch.setitem(command.SECTIONS, "limits", (10, 0.01))
+    assert command.in_a_process("limits", tmp_path, "quick") == "stopped after 0.01 s"
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    monkeypatch.setitem(command.SECTIONS, "limits", 10)
-    assert command.in_a_process("limits", tmp_path, True) == "ended with 1: no word on stderr"
+    monkeypatch.setitem(command.SECTIONS, "limits", (10, 10))
+    assert command.in_a_process("limits", tmp_path, "quick") == "ended with 1: no word on stderr"
 
 
 def test_a_section_that_raises_is_named_and_what_it_found_is_kept(tmp_path, monkeypatch):
@@ -100,10 +100,28 @@ def test_a_wrong_competitor_has_no_speed():
         bench._checked(torch.tensor([torch.nan]), torch.ones(1), torch.float32)
 
 
-def test_what_there_is_no_time_for_is_said():
+def test_what_there_is_no_time_for_is_said(monkeypatch):
     here = bench.Bench("cpu", "tiny", deadline=0.0)
     here.contest("gelu forward", {"width": 3}, {"right": lambda: lambda: torch.ones(3)}, bench.Work())
     assert [r.problem for r in here.records] == ["left out: the section's time was up"]
+    here = bench.Bench("cpu", "tiny", deadline=10.0)
+    now = iter([0.0, 9.0, 11.0])  # at the start, and as each of the two is made ready
+    monkeypatch.setattr(bench.time, "monotonic", lambda: next(now))
+    makers = {"first": lambda: lambda: torch.ones(3), "second": lambda: lambda: torch.ones(3)}
+    here.contest("gelu forward", {"width": 3}, makers, bench.Work())
+    assert [r.problem for r in here.records] == [None, "left out: the section's time was up"]
+
+
+def test_the_buffer_is_written_until_the_next_call_is_launched():
+    assert bench.enough_writes(1, 170e-6, 100e-6) == 1
+    assert bench.enough_writes(1, 170e-6, 400e-6) == 4  # 1.5 times as long
+    assert bench.enough_writes(4, 170e-6, 100e-6) == 4
+    assert bench.enough_writes(1, 170e-6, 5.0) == bench.MOST_WRITES  # a call that compiles, or waits
+
+
+def test_a_quick_run_takes_200_seconds_at_most_and_a_whole_one_ten_minutes():
+    full, quick = (sum(seconds) for seconds in zip(*command.SECTIONS.values(), strict=True))
+    assert quick <= 200 and full <= 600
 
 
 def test_decoding_sets_the_graph_beside_the_eager_decoder(monkeypatch):
@@ -112,7 +130,7 @@ def test_decoding_sets_the_graph_beside_the_eager_decoder(monkeypatch):
     monkeypatch.setattr(cuda_graph, "why_not", wanted)
     monkeypatch.setattr(generation, "DecoderPool", lambda: DecoderPool(StaticDecoder))
     model = decoding.in_precision(GPT(decoding.TINY).eval(), "fp32", torch.float32)
-    decoding.decode(here, model, "fp32", ["pytorch"], 2, decoding.Text(3, 5))
+    decoding.decode(here, model, "fp32", ["pytorch"], 2, decoding.Text(3, 5, 7))
     eager, graph = here.records
     assert (eager.backend, graph.backend) == ("pytorch eager", "pytorch graph")
     assert graph.note == "100% of the tokens are the eager decoder's" and eager.problem is graph.problem is None

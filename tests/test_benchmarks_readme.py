@@ -38,6 +38,7 @@ def row(library: str, precision: str, rate: float, versus: dict[str, float] | No
         backend=library,
         precision=precision,
         device="cpu",
+        model="gpt2",
         seconds=Spread.of([1 / rate]),
         rates={"tokens_per_second": rate},
         versus=tuple(Versus(name, Spread.of([value])) for name, value in (versus or {}).items()),

@@ -35,6 +35,10 @@ def test_backend_agrees_with_the_reference(task: Task) -> None:
     assert outcome.comparisons
 
 
+# Twice the tolerance, and at least 16 eps(float32): at some shapes PyTorch's own error is small by luck. Of 25,000
+# results and gradients in float32, 3 were beyond twice the tolerance: attention with few queries, at 12 eps at most.
+AT_ANY_SHAPE = {"slack": 2.0, "floor": 16.0}
+
 ACTIVATIONS = st.sampled_from([None, "gelu", "gelu_tanh"])
 
 
@@ -46,16 +50,20 @@ def any_case(draw: st.DrawFn, longest: int = 70, widest: int = 150, heads: int =
     S = draw(st.integers(rows, rows + longest))
     lengths = draw(st.none() | st.lists(st.integers(0, S), min_size=batch, max_size=batch))
     heads, D = kv_heads * group, draw(st.integers(1, widest))
+    eps = draw(st.sampled_from([0.1, 1.0]))  # a row of one or two elements may have no variance: then 1e-5 is ill-posed
+    ignored = draw(st.sampled_from([-100, 0])) if out > 1 else -100
     return draw(
         st.sampled_from(
             [
                 cases.causal_attention(
                     f"{(batch, heads, kv_heads, rows, S, D, lengths)}", batch, heads, kv_heads, rows, S, D, lengths
                 ),
-                cases.layer_norm(f"{(rows, width)}", (rows, width)),
-                cases.add_layer_norm(f"{(rows, width)}", (rows, width)),
+                cases.layer_norm(f"{(rows, width, eps)}", (rows, width), eps=eps),
+                cases.add_layer_norm(f"{(rows, width, eps)}", (rows, width), eps=eps),
                 cases.linear(f"{(rows, width, out)}", (rows, width), out, activation=draw(ACTIVATIONS)),
-                cases.linear_cross_entropy(f"{(rows, width, out)}", (rows,), width, out, ignored=True),
+                cases.linear_cross_entropy(
+                    f"{(rows, width, out, ignored)}", (rows,), width, out, ignored=True, ignore_index=ignored
+                ),
             ]
         )
     )
@@ -66,8 +74,7 @@ def any_case(draw: st.DrawFn, longest: int = 70, widest: int = 150, heads: int =
 def test_cpp_agrees_with_the_reference_at_any_shape(name: str, case: Case) -> None:
     if AVAILABLE["cpp", case.op, "cpu", name] is not None:
         pytest.skip(str(AVAILABLE["cpp", case.op, "cpu", name]))
-    # Wrong elements are looked for here, not roundings: at some shapes torch's own error is small by luck.
-    assert not check(case, "cpp", "cpu", DTYPE_NAMED[name], slack=4.0).problems
+    assert not check(case, "cpp", "cpu", DTYPE_NAMED[name], **AT_ANY_SHAPE).problems
 
 
 def every_backend(op: str) -> list[str]:

@@ -106,16 +106,16 @@ def test_pairs_without_names_are_named_after_their_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '"text"', '{"sentence_good": "a"}', '{"sentence_good": "a", "sentence_bad": 1}', "\xff"]
+    "line", ["{", "[]", '"text"', '{"sentence_good": "a"}', '{"sentence_good": "a", "sentence_bad": 1}']
 )
 def test_a_line_that_is_no_pair_is_named(tmp_path, line):
-    (tmp_path / "bad.jsonl").write_bytes(lines(PAIRS[:1]).encode() + line.encode("latin-1"))
-    with pytest.raises(ValueError, match="bad.jsonl, line 2: expected a JSON object"):
+    (tmp_path / "bad.jsonl").write_text(lines(PAIRS[:1]) + line)
+    with pytest.raises(ValueError, match="bad.jsonl, line 2: (expected a JSON object|not valid JSON)"):
         read_pairs(tmp_path / "bad.jsonl")
 
 
 def test_a_path_without_pairs_is_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no minimal pairs"):
+    with pytest.raises(ValueError, match="holds no .jsonl"):
         read_pairs(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_pairs(tmp_path / "missing.zip")
@@ -153,6 +153,6 @@ def test_the_command_groups_by_phenomenon_and_by_paradigm(storyteller_directory,
 
 
 def test_the_command_says_what_it_does_not_take(storyteller_directory, tmp_path):
-    for path, message in [(tmp_path, "no minimal pairs"), (tmp_path / "none.jsonl", "No such file")]:
+    for path, message in [(tmp_path, "holds no .jsonl"), (tmp_path / "none.jsonl", "no file or folder")]:
         result = CliRunner().invoke(cli, ["eval", "blimp", str(storyteller_directory), str(path)])
         assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1

@@ -211,8 +211,8 @@ def stories(tmp_path):
 
 
 def test_the_command_scores_a_text(storyteller, storyteller_directory, tmp_path):
-    text = "The cat was happy.\r\nThe sun was warm."
-    (tmp_path / "text.txt").write_bytes(text.encode())
+    text = "The cat was happy.\nThe sun was warm."
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     result = run(storyteller_directory, tmp_path / "text.txt", "--precision", "fp32", "--stride", 10, "--json")
     assert result.exit_code == 0, result.output
     facts, expected = json.loads(result.stdout), text_perplexity(storyteller, text, 10)
@@ -247,6 +247,13 @@ def test_the_command_scores_what_prepared_data_keep_out_of_training(storyteller,
     assert "can't give all of its text back" in run(storyteller_directory, tmp_path / "lossy").stderr
 
 
+def test_a_file_has_as_many_tokens_in_evaluation_as_in_training(storyteller_directory, tmp_path):
+    (tmp_path / "text.txt").write_bytes("\ufeffThe cat was happy.\r\nThe sun was warm.\r\n".encode("utf-16-le") * 9)
+    data = prepare([tmp_path / "text.txt"], tmp_path / "data", storyteller_directory, validation=0)
+    result = run(storyteller_directory, tmp_path / "text.txt", "--precision", "fp32", "--json")
+    assert json.loads(result.stdout)["tokens"] + 1 == data.splits["train"].tokens  # which has an end-of-text too
+
+
 def test_the_command_says_what_it_does_not_take(storyteller_directory, stories, tmp_path):
     assert "--documents scores what is between" in run(storyteller_directory, stories).stderr
     (tmp_path / "bytes").write_bytes(b"abc\xff")
@@ -256,7 +263,7 @@ def test_the_command_says_what_it_does_not_take(storyteller_directory, stories, 
         ((stories, "--last", 2), "--last counts documents"),
         ((stories, "--documents", "--last", 4), "holds 3 documents, fewer than --last 4"),
         ((stories, "--documents", "--stride", 97), "context of 96 tokens, got 97"),
-        ((tmp_path / "bytes",), "bytes is not UTF-8 text: byte 3"),
+        ((tmp_path / "bytes",), "bytes is not utf-8: byte 3"),
         ((tmp_path / "empty",), "empty is empty"),
         ((tmp_path / "blank", "--documents"), "too short"),
         ((tmp_path / "missing",), "No such file"),

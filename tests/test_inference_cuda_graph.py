@@ -329,7 +329,9 @@ def test_a_pool_hands_a_decoder_to_one_user_at_a_time(model):
 def test_why_not(model, monkeypatch, storyteller):
     assert cuda_graph.why_not(model) == "it runs on a GPU, not on cpu"
     assert LLM(model, backend="pytorch").why_not_cuda_graph() == "it runs on a GPU, not on cpu"
-    on_gpu = type("OnGPU", (), dict(device=torch.device("cuda"), dtype=torch.float32, config=model.config))()
+    on_gpu = type(
+        "OnGPU", (), dict(device=torch.device("cuda"), dtype=torch.float32, config=model.config, quantized_to=None)
+    )()
     with llmfast.use_backend("pytorch"):
         assert cuda_graph.why_not(on_gpu) is None
         monkeypatch.setenv("LLMFAST_CUDA_GRAPH", "0")

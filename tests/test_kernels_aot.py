@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from llmfast.kernels.aot import report
+from llmfast.kernels.aot import report, versions
 from llmfast.kernels.aot.chips import CHIPS, KIB
 from llmfast.kernels.aot.compiler import Resources
 
@@ -38,6 +38,24 @@ def test_the_kernels_are_those_of_the_table_and_the_nearest_to_spilling_do_not_s
 def test_every_kernel_compiles_to_what_the_table_says():
     result = run("-m", "llmfast.kernels.aot", "--check", "--all")
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_nearest_to_spilling_do_not_spill_under_the_oldest_triton_either():
+    result = run("-m", "llmfast.kernels.aot", "--triton", "3.6.0", "--sample")
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
+    assert ", 0 problems (Triton 3.6.0)" in result.stdout
+
+
+def test_another_triton_comes_before_the_one_that_is_here(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(versions, "FOLDER", tmp_path)
+    (tmp_path / "triton-1.2.3" / "triton").mkdir(parents=True)
+    (tmp_path / "triton-1.2.3" / "triton" / "__init__.py").write_text("raise SystemExit(f'found {__file__}')\n")
+    assert versions.run_with("1.2.3", ["--check"]) == 1
+    assert "found" in (said := capfd.readouterr().err) and "triton-1.2.3" in said
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(RuntimeError, match="pip can't install triton 0.0.1"):
+        versions.run_with("0.0.1", [])
 
 
 def test_every_chip_dtype_and_kernel_family_is_in_the_table():
@@ -91,6 +109,30 @@ def test_occupancy_is_the_tightest_of_registers_shared_memory_and_warps():
     assert a100.occupancy(registers=32, shared=163 * KIB, warps=8) == 8 / 64  # one program fills the memory
     assert mi300.occupancy(registers=128, shared=0, warps=4) == 16 / 32  # four of eight wavefronts on each SIMD
     assert mi300.occupancy(registers=64, shared=64 * KIB, warps=4) == 4 / 32
+
+
+SUMS_OF_A_PRODUCT = """
+import re, triton
+from triton.compiler import ASTSource
+from llmfast.kernels.aot.cases import _linear
+from llmfast.kernels.aot.chips import CHIPS
+from llmfast.kernels.aot.recorder import record
+
+for c in record(CHIPS["sm_90"], (call for call in _linear("float32", "hopper") if "small" in call[1])):
+    if c.name == "matmul.multiply" and not c.constants.get("bias"):
+        source = ASTSource(c.kernel, c.signature, c.constants, c.attributes)
+        compiled = triton.compile(source, target=c.chip.target, options=c.options)
+        print(len(re.findall(r"add(?:\\.rn)?\\.f32", compiled.asm["ptx"])))
+"""
+
+
+def test_float32_products_are_summed_by_themselves_before_they_are_added_to_the_rest():
+    """Triton may not fold the sum into one long chain of fused additions, whose errors grow with the inner size."""
+    result = run("-c", SUMS_OF_A_PRODUCT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    sums = [int(line) for line in result.stdout.split()]
+    # 16 by 16 elements, two a thread: one sum for each in the loop, and one after it.
+    assert len(sums) >= 2 and min(sums) >= 4
 
 
 # --- how many lengths ------------------------------------------------------------------------------------------------

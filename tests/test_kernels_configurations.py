@@ -17,8 +17,8 @@ from llmfast.kernels.attention_forward import ForwardTile
 from llmfast.kernels.attention_tiles import AttentionTile
 from llmfast.kernels.configurations import FAMILIES, configuration, using
 from llmfast.kernels.gelu import ElementwiseTile, gelu
-from llmfast.kernels.layer_norm import PersistentRowsTile, RowsTile
 from llmfast.kernels.matmul import MatrixTile
+from llmfast.kernels.norm_rows import PersistentRowsTile, RowsTile
 
 KINDS = {
     "attention_forward": ForwardTile,
@@ -28,7 +28,11 @@ KINDS = {
     "attention_key_gradient": AttentionTile,
     "layer_norm_forward": RowsTile,
     "layer_norm_backward": PersistentRowsTile,
+    "rms_norm_forward": RowsTile,
+    "rms_norm_backward": PersistentRowsTile,
     "gelu": ElementwiseTile,
+    "rotary": ElementwiseTile,
+    "gated_linear": MatrixTile,
     "matrix_multiply": MatrixTile,
     "quantized_linear": MatrixTile,
     "cross_entropy_forward": MatrixTile,

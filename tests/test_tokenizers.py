@@ -6,16 +6,17 @@ import inspect
 import json
 import shutil
 import sys
+import time
 from collections import Counter
 
 import pytest
 import regex
 import tiktoken
 from conftest import STORY_TEXTS
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmfast.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, load_tokenizer
+from llmfast.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, load_tokenizer, splitting
 from llmfast.tokenizers import gpt2 as gpt2_module
 from llmfast.tokenizers.byte_letters import bytes_to_unicode
 from llmfast.tokenizers.gpt2 import merges_of_ranks
@@ -345,6 +346,34 @@ def test_ids_in_another_order_are_kept(tokenizer, directory, tmp_path):
     assert shuffled.end_of_text == (329 * 7 + 3) % 330
 
 
+@pytest.mark.parametrize("trainer", ["python", "tokenizers"])
+def test_a_chunk_without_end_does_not_take_time_without_end(trainer):
+    if trainer == "tokenizers":
+        pytest.importorskip("tokenizers")
+    begin = time.process_time()
+    for letter in ("a", " ", "!", "\n", "é"):
+        made = BPETokenizer.train([letter * 300_000 + "the cat sat on the mat"], 300, trainer=trainer)
+        assert (letter * 8).encode() in made.vocab
+    assert time.process_time() - begin < 20  # a hundred times as much by the square of the length
+
+
+@given(st.lists(st.sampled_from(["a", "the cat", " ", "\n", "'", "s", "!", "7", "é"]), max_size=60), st.integers(1, 9))
+@pytest.mark.parametrize("split", SPLIT_PATTERNS)
+def test_texts_in_short_chunks_are_whole_and_cut_only_where_chunks_are_too_long(split, pieces, longest):
+    text, pattern = "".join(pieces), regex.compile(SPLIT_PATTERNS[split])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splitting, "LONGEST_CHUNK", 2 * longest + 2)
+        parts = list(splitting.in_short_chunks([text, text], split))
+        assert "".join(parts) == text + text
+        chunks = [chunk for part in parts for chunk in pattern.findall(part)]
+        expected = [
+            chunk[i : i + 2 * longest + 2]
+            for chunk in pattern.findall(text) * 2
+            for i in range(0, len(chunk), 2 * longest + 2)
+        ]
+        assert chunks == expected
+
+
 @pytest.fixture(scope="module")
 def hugging_face(directory):
     """transformers' tokenizer, read from the saved files."""
@@ -352,6 +381,7 @@ def hugging_face(directory):
 
 
 @given(ANY_TEXT)
+@example(f"a {END_OF_TEXT} b{END_OF_TEXT}")
 def test_transformers_reads_the_files_and_agrees(tokenizer, hugging_face, text):
     ids = tokenizer.encode(text, allow_special=True)
     assert hugging_face(text).input_ids == ids

@@ -99,6 +99,8 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end():
         settings = OptimizationSettings(lr=2.0, warmup=4, schedule=schedule, **changes)
         return [learning_rate(step, 24, settings) for step in range(24)]
 
+    held = rates("linear", hold=0.5)
+    assert held[4:15] == pytest.approx([2.0] * 11) and held[15:] == pytest.approx([1.8 - 0.2 * i for i in range(9)])
     for schedule in ("cosine", "linear", "constant"):
         assert rates(schedule)[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert rates("linear")[14] == pytest.approx(1.0) and rates("cosine")[14] == pytest.approx(1.0)

@@ -48,8 +48,9 @@ def runs(tmp_path_factory) -> Path:
     add("fsdp-2", 2, "fsdp")
     add("fsdp-4", 4, "fsdp")
     other = CHANGES | {"optimizer": "sgd", "lr": 0.2, "tie_word_embeddings": False, "activation_checkpointing": True}
-    train(files, root / "one-sgd", configure(changes=other), quiet=True)
-    add("fsdp-2-sgd", 2, "fsdp", changes=other)
+    other |= {"family": "llama", "n_key_head": 1}
+    train(files, root / "one-llama", configure(changes=other), quiet=True)
+    add("fsdp-2-llama", 2, "fsdp", changes=other)
     # Half a run each, and the other half on another number of processes. The schedule must not see the difference.
     half = CHANGES | {"steps": 8, "schedule": "constant"}
     train(files, root / "constant", configure(changes=half | {"steps": 16}), quiet=True)
@@ -69,7 +70,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "alone"),
-    [("ddp-2", "one"), ("ddp-4", "one"), ("fsdp-2", "one"), ("fsdp-4", "one"), ("fsdp-2-sgd", "one-sgd")],
+    [("ddp-2", "one"), ("ddp-4", "one"), ("fsdp-2", "one"), ("fsdp-4", "one"), ("fsdp-2-llama", "one-llama")],
 )
 def test_several_processes_have_the_losses_of_one(name, alone, runs):
     expected, actual = losses(runs / alone), losses(runs / name)

@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from llmfast.documents import Part
 from llmfast.tokenizers import CharTokenizer
 from llmfast.training import encoding
-from llmfast.training.documents import Part
 from llmfast.training.encoding import Encoder, encode_all
 
 TEXTS = [f"document {i}, " * (i % 7 + 1) for i in range(200)]
@@ -45,7 +45,7 @@ STUCK = """
 import os, sys, time
 from llmfast.tokenizers import CharTokenizer
 from llmfast.training import encoding
-from llmfast.training.documents import Part
+from llmfast.documents import Part
 
 class Slow(CharTokenizer):
     def encode(self, text, allow_special=False):

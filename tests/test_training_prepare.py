@@ -85,6 +85,16 @@ def test_nothing_is_kept_out_where_none_is_asked_for(corpus, tmp_path):
     assert list(manifest.splits) == ["train"] and documents(tmp_path / "data", "train") == STORIES
 
 
+def test_the_last_documents_are_kept_out_where_that_is_asked_for(corpus, tmp_path):
+    manifest = prepare([corpus], tmp_path / "data", "char", validation_documents=7)
+    assert documents(tmp_path / "data", "train") == STORIES[:-7]
+    assert documents(tmp_path / "data", "validation") == STORIES[-7:]
+    assert manifest.split_by == "the last 7 documents"
+    assert [split.documents for split in manifest.splits.values()] == [53, 7]
+    with pytest.raises(ValueError, match="there are 60 documents: keeping the last 60 out leaves none"):
+        prepare([corpus], tmp_path / "none", "char", validation_documents=60)
+
+
 def test_a_prompt_is_seen_but_is_no_target(tmp_path):
     records = [{"prompt": "2+2=", "completion": "4!"}, {"text": "plain"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))

@@ -1,6 +1,8 @@
 """Whole runs: what they write, how they end, and that one which was killed goes on as if nothing had happened."""
 
+import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -13,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from training_runs import SMALL, TEXT, losses, validations
 
 import llmfast
 from llmfast.cli import cli
-from llmfast.training import checkpoints
+from llmfast.training import checkpoints, directory
 from llmfast.training.configuration import configure
 from llmfast.training.run import train
 from llmfast.training.trainer import Diverged, Trainer
@@ -86,6 +88,23 @@ def test_a_text_in_another_encoding(tmp_path):
     assert "ç" in (tmp_path / "out" / "vocab.json").read_text("utf-8")
 
 
+def test_the_model_is_saved_in_the_precision_that_was_asked_for(text, tmp_path):
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        out = tmp_path / precision
+        train([text], out, small(steps=4, saved_precision=precision), quiet=True)
+        assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {dtype}
+        newest = load_file(out / "checkpoints" / "step-000004" / "model.safetensors")
+        assert {tensor.dtype for tensor in newest.values()} == {torch.float32}
+
+
+def test_a_run_of_an_earlier_version_had_one_setting_for_all_dropout(text, tmp_path):
+    train([text], tmp_path / "out", small(steps=4), quiet=True)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["config"]["model"]["attention_dropout"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    assert directory.RunRecord.read(tmp_path / "out").config.model.attention_dropout == SMALL["dropout"] > 0
+
+
 def test_every_checkpoint_is_a_model_with_its_tokenizer(text, tmp_path):
     train([text], tmp_path / "out", small(steps=4), quiet=True)
     llm = llmfast.load(tmp_path / "out" / "checkpoints" / "step-000004", precision="fp32")
@@ -132,6 +151,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(precision, text, tm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_resume(number, text, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
+    before = signal.getsignal(number)  # which a shell may have set to be ignored
     train([text], whole, small(), quiet=True)
     step = Trainer.step
 
@@ -145,7 +165,7 @@ def test_a_signal_saves_and_says_how_to_resume(number, text, tmp_path, monkeypat
         outcome = train([text], out, small())
     assert outcome.interrupted == number and outcome.step == 14
     assert f"step 14, which is saved; go on with: llmfast train --out {out} --resume" in capsys.readouterr().err
-    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert signal.getsignal(number) == before
     assert train([], out, resume=True, quiet=True).step == 30
     assert_same_run(whole, out)
 
@@ -156,6 +176,78 @@ def test_a_run_that_is_through_can_be_made_longer(text, tmp_path, capsys):
     assert "steps is now 20, was 10" in capsys.readouterr().err
     train([text], tmp_path / "whole", small(steps=20, schedule="constant"), quiet=True)
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+
+
+def test_the_best_model_stays_when_a_resumed_run_gets_worse(text, tmp_path):
+    out = tmp_path / "out"
+    best = train([text], out, small(steps=40, evaluate_every=20), quiet=True).validation
+    model = (out / "model.safetensors").read_bytes()
+    worse = {"steps": 42, "lr": 0.1, "schedule": "constant"}
+    outcome = train([], out, changes=worse, resume=True, quiet=True)
+    assert validations(out)[-1]["validation_loss"] > best["loss"] + 0.1
+    assert outcome.validation == best and best["step"] == 40
+    assert (out / "model.safetensors").read_bytes() == model
+    assert json.loads((out / "training.json").read_text())["step"] == 40
+
+
+def test_a_run_stopped_before_its_first_evaluation_is_a_model(text, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def interrupted(self):
+        signal.raise_signal(signal.SIGTERM)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        assert train([text], tmp_path / "out", small(), quiet=True).step == 1
+    result = CliRunner().invoke(cli, ["generate", "1", "--model", str(tmp_path / "out"), "--max-new-tokens", "3"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["step"] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+def test_a_run_belongs_to_one_process_until_it_dies(text, tmp_path):
+    out = tmp_path / "out"
+    train([text], out, small(steps=2), quiet=True)
+    program = "import sys, time; from llmfast.training.directory import only_process; from pathlib import Path\n"
+    program += "with only_process(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, "-c", program, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for arguments in (["--resume", "--steps", 4], [text, *settings()]):
+            refused = invoke("--out", out, *arguments, code=2).stderr
+            assert refused == f"llmfast: the run in {out} is in use by process {other.pid}\n"
+        assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        other.kill()
+    assert train([], out, changes={"steps": 4}, resume=True, quiet=True).step == 4
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_flipped_bit_makes_a_checkpoint_damaged(file, text, tmp_path, capsys):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    train([text], whole, small(steps=12), quiet=True)
+    shutil.copytree(whole, out)
+    before, newest = checkpoints.found(out / "checkpoints")
+    content = bytearray((newest / file).read_bytes())
+    content[-40] ^= 1  # a low bit of a number, or a letter: nothing that reading would notice
+    (newest / file).write_bytes(content)
+    train([], out, resume=True)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"{newest} is damaged: {file} is not what was written" in shown and "resuming after step 8" in shown
+    assert_same_run(whole, out)
+
+
+def test_a_checkpoint_has_the_sums_that_sha256sum_checks(text, tmp_path):
+    train([text], tmp_path / "out", small(steps=4), quiet=True)
+    (newest,) = checkpoints.found(tmp_path / "out" / "checkpoints")
+    lines = [line.split("  ") for line in (newest / checkpoints.SUMS).read_text().splitlines()]
+    assert {name for _, name in lines} == {path.name for path in newest.iterdir()} - {checkpoints.SUMS}
+    for digest, name in lines:
+        assert hashlib.sha256((newest / name).read_bytes()).hexdigest() == digest
+    (newest / checkpoints.SUMS).unlink()  # as checkpoints of earlier versions are
+    assert train([], tmp_path / "out", changes={"steps": 5}, resume=True, quiet=True).step == 5
 
 
 def test_a_damaged_checkpoint_is_passed_over(text, tmp_path, capsys):
@@ -243,6 +335,86 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(text, tmp_path, monk
     assert_same_run(whole, out)
 
 
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """No file can grow beyond so many bytes here: what a full disk is like, in the system's own words."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_in_evaluation_is_one_line_and_the_last_checkpoint_stays(text, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    evaluate = Trainer.evaluate
+
+    def full_from_here(self, data):
+        if self.steps_done == 20:
+            stack.enter_context(files_of_at_most(4000))
+        return evaluate(self, data)
+
+    monkeypatch.setattr(Trainer, "evaluate", full_from_here)
+    with contextlib.ExitStack() as stack:
+        failed = invoke(text, "--out", out, *settings(), "-q", code=2).stderr
+    assert failed.count("\n") == 1 and "File too large" in failed
+    assert (
+        "the model can't be written" in failed
+        and f"the last good checkpoint is {out}/checkpoints/step-000016" in failed
+    )
+    assert not list(out.glob(".model*"))
+    monkeypatch.undo()
+    assert train([], out, resume=True, quiet=True).step == 30
+
+
+def test_a_full_disk_in_quantize_is_one_line(text, tmp_path):
+    train([text], tmp_path / "out", small(steps=2), quiet=True)
+    with files_of_at_most(4000):
+        arguments = ["quantize", str(tmp_path / "out"), "-p", "int8", "-o", str(tmp_path / "small")]
+        result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.output
+    assert "small/model.safetensors can't be written" in result.stderr and "File too large" in result.stderr
+    assert not list((tmp_path / "small").iterdir())
+
+
+# --- the families -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_model_of_another_family_trains_resumes_to_the_bit_and_is_scored(family, text, tmp_path):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    changes = {"family": family, "n_key_head": 1, "dropout": 0.0, "attention_dropout": 0.1, "sample_every": 20}
+    train([text], whole, small(**changes), quiet=True)
+    train([text], out, small(**changes, steps=12, schedule="cosine"), quiet=True)
+    train([], out, changes={"steps": 30}, resume=True, quiet=True)
+    assert json.loads((out / "config.json").read_text())["model_type"] == family
+    stopped = losses(whole)[0], losses(out)[0]
+    assert stopped[0] == stopped[1] and validations(whole)[-1]["validation_loss"] < stopped[0] - 0.3
+    (tmp_path / "held_out.txt").write_text(TEXT[-300:])
+    arguments = ["eval", "perplexity", str(whole), str(tmp_path / "held_out.txt"), "--precision", "fp32", "--json"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["nats_per_token"] < stopped[0] - 0.3
+
+
+def test_what_a_family_has_no_place_for_is_one_line(text, tmp_path):
+    for change, message in [
+        (["family=bert"], "there is no family 'bert'; known: gpt2, llama"),
+        (["family=llama"], "llama has no dropout but of attention: set attention_dropout"),
+        (["n_key_head=1"], "gpt2 has a key head for each of its 2 heads, not 1"),
+        (["family=llama", "dropout=0", "n_key_head=3"], "3 does not divide 2"),
+        (["n_embd=10000000"], "parameters takes"),
+        (["n_layer=1000000000"], "n_layer must be at least 1 and at most 10000"),
+        (["encoding=rot13"], "encoding 'rot13' is not known"),
+    ]:
+        extra = [part for setting in change for part in ("--set", setting)]
+        result = invoke(text, "--out", tmp_path / "out", *settings(), *extra, code=2)
+        assert message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+        assert not (tmp_path / "out" / "run.json").exists()
+
+
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
@@ -287,7 +459,7 @@ def test_bad_input_is_one_line(arguments, message, text, tmp_path):
 
 def test_files_that_are_not_there_or_can_not_be_read_are_named(text, tmp_path):
     assert "nowhere.txt" in invoke(tmp_path / "nowhere.txt", "--out", tmp_path / "out", *settings(), code=2).stderr
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "binary.txt").write_bytes(b"\x00\xff\x00\x81")
     assert "binary.txt" in invoke(tmp_path / "binary.txt", "--out", tmp_path / "out", *settings(), code=2).stderr
     assert not (tmp_path / "out" / "run.json").exists()
     assert "no files" in invoke("--out", tmp_path / "out", *settings(), code=2).stderr

@@ -12,6 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import llmfast
+from llmfast.evaluation.perplexity import document_perplexity
+from llmfast.models import Shape, create, shaped
 from llmfast.training import checkpoints
 from llmfast.training.configuration import configure
 from llmfast.training.dataset import TokenDataset
@@ -46,35 +48,63 @@ def run(made, steps=10):
 # --- a step -------------------------------------------------------------------------------------------------------
 
 
+def plain_optimizers(model, settings):
+    blocks = [p for name, p in model.named_parameters() if p.ndim >= 2 and (".h." in name or ".layers." in name)]
+    ends = [p for name, p in model.named_parameters() if p.ndim >= 2 and not any(p is block for block in blocks)]
+    decayed = {"params": ends if settings.optimizer == "muon" else blocks + ends}
+    decayed |= {"weight_decay": settings.weight_decay}
+    groups = [decayed, {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    if settings.optimizer == "sgd":
+        return [torch.optim.SGD(groups, lr=settings.lr, momentum=settings.beta1)]
+    adamw = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2))
+    if settings.optimizer == "adamw":
+        return [adamw]
+    scale = {"momentum": settings.momentum, "adjust_lr_fn": "match_rms_adamw"}
+    return [torch.optim.Muon(blocks, weight_decay=settings.weight_decay, **scale), adamw]
+
+
 def plain_losses(made, steps):
     """The same run in plain PyTorch: a parameter at a time, nothing flat."""
     config, model = made.config, copy.deepcopy(made.model)
     for parameter in model.parameters():
         parameter.data, parameter.grad = parameter.data.clone(), None
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": config.optimization.weight_decay}]
-    groups += [{"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(config.optimization.beta1, config.optimization.beta2))
+    optimizers = plain_optimizers(model, config.optimization)
     losses = []
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.run.steps, config.optimization)
-        optimizer.zero_grad()
         loss = model.loss(*made.loader.batch(step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimization.clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config.run.steps, config.optimization)
+            optimizer.step()
+            optimizer.zero_grad()
         losses.append(loss.item())
     return losses
 
 
+LLAMA = {"family": "llama", "n_key_head": 1}
+
+
+@pytest.mark.parametrize("family", [{}, LLAMA, LLAMA | {"family": "qwen3", "n_inner": 24}])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_run_is_what_plain_pytorch_computes(tied):
-    made = trainer(tie_word_embeddings=tied, clip=0.3)
+def test_a_run_is_what_plain_pytorch_computes(tied, family):
+    made = trainer(tie_word_embeddings=tied, clip=0.3, **family)
     expected = plain_losses(made, 20)
     assert run(made, 20) == pytest.approx(expected, abs=2e-5)
     assert expected[-1] < expected[0] - 0.3
+
+
+# None of the momenta is the one that the optimizer would have by itself, so that each of them is seen to count.
+@pytest.mark.parametrize(
+    "settings", [{"optimizer": "sgd", "beta1": 0.6, "lr": 0.1}, {"optimizer": "muon", "momentum": 0.5}]
+)
+@pytest.mark.parametrize("family", [{}, LLAMA])
+def test_the_other_optimizers_do_what_plain_pytorch_does(settings, family):
+    made = trainer(clip=0.3, **settings, **family)
+    expected = plain_losses(made, 20)
+    assert run(made, 20) == pytest.approx(expected, abs=1e-3)
+    assert expected[-1] < expected[0] - 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
@@ -140,6 +170,32 @@ def test_dropout_is_a_function_of_the_step():
     assert run(trainer(dropout=0.3, seed=1), 3) != run(trainer(dropout=0.3), 3)
 
 
+def test_dropout_differs_by_step_seed_and_process():
+    same = TokenDataset.from_tokens(np.zeros(400, dtype=np.uint16))  # every batch is the same, whatever the order
+
+    def first_losses(dropout, rank=0, **changes):
+        made = trainer(same, dropout=dropout, lr=1e-30, **changes)
+        made.weights.load(trainer(same).weights.state())
+        made.group = Processes(rank=rank)
+        return run(made, 3)
+
+    first = first_losses(0.5)
+    assert first == first_losses(0.5) and len(set(first)) == 3
+    assert not set(first) & set(first_losses(0.5, seed=1)) and not set(first) & set(first_losses(0.5, rank=1))
+    assert len(set(first_losses(0.0) + first_losses(0.0, seed=1) + first_losses(0.0, rank=1))) == 1
+
+
+def test_a_gradient_is_scaled_down_to_the_limit_and_never_up():
+    for size, limit, expected in [(4.0, 1.0, 1.0), (0.25, 1.0, 0.25), (4.0, 0.0, 4.0), (4.0, 8.0, 4.0)]:
+        weights = MasterWeights(llmfast.GPT(tiny_config()))
+        weights.gradients.normal_()
+        weights.gradients.mul_(size / weights.gradients.norm())
+        before = weights.gradients.clone()
+        assert float(weights.clip(limit)) == pytest.approx(size)
+        assert float(weights.gradients.norm()) == pytest.approx(expected, rel=1e-4)
+        torch.testing.assert_close(weights.gradients, before * expected / size, rtol=1e-4, atol=0)
+
+
 def test_activations_computed_again_give_the_same_bits():
     assert run(trainer(dropout=0.2, activation_checkpointing=True)) == run(trainer(dropout=0.2))
 
@@ -163,6 +219,27 @@ def test_evaluation_scores_every_token_once():
     assert result.tokens == 82 and result.nats == pytest.approx(nats, rel=1e-5)
     made.model.train()
     assert made.model.training
+
+
+def documents_of(sizes):
+    """Documents of so many tokens, none of them the end-of-text."""
+    stream = iter(tokens(sum(sizes)) % (VOCABULARY - 1))
+    return [[int(next(stream)) for _ in range(size)] for size in sizes]
+
+
+def test_rows_of_documents_are_learned_and_each_is_scored_alone():
+    end, corpus = VOCABULARY - 1, documents_of([5, 12, 3, 20, 7, 9] * 6)
+    data = TokenDataset.from_tokens([token for document in corpus for token in [*document, end]])
+    config = configure(changes=BASE | {"rows": "documents", "steps": 60, "dropout": 0.1, "attention_dropout": 0.1})
+    made = Trainer(config, data, VOCABULARY, end)
+    losses = run(made, 60)
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+    held_out = documents_of([4, 8, 9, 21])
+    stream = [token for document in held_out for token in [*document, end]]
+    result = made.evaluate(TokenDataset.from_tokens(stream))
+    expected = document_perplexity(made.model, [(document, 1) for document in held_out], end)
+    assert result.tokens == expected.tokens == len(stream)
+    assert result.nats == pytest.approx(expected.nats, rel=1e-5)
 
 
 def test_a_batch_that_can_not_be_divided_is_an_error():
@@ -195,8 +272,9 @@ def test_every_weight_is_moved_by_one_optimizer_and_decayed_only_where_it_is_a_m
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_trainer_put_back_from_its_checkpoint_goes_on_with_the_same_bits(optimizer, precision, tmp_path):
-    changes = {"optimizer": optimizer, "precision": precision, "dropout": 0.1, "accumulation": 2}
+@pytest.mark.parametrize("family", [{"dropout": 0.1}, LLAMA | {"attention_dropout": 0.1}])
+def test_a_trainer_put_back_from_its_checkpoint_goes_on_with_the_same_bits(optimizer, precision, family, tmp_path):
+    changes = {"optimizer": optimizer, "precision": precision, "accumulation": 2} | family
     with llmfast.use_backend("pytorch" if precision == "fp16" else "auto"):
         one = trainer(**changes)
         run(one, 5)
@@ -246,10 +324,10 @@ def test_the_cost_of_a_token_is_that_of_its_products():
     assert 1e9 < peak < 1e14 and source
 
 
-def test_the_estimate_of_memory_is_near_what_backward_keeps():
-    config = llmfast.GPTConfig(vocab_size=500, n_positions=128, n_embd=64, n_layer=6, n_head=4, embd_pdrop=0.0)
-    config = llmfast.GPTConfig(**{**vars(config), "attn_pdrop": 0.0, "resid_pdrop": 0.0})
-    model, kept = llmfast.GPT(config), {}
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_the_estimate_of_memory_is_near_what_backward_keeps(family):
+    config = shaped(family, Shape(vocab_size=500, context=128, width=64, blocks=6, heads=4))
+    model, kept = create(config), {}
     parameters = {parameter.data_ptr() for parameter in model.parameters()}
 
     def pack(tensor):

@@ -304,7 +304,7 @@ def test_the_commands_of_the_page_run():
             env={**os.environ, "COLUMNS": "200"},
         )
         assert result.returncode == 0, result.stderr
-        assert "my_backend on cpu: ✓ all 78 cases" in result.stdout or result.stdout.startswith("Once upon a time")
+        assert "my_backend on cpu: ✓ all 90 cases" in result.stdout or result.stdout.startswith("Once upon a time")
 
 
 @needs_checkout

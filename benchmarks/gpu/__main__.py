@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import signal
 import subprocess
@@ -22,17 +23,20 @@ from llmfast.benchmarking.facts import facts
 from llmfast.benchmarking.records import Record, Results
 from llmfast.files import write_atomic
 
-# Seconds for each, at most; ten minutes in all with what starting the processes takes.
+# Seconds for each at most, starting its process included: ten minutes in all, and 200 s with --quick. What is asked
+# most comes first, so that a run which is ended early has it.
 SECTIONS = {
-    "limits": 15,
-    "correctness": 75,
-    "attention": 95,
-    "layers": 115,
-    "decoding": 110,
-    "training": 115,
-    "memory": 15,
+    "limits": (18, 12),
+    "correctness": (80, 40),
+    "launches": (25, 12),
+    "decoding": (120, 45),
+    "training": (125, 40),
+    "layers": (110, 25),
+    "llama_layers": (60, 20),
+    "attention": (95, 20),
+    "memory": (20, 6),
 }
-GRACE = 30  # after its time a section finishes the task at hand; then it is stopped
+GRACE = (30, 15)  # after its time a section finishes the task at hand; then it is stopped
 CONSOLE = Console(stderr=True)
 
 
@@ -42,13 +46,14 @@ CONSOLE = Console(stderr=True)
 @click.option("--only", multiple=True, type=click.Choice(list(SECTIONS)), help="Only this section; may be repeated.")
 @click.option("--isolate/--no-isolate", default=None, help="A process for each section (on a GPU by default).")
 @click.option("--child", type=click.Choice(list(SECTIONS)), hidden=True)
-def main(out: Path, quick: bool, only: tuple[str, ...], isolate: bool | None, child: str | None) -> None:
+@click.option("--until", type=float, default=math.inf, hidden=True, help="When the child's time is up (monotonic).")
+def main(out: Path, quick: bool, only: tuple[str, ...], isolate: bool | None, child: str | None, until: float) -> None:
     """Measures the Triton kernels on this machine's GPU: DIR/gpu.json, DIR/targets.md and pictures."""
     torch.manual_seed(0)
     scale = "tiny" if not torch.cuda.is_available() else "quick" if quick else "full"
     (out / "parts").mkdir(parents=True, exist_ok=True)
     if child is not None:
-        return section(child, out, scale)
+        return section(child, out, scale, until)
     command = ["python", "-m", "benchmarks.gpu", "--out", str(out), *(["--quick"] if quick else [])]
     if scale == "tiny":
         CONSOLE.print("no GPU here: tiny sizes, which say that the command works and nothing about speed")
@@ -57,9 +62,9 @@ def main(out: Path, quick: bool, only: tuple[str, ...], isolate: bool | None, ch
     known = facts(command) | {"gpu": gpu_facts(), "scale": scale, "sections": {}}
     for name in only or SECTIONS:
         (out / "parts" / f"{name}.json").unlink(missing_ok=True)
-        CONSOLE.print(f"[bold]{name}[/bold], up to {SECTIONS[name]} s …")
+        CONSOLE.print(f"[bold]{name}[/bold], up to {seconds_of(name, scale)} s …")
         start = time.monotonic()
-        problem = in_a_process(name, out, quick) if isolate else in_this_process(name, out, scale)
+        problem = in_a_process(name, out, scale) if isolate else in_this_process(name, out, scale)
         known["sections"][name] = {"seconds": round(time.monotonic() - start, 1)}
         if problem:
             known["sections"][name]["problem"] = problem
@@ -80,8 +85,8 @@ def main(out: Path, quick: bool, only: tuple[str, ...], isolate: bool | None, ch
         CONSOLE.print(f"wrote {out / 'gpu.json'} and targets.md; for the pictures pip install matplotlib")
 
 
-def section(name: str, out: Path, scale: str) -> None:
-    """Runs one, writing what there is after every task."""
+def section(name: str, out: Path, scale: str, until: float) -> None:
+    """Runs one, writing what there is after every task, and begins none after `until`."""
     from benchmarks.gpu.bench import Bench
 
     file = out / "parts" / f"{name}.json"
@@ -91,35 +96,40 @@ def section(name: str, out: Path, scale: str) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     limits = {} if name == "limits" else part(out, "limits").limits
-    bench = Bench(device, scale, time.monotonic() + SECTIONS[name], limits, save=save)
+    bench = Bench(device, scale, until, limits, save=save)
     try:
         importlib.import_module(f"benchmarks.gpu.{name}").run(bench)
     finally:
         save(bench)
 
 
+def seconds_of(name: str, scale: str) -> float:
+    return SECTIONS[name][scale == "quick"]
+
+
 def in_this_process(name: str, out: Path, scale: str) -> str | None:
     """What went wrong, or None."""
     try:
-        section(name, out, scale)
+        section(name, out, scale, math.inf if scale == "tiny" else time.monotonic() + seconds_of(name, scale))
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 
-def in_a_process(name: str, out: Path, quick: bool) -> str | None:
+def in_a_process(name: str, out: Path, scale: str) -> str | None:
     """The same where a kernel that reads where it may not ends a section, and not the whole run."""
+    seconds, grace = seconds_of(name, scale), GRACE[scale == "quick"]
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(out), "--child", name]
-    command += ["--quick"] if quick else []
+    command += ["--until", str(time.monotonic() + seconds), *(["--quick"] if scale == "quick" else [])]
     log = out / "parts" / f"{name}.log"
     with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr, start_new_session=True) as process:
         try:
-            code = process.wait(SECTIONS[name] + GRACE)
+            code = process.wait(seconds + grace)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            return f"stopped after {SECTIONS[name] + GRACE} s"
+            return f"stopped after {seconds + grace} s"
     if code == 0:
         return None
     last = (log.read_text().strip().splitlines() or ["no word on stderr"])[-1]

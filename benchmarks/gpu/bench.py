@@ -6,21 +6,24 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmfast.benchmarking.comparison import Comparison, Contestant, Entry, Work, WrongResult, run
+from llmfast.benchmarking.comparison import Comparison, Contestant, Entry, LeftOut, Work, WrongResult, run
 from llmfast.benchmarking.records import Record
 from llmfast.benchmarking.timing import Effort, Turn
 
 COMPILED = "torch.compile"
-# What is written between two calls, so that neither finds its inputs in the L2 cache (50 MB on an H200); long enough
-# besides for Python to have launched the next call before the GPU is done with it.
+# What is written between two calls, so that neither finds its inputs in the L2 cache (50 MB on an H200).
 FLUSH_BYTES = 512 << 20
+# It is written again, so many times at most, until Python has launched the next call before the GPU is done writing:
+# then the time between two events is the GPU's alone. What launching costs is measured in launches.py.
+MOST_WRITES = 16
+TIME_IS_UP = "left out: the section's time was up"
 # The largest difference from torch's result that is not a mistake, relative to its largest element.
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
@@ -65,14 +68,20 @@ class Bench:
         return (torch.randn(*shape, device=self.device) * scale).to(dtype or self.dtype)
 
     def compare(self, comparison: Comparison, effort: Effort | None = None, needs: float = 0.0) -> None:
-        """Runs it, unless the section has not the seconds left that it `needs`, and keeps the records."""
-        if time.monotonic() + needs > self.deadline:
+        """Runs it, unless the section has not the seconds left that it `needs`, and keeps the records.
+
+        A competitor whose turn to be made ready comes after the section's time is left out; the rest is timed.
+        """
+        left = self.deadline - time.monotonic()
+        if left < needs:
             for entry in comparison.entries:
-                self.problem(comparison, entry, "left out: the section's time was up")
+                self.problem(comparison, entry, TIME_IS_UP)
             return
         torch._dynamo.reset()  # or torch.compile gives up on a function after eight sizes of it
+        effort = effort or self.effort
+        effort = replace(effort, seconds=max(0.0, min(effort.seconds, left)))
         try:
-            found = run(comparison, effort or self.effort, [self.limits] if self.limits else [])
+            found = run(self.in_time(comparison), effort, [self.limits] if self.limits else [])
             self.records += [measured.record for measured in found]
         except Exception as error:  # while timing, when every competitor had run once: the next task goes on
             for entry in comparison.entries:
@@ -81,6 +90,21 @@ class Bench:
         gc.collect()
         if self.on_gpu:
             torch.cuda.empty_cache()
+
+    def in_time(self, comparison: Comparison) -> Comparison:
+        """The same, but nobody is made ready after the deadline."""
+
+        def start() -> Callable[[Entry], Contestant]:
+            make_ready = comparison.start()
+
+            def ready(entry: Entry) -> Contestant:
+                if time.monotonic() > self.deadline:
+                    raise LeftOut(TIME_IS_UP)
+                return make_ready(entry)
+
+            return ready
+
+        return replace(comparison, start=start)
 
     def problem(self, comparison: Comparison, entry: Entry, words: str) -> None:
         c = comparison
@@ -116,7 +140,7 @@ class Bench:
         self.compare(comparison)
 
     def turn(self, call: Callable[[], Any]) -> Turn:
-        """Times one call, its inputs not in the cache; on a GPU by events around it."""
+        """Times one call, its inputs not in the cache; on a GPU by events around it, without what launching takes."""
         if not self.on_gpu:
 
             def on_cpu() -> float:
@@ -126,13 +150,21 @@ class Bench:
 
             return on_cpu
 
+        writes = 1
+
         def on_gpu() -> float:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            _flush_buffer().zero_()
+            nonlocal writes
+            before, start, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+            before.record()
+            for _ in range(writes):
+                _flush_buffer().zero_()
             start.record()
+            launched = time.perf_counter()
             call()
+            launching = time.perf_counter() - launched
             end.record()
             end.synchronize()
+            writes = enough_writes(writes, before.elapsed_time(start) / 1e3 / writes, launching)
             return start.elapsed_time(end) / 1e3
 
         return on_gpu
@@ -140,6 +172,13 @@ class Bench:
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """By Inductor on a GPU; without one only traced, since compiling would take longer than all the rest."""
         return torch.compile(function, dynamic=False, backend="inductor" if self.on_gpu else "eager")
+
+
+def enough_writes(now: int, seconds: float, launching: float) -> int:
+    """How often to write the buffer, `seconds` each time, so that it outlasts `launching` by half; never fewer than
+    `now`.
+    """
+    return max(now, min(MOST_WRITES, math.ceil(1.5 * launching / max(seconds, 1e-6))))
 
 
 @cache

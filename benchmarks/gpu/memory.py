@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -9,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.bench import TIME_IS_UP, Bench
 from benchmarks.gpu.decoding import TINY
 from benchmarks.gpu.training import Step, losses, without_dropout
 from llmfast import GPTConfig, ops, use_backend
+from llmfast.benchmarking.comparison import LeftOut, explained
 from llmfast.benchmarking.records import Record
 
 
@@ -93,6 +95,8 @@ def note(
     """Records the peak of what `make()` returns, above what its inputs take."""
     found: dict[str, object]
     try:
+        if time.monotonic() > bench.deadline:
+            raise LeftOut(TIME_IS_UP)
         before = torch.cuda.memory_allocated() if bench.on_gpu else 0
         call = make()
         if bench.on_gpu and not inputs_count:
@@ -108,7 +112,7 @@ def note(
             found = {"problem": "memory is counted on a GPU"}
         del call
     except Exception as error:  # out of memory is a result too
-        found = {"problem": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        found = {"problem": explained(error)[:200]}
     bench.records.append(Record("memory", name, backend, bench.precision, bench.device, sizes, **found))  # type: ignore
     bench.save(bench)
     if bench.on_gpu:

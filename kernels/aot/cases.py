@@ -24,18 +24,21 @@ HEAD_DIMS = (16, 32, 64, 128, 256)
 WIDTHS = (48, 127, 256, 512, 768, 1600, 3072, 8192, 10240)
 # The plainest call, and for each configuration, ordinary or "heavy", the most burdened one that it serves.
 PLAIN, ORDINARY, HEAVY = "", "ragged, padded, negative scale", "dropout, grouped, ragged, padded"
+WINDOW, HEAVY_WINDOW = "window, ragged, padded", "window, dropout, grouped, ragged, padded"
+BIDIRECTIONAL, HEAVY_BIDIRECTIONAL = "bidirectional, ragged, padded", "bidirectional, dropout, ragged, padded"
 
 
 def calls(family: str) -> Iterator[Call]:
     """bfloat16 in full; float32, whose kernels multiply without matrix units, and float16, which takes what bfloat16
     takes, at the calls that say the most.
     """
-    yield from _attention("bfloat16", HEAD_DIMS, (ORDINARY, HEAVY))
+    yield from _attention("bfloat16", HEAD_DIMS, (ORDINARY, HEAVY, WINDOW, HEAVY_WINDOW, BIDIRECTIONAL))
+    yield from _attention("bfloat16", HEAD_DIMS, (HEAVY_BIDIRECTIONAL,))
     yield from _attention("bfloat16", (64, 128), (PLAIN,))
-    yield from _attention("float32", HEAD_DIMS, (ORDINARY, HEAVY))
+    yield from _attention("float32", HEAD_DIMS, (ORDINARY, HEAVY, WINDOW, HEAVY_WINDOW, BIDIRECTIONAL))
     yield from _attention("float16", (64,), (PLAIN,))
-    yield from _decoding("bfloat16", HEAD_DIMS, (PLAIN, "grouped, ragged"))
-    yield from _decoding("float32", HEAD_DIMS, ("grouped, ragged",))
+    yield from _decoding("bfloat16", HEAD_DIMS, (PLAIN, "grouped, ragged", "window, grouped, ragged"))
+    yield from _decoding("float32", HEAD_DIMS, ("grouped, ragged", "window, grouped, ragged"))
     yield from _decoding("float16", (64,), (PLAIN,))
     if family in ("hopper", "blackwell"):
         yield from _descriptors("bfloat16", (64, 128))
@@ -76,6 +79,8 @@ def _attention(name: str, head_dims: tuple[int, ...], cases: tuple[str, ...]) ->
                     0.1 if "dropout" in case else 0.0,
                     torch.zeros(1, dtype=torch.int64) if "dropout" in case else None,
                     torch.zeros(2, dtype=torch.int64) if "ragged" in case else None,
+                    100 if "window" in case else 0,
+                    "bidirectional" not in case,
                 )
                 out, lse = causal_attention.causal_attention(q, k, v, *arguments)
                 causal_attention.causal_attention_backward(out, q, k, v, out, lse, *arguments)
@@ -90,7 +95,8 @@ def _decoding(name: str, head_dims: tuple[int, ...], cases: tuple[str, ...]) -> 
             def call(head_dim: int = head_dim, case: str = case) -> None:
                 q, k, v = _tensors(DTYPES[name], head_dim, case, 1, 1024)
                 lengths = torch.zeros(2, dtype=torch.int64) if "ragged" in case else None
-                causal_attention.causal_attention(q, k, v, 0.1, 0.0, None, lengths)
+                window = 100 if "window" in case else 0
+                causal_attention.causal_attention(q, k, v, 0.1, 0.0, None, lengths, window, True)
 
             yield name, _words(f"head dim {head_dim}", case), call
 
@@ -103,7 +109,7 @@ def _descriptors(name: str, head_dims: tuple[int, ...]) -> Iterator[Call]:
             q, k, v = _tensors(DTYPES[name], head_dim, PLAIN, 256, 256)
             tile = configuration("attention_forward", ForwardTile, gpu_family(q), **attention_forward.key(q, False))
             with using("attention_forward", replace(tile, descriptors=True)):
-                causal_attention.causal_attention(q, k, v, 0.1, 0.0, None, None)
+                causal_attention.causal_attention(q, k, v, 0.1, 0.0, None, None, 0, True)
 
         yield name, f"head dim {head_dim}, descriptors", call
 

@@ -17,6 +17,7 @@ from .chips import CHIPS
 from .compiler import Resources, compile_all
 from .recorder import Compilation, record
 from .report import PAGE, RESULTS, Results, as_csv, problems, read, table, with_table
+from .versions import run_with
 
 MANY_REGISTERS = 200  # of the 255 that a thread can have on NVIDIA, 512 on AMD
 
@@ -26,8 +27,9 @@ MANY_REGISTERS = 200  # of the 255 that a thread can have on NVIDIA, 512 on AMD
 @click.option("--sample", is_flag=True, help="With --check: compile the kernels nearest to spilling again.")
 @click.option("--all", "everything", is_flag=True, help="Compile everything again, not only what has changed.")
 @click.option("--only", metavar="REGEX", help="Compile only these, print what they take, and write nothing.")
+@click.option("--triton", "version", help="Compile with this Triton, installed apart; write nothing.")
 @click.option("--processes", default=os.cpu_count() or 1, show_default=True, help="Compilers side by side.")
-def main(check: bool, sample: bool, everything: bool, only: str | None, processes: int) -> None:
+def main(check: bool, sample: bool, everything: bool, only: str | None, version: str | None, processes: int) -> None:
     """Compiles every kernel under every shipped configuration for every GPU family; no GPU needed.
 
     Without options it compiles what is new or has changed, writes docs/kernels.csv and the table in docs/kernels.md,
@@ -35,6 +37,12 @@ def main(check: bool, sample: bool, everything: bool, only: str | None, processe
     """
     if not PAGE.exists():
         raise click.UsageError(f"{PAGE} is not there: run this in a checkout of the repository")
+    if version is not None:
+        which = ["--only", only] if only is not None else ["--check", "--sample" if sample else "--all"]
+        try:
+            sys.exit(run_with(version, [*which, "--processes", str(processes)]))
+        except RuntimeError as error:
+            raise click.ClickException(str(error)) from error
     wanted = compilations()
     try:
         known = read()
@@ -96,13 +104,13 @@ def disagreements(wanted: list[Compilation], known: Results) -> list[str]:
 def recompiled(wanted: list[Compilation], known: Results, everything: bool, processes: int) -> list[str]:
     """What the kernels, or those nearest to spilling, show when they are compiled again."""
     have = {(row.chip, row.fingerprint): row for row in known.rows}
-    sample = known.rows if everything else nearest_to_spilling(known)
-    again = [one for one in wanted if have.get((one.chip.name, one.fingerprint)) in sample]
+    sample = nearest_to_spilling(known)
+    again = [one for one in wanted if everything or have.get((one.chip.name, one.fingerprint)) in sample]
     rows, failures = compiled(again, processes)
     found = failures + problems(rows)
     if known.triton == triton.__version__:
         for row in rows:
-            recorded = have[row.chip, row.fingerprint]
+            recorded = have.get((row.chip, row.fingerprint), row)
             if (row.registers, row.shared) != (recorded.registers, recorded.shared):
                 found.append(f"{row.chip}: {row.kernel}, {row.dtype}, {row.case} takes {row.registers} registers, not "
                              f"the {recorded.registers} of docs/kernels.csv")  # fmt: skip

@@ -30,10 +30,15 @@ from llmfast.backends.importing import import_module_or_file
 
 OPS = (
     "causal_attention",
+    "bidirectional_attention",
     "layer_norm",
     "add_layer_norm",
+    "rms_norm",
+    "add_rms_norm",
+    "rotary",
     "gelu",
     "linear",
+    "gated_linear",
     "linear_cross_entropy",
     "quantized_linear",
 )
@@ -264,7 +269,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
     if not tensors:
         raise ValueError(f"explain({op!r}, ...) needs the tensors of the call")
-    head_dim = tensors[0].shape[-1] if op == "causal_attention" else 0
+    head_dim = tensors[0].shape[-1] if op.endswith("_attention") else 0
     name, reason = resolve(op, tensors[0].device, tensors[0].dtype, head_dim)
     describe = getattr(_module(name), "describe", None)
     return Explanation(op, name, reason, describe(op, *args, **kwargs) if describe is not None else "")

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmfast.backends.philox import dropout_keep
-from llmfast.backends.reference import visible_keys
 from llmfast.quantization.formats import dequantize
 
 # The most memory that one chunk of logits takes in linear_cross_entropy: on a CPU, what stays in its cache (fresh
@@ -39,32 +38,77 @@ def causal_attention(
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
     kv_lengths: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
+    T, S = q.shape[2], k.shape[2]
+    if dropout_p == 0 and kv_lengths is None and window is None and T == S > 0 and q.numel() > 0:
+        # SDPA's own causal mask is aligned top-left, the contract's bottom-right.
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
+    if T == 1 and kv_lengths is None and window is None:
+        visible = None
+    else:
+        visible = visible_keys(T, S, kv_lengths, q.device, window)
+    # Without lengths every query sees at least its own key.
+    return _attention(q, k, v, visible, scale, dropout_p, dropout_seed, seeing_all=kv_lengths is None)
+
+
+def bidirectional_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+) -> Tensor:
+    visible = None
+    if kv_lengths is not None:
+        visible = torch.arange(k.shape[2], device=q.device) < kv_lengths.view(-1, 1, 1, 1)
+    return _attention(q, k, v, visible, scale, dropout_p, dropout_seed, seeing_all=kv_lengths is None)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    dropout_seed: Tensor | None,
+    seeing_all: bool,
+) -> Tensor:
+    """Over the keys that `visible` (B or 1, 1, T or 1, S) says, or all; `seeing_all`: no query sees none."""
     (B, H, T, _), S = q.shape, k.shape[2]
     if q.numel() == 0 or S == 0:
         return q * 0.0 + (k.sum() + v.sum()) * 0.0  # nothing to compute, but k and v have gradients (of zeros) too
     grouped = k.shape[1] != H
-    if dropout_p == 0 and kv_lengths is None:
-        if T == S:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-        # SDPA's own causal mask is aligned top-left, the contract's bottom-right.
-        mask = None if T == 1 else visible_keys(T, S, None, q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
-
-    visible = visible_keys(T, S, kv_lengths, q.device)
-    seeing = visible.any(-1, keepdim=True)
-    # A row that sees nothing looks at key 0, so that its softmax is finite, and is zeroed afterwards.
-    visible = visible | (~seeing & (torch.arange(S, device=q.device) == 0))
+    seeing = None
+    if visible is not None and not seeing_all:
+        seeing = visible.any(-1, keepdim=True)
+        # A row that sees nothing looks at key 0, so that its softmax is finite, and is zeroed afterwards.
+        visible = visible | (~seeing & (torch.arange(S, device=q.device) == 0))
     if dropout_p == 0:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=grouped)
     else:
         assert dropout_seed is not None
         if grouped:
             k, v = (x.repeat_interleave(H // k.shape[1], dim=1) for x in (k, v))
-        scores = (scale * (q @ k.transpose(-2, -1)).float()).masked_fill(~visible, -math.inf)
+        scores = scale * (q @ k.transpose(-2, -1)).float()
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -math.inf)
         weights = torch.softmax(scores, dim=-1) * dropout_keep(dropout_seed, dropout_p, B, H, T, S) / (1 - dropout_p)
         out = weights.to(v.dtype) @ v
-    return torch.where(seeing, out, torch.zeros((), dtype=out.dtype, device=out.device))
+    return out if seeing is None else torch.where(seeing, out, torch.zeros((), dtype=out.dtype, device=out.device))
+
+
+def visible_keys(T: int, S: int, kv_lengths: Tensor | None, device: torch.device, window: int | None = None) -> Tensor:
+    """(1 or B, 1, T, S) bool: query t, at position p = length - T + t, sees keys p - window + 1 … p."""
+    key = torch.arange(S, device=device)
+    query = torch.arange(T, device=device).view(T, 1)
+    length = torch.tensor([S], device=device) if kv_lengths is None else kv_lengths.clamp(0, S)
+    position = length.view(-1, 1, 1, 1) - T + query
+    return (key <= position) if window is None else (key <= position) & (key > position - window)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
@@ -78,13 +122,48 @@ def add_layer_norm(
     return F.layer_norm(total, weight.shape, weight, bias, eps), total
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return F.rms_norm(total, weight.shape, weight, eps), total
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # the same for all heads
+    turning, passing = x.tensor_split([2 * cos.shape[-1]], dim=-1)
+    pairs = turning.float() if x.dtype in (torch.bfloat16, torch.float16) else turning
+    a, b = pairs.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else pairs.chunk(2, dim=-1)
+    turned = (a * cos - b * sin, b * cos + a * sin)
+    together = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    return torch.cat((together.to(x.dtype), passing), dim=-1)
+
+
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     return F.gelu(x, approximate=approximate)
 
 
+def _activate(x: Tensor, activation: str | None) -> Tensor:
+    if activation == "silu":
+        return F.silu(x)
+    return x if activation is None else F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
-    y = F.linear(x, weight, bias)
-    return y if activation is None else F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return _activate(F.linear(x, weight, bias), activation)
+
+
+def gated_linear(
+    x: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    return _activate(F.linear(x, gate_weight, gate_bias), activation) * F.linear(x, up_weight, up_bias)
 
 
 def quantized_linear(

@@ -21,6 +21,10 @@ class WrongResult(ValueError):
     """A competitor's result is not what the reference says: it has no speed."""
 
 
+class LeftOut(Exception):
+    """A competitor that there was no time for."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A competitor: a backend or a library, in a precision."""
@@ -155,7 +159,7 @@ def run(comparison: Comparison, effort: Effort, measured_limits: Sequence[dict[s
 def explained(error: Exception) -> str:
     """What went wrong, in one line."""
     said = " ".join(str(error).split())
-    return said if isinstance(error, (WrongResult, BackendUnavailable)) else f"{type(error).__name__}: {said}"
+    return said if isinstance(error, (WrongResult, LeftOut, BackendUnavailable)) else f"{type(error).__name__}: {said}"
 
 
 def _record(comparison: Comparison, entry: Entry, **found: Any) -> Record:

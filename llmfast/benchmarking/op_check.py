@@ -17,7 +17,7 @@ from torch import Tensor
 from llmfast.backends import pytorch, reference
 from llmfast.benchmarking.comparison import WrongResult
 from llmfast.contract.cases import Case, Tensors
-from llmfast.contract.checking import Comparison
+from llmfast.contract.checking import Comparison, allowed
 
 ROWS = 64
 SLACK = 2  # times the contract's tolerance: PyTorch's own error, part of the rule, may be small by luck at one size
@@ -40,10 +40,8 @@ class OpCheck:
         self.given = [torch.randn(r.shape, generator=generator).to(r.device, r.dtype) for r in results]
         self.given = [self._only(g, 0.0) for g in self.given]  # the gradients that backward starts from
         self.expected, own = self._expected(), self._found(pytorch)
-        eps = torch.finfo(first.dtype).eps
         self.allowed = {
-            name: SLACK * (2 * _error(own[name], value) + eps * max(1.0, float(value.abs().max())))
-            for name, value in self.expected.items()
+            name: SLACK * allowed(_error(own[name], value), value, first.dtype) for name, value in self.expected.items()
         }
 
     def __call__(self, functions: Any) -> float:

@@ -19,6 +19,7 @@ from llmfast.files import write_atomic
 # The groups of a report, in its order.
 GROUPS = {
     "ops": "single operations, forward and backward",
+    "launches": "what Python takes to launch a single operation on a GPU",
     "prefill": "reading a prompt",
     "decode": "a token at a time after a prompt",
     "generate": "whole texts, with the KV cache and without it",

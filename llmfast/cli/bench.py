@@ -135,7 +135,7 @@ def _measure(
             for _, rows in suite.run(items, scale.effort, measured, places, before):
                 found += [row.record for row in rows]
             if "peers" in groups:
-                peers, targets = _peers(scale_name, everything, say)
+                peers, targets = _peers(model, scale_name, everything, say)
                 found += peers
             if "limits" in groups or (not measured and device == "cpu"):
                 say("the CPU's limits")
@@ -151,7 +151,9 @@ def _measure(
     return Run(Results(known, suite.best_limits(measured), tuple(found)), targets, interrupted)
 
 
-def _peers(scale_name: str, everything: bool, say: Callable[[str], None]) -> tuple[list[Any], Table | None]:
+def _peers(
+    name: str | None, scale_name: str, everything: bool, say: Callable[[str], None]
+) -> tuple[list[Any], Table | None]:
     """Their records, and what ours should come to; among everything else, only where they are installed."""
     from llmfast.benchmarking.peers import plan, report, session
     from llmfast.threads import thread_count
@@ -159,10 +161,13 @@ def _peers(scale_name: str, everything: bool, say: Callable[[str], None]) -> tup
     if everything and (reason := session.why_not()) is not None:
         say(f"the peers are left out: {reason}")
         return [], None
+    model = plan.MODELS.get(name or "gpt2", plan.GPT2 if everything else None)
+    if model is None:
+        raise ValueError(f"the peers are measured on {', '.join(plan.MODELS)}, not on {name}")
     effort = plan.QUICK if scale_name == "quick" else plan.FULL
-    peers = session.Session(effort, thread_count(), say)
-    for name in plan.GROUPS:
-        peers.group(name)
+    peers = session.Session(model, effort, thread_count(), say)
+    for group in plan.GROUPS:
+        peers.group(group)
     return report.records(peers.groups), report.targets(peers.groups)
 
 

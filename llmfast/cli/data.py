@@ -38,6 +38,9 @@ def data() -> None:
     help=f"Of a tokenizer trained here [default: {', '.join(f'{k} {n}' for k, n in DEFAULT_VOCAB_SIZES.items())}].",
 )
 @click.option("--validation", type=float, default=0.1, show_default=True, help="The share kept out of training.")
+@click.option(
+    "--validation-documents", type=click.IntRange(min=0), default=0, metavar="N", help="Keep the last N out instead."
+)
 @click.option("--encoding", default="utf-8", show_default=True, help="Of text files.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that encode [default: one for each CPU].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses what is kept out.")

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 import llmfast
 from llmfast.cli.common import backend_option, common_options
+from llmfast.documents import read_text, split_documents
 from llmfast.evaluation.minimal_pairs import Accuracy, grouped, minimal_pair_outcomes, read_pairs
 from llmfast.evaluation.perplexity import documents_perplexity, loses_text, text_perplexity
 from llmfast.tokenizers import load_tokenizer
@@ -55,6 +56,7 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
 @click.option("--documents", is_flag=True, help=f"Score each document alone: FILE has {END_OF_TEXT} between them.")
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N documents, a held-out split.")
 @click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Windows N tokens apart; default: the context.")
+@click.option("--encoding", default="utf-8", show_default=True, help="Of FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @common_options
 def perplexity(
@@ -63,6 +65,7 @@ def perplexity(
     documents: bool,
     last: int | None,
     stride: int | None,
+    encoding: str,
     as_json: bool,
     backend: str,
     precision: str,
@@ -76,12 +79,19 @@ def perplexity(
     """
     if last is not None and not documents:
         raise ValueError("--last counts documents: it needs --documents")
-    text = read_text(file)
+    if (file / MANIFEST).exists():
+        text = held_out(file)
+    elif file.is_dir():
+        raise ValueError(f"{file} is a directory without prepared data ({MANIFEST}): name a text file")
+    else:
+        text = read_text(file, encoding)
+    if not text:
+        raise ValueError(f"{file} is empty")
     llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
     tokenizer = llm.need_tokenizer()
     if END_OF_TEXT in text and not documents:
         click.echo(f"note: {file} holds {END_OF_TEXT}, read as text here; --documents scores what is between", err=True)
-    texts = [each for part in text.split(END_OF_TEXT) if (each := part.strip())] if documents else [text]
+    texts = split_documents(text) if documents else [text]
     if last is not None and last > len(texts):
         raise ValueError(f"{file} holds {len(texts)} documents, fewer than --last {last}")
     texts = texts[-last:] if last is not None else texts
@@ -117,27 +127,16 @@ def perplexity(
         click.echo("note: the tokenizer can't give this text back, so bits per byte flatter the model", err=True)
 
 
-def read_text(path: Path) -> str:
-    """A file of UTF-8, line ends as they are, or what prepared data keep out of training. `ValueError` names the path
-    where it is neither."""
-    if (path / MANIFEST).exists():
-        from llmfast.training.dataset import TokenDataset
+def held_out(path: Path) -> str:
+    """What prepared data keep out of training, as text."""
+    from llmfast.training.dataset import TokenDataset
 
-        data, tokenizer = TokenDataset.open(path, "validation"), load_tokenizer(path)
-        if tokenizer is None:
-            raise ValueError(f"{path} has lost its tokenizer")
-        text = tokenizer.decode(data.window(0, data.num_tokens).tolist())
-        if len(text.replace(END_OF_TEXT, "").encode()) != Manifest.read(path).split("validation").bytes:
-            click.echo("note: the data's tokenizer can't give all of its text back: what it can is scored", err=True)
-        return text
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start:,} does not decode") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a directory without prepared data ({MANIFEST}): name a text file") from None
-    if not text:
-        raise ValueError(f"{path} is empty")
+    data, tokenizer = TokenDataset.open(path, "validation"), load_tokenizer(path)
+    if tokenizer is None:
+        raise ValueError(f"{path} has lost its tokenizer")
+    text = tokenizer.decode(data.window(0, data.num_tokens).tolist())
+    if len(text.replace(END_OF_TEXT, "").encode()) != Manifest.read(path).split("validation").bytes:
+        click.echo("note: the data's tokenizer can't give all of its text back: what it can is scored", err=True)
     return text
 
 

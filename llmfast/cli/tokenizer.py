@@ -14,6 +14,7 @@ from rich.text import Text
 
 from llmfast.cli.common import common_options
 from llmfast.cli.progress import progress_bars
+from llmfast.documents import Source, find_sources
 from llmfast.tokenizers import (
     DEFAULT_VOCAB_SIZES,
     TRAINABLE,
@@ -31,7 +32,6 @@ from llmfast.tokenizers.merge_tree import merge_tree
 from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.tokenizers.splitting import SPLIT_PATTERNS
 from llmfast.tokenizers.wordpiece_training import CONTINUATION
-from llmfast.training.documents import Source, find_sources
 from llmfast.weights.locate import locate_model
 
 OPTIONS = {"bpe": ("split", "special_tokens", "trainer"), "wordpiece": ("min_count", "lowercase")}  # beyond the size

@@ -65,9 +65,12 @@ class Case:
 
 def causal_attention(
     name: str, B: int, H: int, Hkv: int, T: int, S: int, D: int, lengths: list[int] | None = None,
-    fused: bool = False, **settings: Any,
+    fused: bool = False, seed: int = 1234567890123456789, **settings: Any,
 ) -> Case:  # fmt: skip
-    """q (B, H, T, D), k and v (B, Hkv, S, D); `fused` makes them strided views of one projection, as the model does."""
+    """q (B, H, T, D), k and v (B, Hkv, S, D); `fused` makes them strided views of one projection, as the model does.
+
+    `seed` is dropout's. `lengths` are of dtype int64, and int32 where there is an odd number of them.
+    """
 
     def build(random: Random) -> Tensors:
         if fused:
@@ -76,37 +79,42 @@ def causal_attention(
             q, k, v = random.normal(B, H, T, D), random.normal(B, Hkv, S, D), random.normal(B, Hkv, S, D)
         tensors: Tensors = {"q": q, "k": k, "v": v}
         if lengths is not None:
-            tensors["kv_lengths"] = torch.tensor(lengths, device=random.device)
+            kind = torch.int32 if B % 2 else torch.int64
+            tensors["kv_lengths"] = torch.tensor(lengths, dtype=kind, device=random.device)
         if settings.get("dropout_p"):
-            tensors["dropout_seed"] = torch.tensor([1234567890123456789], device=random.device)
+            tensors["dropout_seed"] = torch.tensor([seed], device=random.device)
         return tensors
 
     return Case("causal_attention", name, build, settings, B * H * T * S * D)
 
 
 def layer_norm(
-    name: str, shape: tuple[int, ...], bias: bool = True, transposed: bool = False, op: str = "layer_norm"
-) -> Case:
-    """x (..., N), of mean 1 and deviation 2; `transposed` swaps the strides of its first two dimensions."""
+    name: str, shape: tuple[int, ...], bias: bool = True, transposed: bool = False, eps: float = 1e-5,
+    small: bool = False, op: str = "layer_norm",
+) -> Case:  # fmt: skip
+    """x (..., N), of mean 1 and deviation 2; `small` makes both a thousand times smaller, so that `eps` outweighs the
+    variance; `transposed` swaps the strides of x's first two dimensions."""
 
     def build(random: Random) -> Tensors:
         N = shape[-1]
         x = random.normal(*shape, scale=2) + 1
+        if small:
+            x = x * 1e-3
         if transposed:
             x = x.transpose(0, 1).contiguous().transpose(0, 1)
         tensors: Tensors = {"x": x}
         if op == "add_layer_norm":
-            tensors["residual"] = random.normal(*shape, scale=3)
+            tensors["residual"] = random.normal(*shape, scale=3e-3 if small else 3)
         tensors["weight"] = random.normal(N)
         tensors["bias"] = random.normal(N) if bias else None
         return tensors
 
-    return Case(op, name, build, {"eps": 1e-5}, torch.Size(shape).numel())
+    return Case(op, name, build, {"eps": eps}, torch.Size(shape).numel())
 
 
-def add_layer_norm(name: str, shape: tuple[int, ...], bias: bool = True, transposed: bool = False) -> Case:
-    """x and residual (..., N)."""
-    return layer_norm(name, shape, bias, transposed, op="add_layer_norm")
+def add_layer_norm(name: str, shape: tuple[int, ...], **more: Any) -> Case:
+    """x and residual (..., N); `more` is as in `layer_norm`."""
+    return layer_norm(name, shape, op="add_layer_norm", **more)
 
 
 def gelu(name: str, shape: tuple[int, ...], approximate: str, scale: float = 3.0, strided: bool = False) -> Case:
@@ -136,21 +144,24 @@ def linear(
     return Case("linear", name, build, {"activation": activation}, torch.Size(shape).numel() * N)
 
 
-def linear_cross_entropy(name: str, shape: tuple[int, ...], K: int, V: int, ignored: bool = False) -> Case:
+def linear_cross_entropy(
+    name: str, shape: tuple[int, ...], K: int, V: int, ignored: bool = False, ignore_index: int = -100
+) -> Case:
     """hidden (*shape, K), weight (V, K), targets of `shape`; `ignored` leaves about a third of them out."""
 
     def build(random: Random) -> Tensors:
         targets = torch.randint(V, shape, generator=random.generator)
         if ignored:
-            targets[torch.rand(shape, generator=random.generator) < 0.3] = -100
-            targets.view(-1)[0] = 0  # at least one counts
+            targets[torch.rand(shape, generator=random.generator) < 0.3] = ignore_index
+            targets.view(-1)[0] = 0 if ignore_index else V - 1  # at least one counts
         return {
             "hidden": random.normal(*shape, K),
             "weight": random.normal(V, K, scale=2 * K**-0.5),
             "targets": targets.to(random.device),
         }
 
-    return Case("linear_cross_entropy", name, build, {}, torch.Size(shape).numel() * K * V)
+    settings = {"ignore_index": ignore_index}
+    return Case("linear_cross_entropy", name, build, settings, torch.Size(shape).numel() * K * V)
 
 
 def quantized_linear(
@@ -197,19 +208,28 @@ CASES = [
     causal_attention("ragged-decode", 4, 4, 2, 1, 50, 32, lengths=[50, 1, 17, 0]),
     causal_attention("lengths-out-of-range", 3, 2, 2, 12, 27, 32, lengths=[-2, 99, 20]),
     causal_attention("scaled", 1, 2, 2, 19, 19, 16, scale=0.7),
-    causal_attention("sharp", 1, 2, 2, 40, 40, 16, scale=0.7),
+    causal_attention("sharp", 1, 2, 2, 40, 40, 16, scale=2.0),
     causal_attention("dropout", 2, 2, 2, 35, 35, 16, dropout_p=0.25),
+    causal_attention("dropout-small-seed", 1, 2, 2, 18, 20, 16, dropout_p=0.25, seed=3),
     causal_attention("dropout-ragged-grouped", 2, 4, 2, 9, 14, 16, lengths=[14, 6], dropout_p=0.5),
     causal_attention("empty-batch", 0, 2, 2, 8, 8, 16),
     causal_attention("empty-tokens", 1, 2, 2, 0, 8, 16),
-    *(layer_norm(f"width-{N}", (5, N)) for N in (1, 2, 3, 31, 64, 257, 768, 1600, 4097)),
+    *(layer_norm(f"width-{N}", (5, N), eps=0.1) for N in (1, 2)),  # at 1e-5 their gradients are all rounding
+    *(layer_norm(f"width-{N}", (5, N)) for N in (3, 31, 64, 257, 768, 1600, 4097)),
+    layer_norm("large-eps", (7, 40), eps=0.5),
+    layer_norm("small-inputs", (7, 40), small=True),
+    layer_norm("small-inputs-and-eps", (7, 40), small=True, eps=1e-6),
     layer_norm("three-dims", (2, 7, 48)),
     layer_norm("many-rows", (333, 40)),
     layer_norm("one-row", (96,)),
     layer_norm("no-bias", (4, 33), bias=False),
     layer_norm("transposed", (6, 5, 32), transposed=True),
     layer_norm("empty", (0, 16)),
-    *(add_layer_norm(f"add-width-{N}", (5, N)) for N in (1, 33, 768, 4097)),
+    add_layer_norm("add-width-1", (5, 1), eps=0.1),
+    *(add_layer_norm(f"add-width-{N}", (5, N)) for N in (33, 768, 4097)),
+    add_layer_norm("add-large-eps", (7, 40), eps=0.5),
+    add_layer_norm("add-small-inputs", (7, 40), small=True),
+    add_layer_norm("add-small-inputs-and-eps", (7, 40), small=True, eps=1e-6),
     add_layer_norm("add-three-dims", (3, 11, 64)),
     add_layer_norm("add-no-bias", (4, 50), bias=False),
     add_layer_norm("add-transposed", (4, 9, 24), transposed=True),
@@ -239,6 +259,9 @@ CASES = [
     linear_cross_entropy("two-dims", (3, 9), 24, 131),
     linear_cross_entropy("one-row-one-class", (1,), 4, 1),
     linear_cross_entropy("some-ignored", (40,), 17, 77, ignored=True),
+    linear_cross_entropy("ignored-by-another-number", (40,), 17, 77, ignored=True, ignore_index=-1),
+    linear_cross_entropy("ignored-class", (5, 8), 17, 7, ignored=True, ignore_index=3),
+    linear_cross_entropy("ignored-first-class", (33,), 16, 5, ignore_index=0),
     linear_cross_entropy("many-classes", (37,), 32, 5003),
     linear_cross_entropy("many-rows", (1030,), 8, 300),
     *(quantized_linear(f"{form}-one-element", (1, 1), 1, form) for form in FORMATS),
@@ -247,6 +270,8 @@ CASES = [
     *(quantized_linear(f"{form}-odd", (3, 13, 37), 41, form) for form in FORMATS),
     *(quantized_linear(f"{form}-deep", (2, 1100), 40, form, activation="gelu_tanh") for form in FORMATS),
     *(quantized_linear(f"{form}-some-rows", (17, 70), 96, form, activation="gelu") for form in FORMATS),
+    *(quantized_linear(f"{form}-gelu-tanh", (3, 40), 20, form, activation="gelu_tanh") for form in FORMATS),
+    *(quantized_linear(f"{form}-gelu-erf", (3, 33), 20, form, activation="gelu") for form in FORMATS),
     *(quantized_linear(f"{form}-many-rows", (131, 64), 150, form) for form in FORMATS),
     *(quantized_linear(f"{form}-empty-rows", (0, 40), 5, form) for form in FORMATS),
 ]

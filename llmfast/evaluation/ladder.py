@@ -110,7 +110,9 @@ def climb(
         some = next(iter(configs.values())).data
         vocab_size = some.vocab_size if some.tokenizer in ("bpe", "word", "wordpiece") else None
         with preparing() as progress:
-            prepare(files, data, some.tokenizer, vocab_size, some.validation, progress=progress)
+            prepare(
+                files, data, some.tokenizer, vocab_size, some.validation, some.validation_documents, progress=progress
+            )
     manifest = Manifest.read(data)
     if "validation" not in manifest.splits or manifest.splits["validation"].tokens < 2:
         raise ValueError("a scaling law is about text that was not trained on: keep some out (--set validation=0.1)")

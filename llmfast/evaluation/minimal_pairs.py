@@ -9,14 +9,13 @@ arXiv:1912.00582): 67 paradigms of 1,000 pairs each. A model that knows nothing 
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from statistics import fmean
 
+from llmfast.documents import Source, find_sources
 from llmfast.inference.generation import LLM
 from llmfast.inference.scoring import Window, half_overlapping, predictions, windows
 
@@ -58,8 +57,8 @@ def read_pairs(path: str | Path) -> list[MinimalPair]:
     A line is a JSON object with `sentence_good` and `sentence_bad`, and in BLiMP `UID` and `linguistics_term`.
     `OSError` or `ValueError` names the file and the line that can't be read.
     """
-    path = Path(path)
-    pairs = [pair for name, lines in _files(path) for pair in _pairs_of(name, lines)]
+    sources = find_sources([path], suffixes=(".jsonl", ".zip"))
+    pairs = [pair for source in sources for pair in _pairs_of(source)]
     if not pairs:
         raise ValueError(f"{path} holds no minimal pairs: expected .jsonl files")
     return pairs
@@ -102,36 +101,14 @@ def _sign(x: float) -> float:
     return float(x > 0) - float(x < 0)
 
 
-def _files(path: Path) -> Iterator[tuple[PurePath, bytes]]:
-    """Name and content of every `.jsonl` file, without those that macOS leaves in its archives (`._name`)."""
-    if path.is_dir():
-        for each in sorted(path.rglob("*.jsonl")):
-            if not each.name.startswith("."):
-                yield each, each.read_bytes()
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                inner = PurePath(name)
-                if inner.suffix == ".jsonl" and not inner.name.startswith("."):
-                    try:
-                        yield path / inner, archive.read(name)
-                    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-                        raise ValueError(f"{path} can't be unpacked: {error}") from None
-    else:
-        yield path, path.read_bytes()
-
-
-def _pairs_of(name: PurePath, content: bytes) -> Iterator[MinimalPair]:
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
+def _pairs_of(source: Source) -> Iterator[MinimalPair]:
+    for number, record in source.records():
         try:
-            record = json.loads(line)
             good, bad = record["sentence_good"], record["sentence_bad"]
             if not (isinstance(good, str) and isinstance(bad, str) and good and bad):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             wanted = "a JSON object with the texts sentence_good and sentence_bad"
-            raise ValueError(f"{name}, line {number}: expected {wanted}") from None
-        paradigm = str(record.get("UID", name.stem))
+            raise ValueError(f"{source.name}, line {number}: expected {wanted}") from None
+        paradigm = str(record.get("UID", PurePath(source.name).stem))
         yield MinimalPair(good, bad, paradigm, str(record.get("linguistics_term", paradigm)))

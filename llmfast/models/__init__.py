@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llmfast.models import gpt2, llama
-from llmfast.models.architecture import ENDS, MATRICES, Arithmetic, ModelConfig, Parameter, Rotary
+from llmfast.models.architecture import ENDS, MATRICES, Arithmetic, ModelConfig, Parameter, Rotary, Shape
 from llmfast.models.gpt2 import GPT, GPTConfig
 from llmfast.models.language_model import FLOATS, LanguageModel
 from llmfast.models.llama import Llama, LlamaConfig
@@ -33,10 +33,12 @@ __all__ = [
     "ModelConfig",
     "Parameter",
     "Rotary",
+    "Shape",
     "config_from_document",
     "create",
     "from_pretrained",
     "register_family",
+    "shaped",
 ]
 
 FAMILIES: dict[str, type[LanguageModel]] = {}  # by config.json's model_type
@@ -57,6 +59,13 @@ register_family(Llama)
 def create(config: ModelConfig) -> LanguageModel:
     """An untrained model of this shape."""
     return next(family for family in FAMILIES.values() if family.config_class is type(config))(config)
+
+
+def shaped(family: str, shape: Shape) -> ModelConfig:
+    """A new model of a family, by its model_type. `ValueError` for one that is not known, or has no such shape."""
+    if family not in FAMILIES:
+        raise ValueError(f"there is no family {family!r}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[family].config_class.shaped(shape, family)
 
 
 def config_from_document(document: Mapping[str, Any]) -> ModelConfig:

@@ -11,9 +11,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Role = Literal[
     "token_embedding",  # (V, C), looked up by token
@@ -99,6 +102,23 @@ class Arithmetic:
     logits_divisor: float = 1.0
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a new model is to be, in words that every family understands."""
+
+    vocab_size: int
+    context: int
+    width: int
+    blocks: int
+    heads: int
+    key_heads: int | None = None  # as many as there are heads when None
+    inner_dim: int | None = None  # what the family usually has when None
+    dropout: float = 0.0  # of embeddings and residual branches
+    attention_dropout: float = 0.0
+    tie_word_embeddings: bool = True
+    end_of_text: int | None = None  # the token that begins and ends a text
+
+
 class ModelConfig:
     """The hyperparameters of an architecture, and what the rest of the house may ask of any of them.
 
@@ -145,23 +165,30 @@ class ModelConfig:
     @property
     def end_tokens(self) -> tuple[int, ...]:
         """The tokens that end a text."""
+        return ()
+
+    @classmethod
+    def shaped(cls, shape: Shape, model_type: str) -> ModelConfig:
+        """A new model to train. `ValueError` for what the family has no place for."""
         raise NotImplementedError
 
     def parameters(self) -> list[Parameter]:
         """Every tensor of a model of this shape, in the order in which it computes; a tied head is not one."""
         raise NotImplementedError
 
-    def arithmetic(self) -> Arithmetic:
-        raise NotImplementedError
+    def arithmetic(self) -> Arithmetic | None:
+        """Its block, for a decoder that computes without the module; None for one that only the module computes."""
+        return None
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> ModelConfig:
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
         """What a `config.json` says. `ValueError` names a setting that is missing, wrong or not computed here."""
-        raise NotImplementedError
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: value for name, value in document.items() if name in known})
 
     def to_document(self) -> dict[str, Any]:
-        """The `config.json` that Hugging Face's classes read."""
-        raise NotImplementedError
+        """The `config.json`; for a family that Hugging Face has, as its class reads it."""
+        return {"model_type": self.model_types[0]} | dataclasses.asdict(self)  # type: ignore[call-overload]
 
     @property
     def num_parameters(self) -> int:
@@ -178,12 +205,14 @@ class ModelConfig:
         """Floating-point operations of the forward pass for one token that looks at `keys` keys: 2 a product."""
         matrices = sum(p.size for p in self.parameters() if p.is_matrix and p.role not in ENDS)
         head = self.vocab_size * self.width
-        seen = sum(min(keys, keys if window is None else window) for window in self.arithmetic().windows)
+        described = self.arithmetic()
+        windows = (None,) * self.blocks if described is None else described.windows
+        seen = sum(min(keys, keys if window is None else window) for window in windows)
         return 2.0 * (matrices + head) + 4.0 * seen * self.heads * self.head_dim
 
     def without_dropout(self) -> ModelConfig:
         """The same shape, whose forward pass is the same in training."""
-        raise NotImplementedError
+        return self
 
     def replaced(self, **fields: Any) -> Any:
         """The same with some fields changed, checked anew."""

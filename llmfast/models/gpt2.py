@@ -22,6 +22,7 @@ from llmfast.models.architecture import (
     ModelConfig,
     Parameter,
     Role,
+    Shape,
     positive_integers,
     positive_numbers,
     probabilities,
@@ -117,6 +118,25 @@ class GPTConfig(ModelConfig):
     @property
     def end_tokens(self) -> tuple[int, ...]:
         return () if self.eos_token_id is None else (self.eos_token_id,)
+
+    @classmethod
+    def shaped(cls, shape: Shape, model_type: str) -> GPTConfig:
+        if shape.key_heads not in (None, shape.heads):
+            raise ValueError(f"{model_type} has a key head for each of its {shape.heads} heads, not {shape.key_heads}")
+        return cls(
+            vocab_size=shape.vocab_size,
+            n_positions=shape.context,
+            n_embd=shape.width,
+            n_layer=shape.blocks,
+            n_head=shape.heads,
+            n_inner=shape.inner_dim,
+            embd_pdrop=shape.dropout,
+            attn_pdrop=shape.attention_dropout,
+            resid_pdrop=shape.dropout,
+            tie_word_embeddings=shape.tie_word_embeddings,
+            bos_token_id=shape.end_of_text,
+            eos_token_id=shape.end_of_text,
+        )
 
     def parameters(self) -> list[Parameter]:
         C, inner = self.n_embd, self.inner_dim

@@ -23,6 +23,7 @@ from llmfast.models.architecture import (
     ModelConfig,
     Parameter,
     Role,
+    Shape,
     positive_integers,
     positive_numbers,
     probabilities,
@@ -213,6 +214,27 @@ class LlamaConfig(ModelConfig):
         here = self.window_blocks is None or block in self.window_blocks
         return self.sliding_window if here else None
 
+    @classmethod
+    def shaped(cls, shape: Shape, model_type: str) -> LlamaConfig:
+        if shape.dropout > 0:
+            raise ValueError(f"{model_type} has no dropout but of attention: set attention_dropout instead")
+        # Three matrices of 8/3 of the width have as many weights as GPT-2's two of four times the width.
+        usual = -(-8 * shape.width // 3 // 64) * 64
+        return cls(
+            model_type,
+            vocab_size=shape.vocab_size,
+            max_position_embeddings=shape.context,
+            hidden_size=shape.width,
+            num_hidden_layers=shape.blocks,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_heads,
+            intermediate_size=usual if shape.inner_dim is None else shape.inner_dim,
+            attention_dropout=shape.attention_dropout,
+            tie_word_embeddings=shape.tie_word_embeddings,
+            bos_token_id=shape.end_of_text,
+            eos_token_id=shape.end_of_text,
+        )
+
     def parameters(self) -> list[Parameter]:
         C, D, inner = self.hidden_size, self.head_channels, self.intermediate_size
         Q, KV = self.heads * D, self.key_heads * D
@@ -272,9 +294,10 @@ class LlamaConfig(ModelConfig):
             raise ValueError(f"it does not say {', '.join(missing)}")
         fields = {field.name for field in dataclasses.fields(cls)}
         for name, value in document.items():
-            if name in fields | READ | HARMLESS or value in (None, False, 0, 1.0, "") or name.endswith("_token_id"):
+            neutral = value is None or value is False or value == "" or (value in (0, 1) and value is not True)
+            if name in fields | READ | HARMLESS or name.endswith("_token_id"):
                 continue
-            if any(part in name.lower() for part in TELLING):
+            if not neutral and any(part in name.lower() for part in TELLING):
                 raise ValueError(f"it sets {name} to {value!r}, which this model does not compute")
         given = {name: value for name, value in document.items() if name in fields and value is not None}
         for name in ("head_dim", "bos_token_id", "eos_token_id", "sliding_window"):  # where null says something
@@ -301,6 +324,7 @@ class LlamaConfig(ModelConfig):
         for name in ("rope", "no_rope_blocks", "window_blocks"):
             del document[name]
         document |= {"architectures": [ARCHITECTURES[self.model_type]], "num_key_value_heads": self.key_heads}
+        document["pad_token_id"] = None  # or SmolLM3's class takes one beyond a small vocabulary
         document |= {"rope_theta": self.rope.rope_theta, "rope_parameters": self.rope.to_document()}
         if self.model_type in ("qwen2", "qwen3", "smollm3"):
             kinds = ["full_attention" if self.window(b) is None else "sliding_attention" for b in range(self.blocks)]

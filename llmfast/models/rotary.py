@@ -95,7 +95,8 @@ class RotarySettings:
     def rotary(self, head_dim: int, context: int) -> Rotary:
         """For heads of `head_dim` channels in a model of `context` positions."""
         R = int(head_dim * self.partial_rotary_factor)
-        frequencies = 1.0 / self.rope_theta ** (torch.arange(0, R, 2, dtype=torch.float32) / R)
+        # On the CPU even where a model is being made on the meta device: these numbers come from no file.
+        frequencies = 1.0 / self.rope_theta ** (torch.arange(0, R, 2, dtype=torch.float32, device="cpu") / R)
         if self.rope_type == "linear":
             assert self.factor is not None
             return Rotary(frequencies / self.factor)
@@ -123,7 +124,7 @@ class RotarySettings:
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, R - 1)
-        ramp = (torch.arange(R // 2, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
+        ramp = (torch.arange(R // 2, dtype=torch.float32, device="cpu") - low) / (high - low if high != low else 0.001)
         divided = ramp.clamp(0, 1)
         return frequencies * (divided / self.factor + (1 - divided))
 

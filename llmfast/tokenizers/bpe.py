@@ -22,7 +22,7 @@ from llmfast.tokenizers.bpe_files import BPEFiles
 from llmfast.tokenizers.bpe_training import OnMerge, has_library, learn_merges, learn_merges_with_library
 from llmfast.tokenizers.byte_letters import BYTES
 from llmfast.tokenizers.protocol import END_OF_TEXT, encodable, split_at_special
-from llmfast.tokenizers.splitting import count_chunks, split_pattern, without_long_blanks
+from llmfast.tokenizers.splitting import count_chunks, in_short_chunks, split_pattern, without_long_blanks
 
 TRAINERS = ("auto", "python", "tokenizers")
 
@@ -98,7 +98,7 @@ class BPETokenizer:
             raise ValueError(f"trainer must be {', '.join(TRAINERS)}, got {trainer!r}")
         if trainer == "auto":
             trainer = "tokenizers" if on_merge is None and has_library() else "python"
-        texts = map(encodable, texts)
+        texts = in_short_chunks(map(encodable, texts), split)
         if trainer == "python":
             chunks = count_chunks(texts, split)
             counted = ((chunk.encode(), n) for chunk, n in chunks.items())

@@ -7,7 +7,7 @@ tiktoken (encoding), but for letters and digits that are newer than the Unicode 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import regex
 
@@ -23,6 +23,7 @@ SPLIT_PATTERNS = {"gpt2": GPT2_SPLIT_PATTERN, "gpt4": GPT4_SPLIT_PATTERN}
 
 # tiktoken's regular expressions panic at a million blanks in a row, so longer runs are encoded in parts.
 LONGEST_BLANK = 500_000
+LONGEST_CHUNK = 1000  # characters, in training; words, numbers and runs of signs are shorter
 
 
 def split_pattern(name: str) -> str:
@@ -38,6 +39,23 @@ def count_chunks(texts: Iterable[str], split: str = "gpt2") -> Counter[str]:
     for text in texts:
         chunks.update(pattern.findall(text))
     return chunks
+
+
+def in_short_chunks(texts: Iterable[str], split: str = "gpt2") -> Iterator[str]:
+    """The texts in parts, cut so that no chunk is longer than `LONGEST_CHUNK`: what training learns from.
+
+    Training takes time with the square of a chunk's length, and a megabyte of one letter is one chunk.
+    """
+    pattern, half = regex.compile(split_pattern(split)), LONGEST_CHUNK // 2 - 1
+    suspicious = regex.compile(rf"\S{{{half}}}|\s{{{half}}}")  # every longer chunk has one of these in it
+    for text in texts:
+        start = 0
+        for chunk in pattern.finditer(text) if suspicious.search(text) else ():
+            if chunk.end() - chunk.start() > LONGEST_CHUNK:
+                yield text[start : chunk.start()]
+                yield from (chunk[0][i : i + LONGEST_CHUNK] for i in range(0, len(chunk[0]), LONGEST_CHUNK))
+                start = chunk.end()
+        yield text[start:]
 
 
 def without_long_blanks(text: str) -> list[str]:

@@ -7,6 +7,7 @@ checkpoints/
     optimizer.safetensors              the optimizer's state by the names of the weights
     shards/                            both, where processes share them (`sharded`), instead of the two files
     state.json                         the step, the configuration, and what else the run has to know
+    SHA256SUMS                         the checksums of all these, as `sha256sum --check` reads them
 
 The learning rate, the batches and the random numbers of dropout are functions of the step and the seed (`Trainer`):
 the step restores them all.
@@ -27,9 +28,11 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from llmfast.files import file_sha256
 from llmfast.training.processes import Processes
+from llmfast.weights.files import write_tensors
 
-STATE, OPTIMIZER, SHARDS = "state.json", "optimizer.safetensors", "shards"
+STATE, OPTIMIZER, SHARDS, SUMS = "state.json", "optimizer.safetensors", "shards", "SHA256SUMS"
 VERSION = 1
 NAME = re.compile(r"step-(\d+)")
 
@@ -68,14 +71,14 @@ def write(root: Path, step: int, keep: int, content: Callable[[Path], None], gro
         content(temporary)
         group.wait()
         if group.first:
+            written = sorted(path for path in temporary.rglob("*") if path.is_file())
+            sums = (f"{file_sha256(path)}  {path.relative_to(temporary).as_posix()}\n" for path in written)
+            (temporary / SUMS).write_text("".join(sums), encoding="utf-8")
             for path in temporary.rglob("*"):
                 sync(path)
             sync(temporary)
             os.replace(temporary, target)
             sync(root)
-    except SafetensorError as error:  # its own word for a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(str(error)) from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -102,8 +105,26 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def verify(path: Path, group: Processes) -> None:
+    """`ValueError` where a file of a checkpoint is not what was written. For all processes to call; the first reads.
+
+    One that was written before there were checksums is taken as it is.
+    """
+    wrong: list[str] = []
+    if group.first and (path / SUMS).exists():
+        for line in (path / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+            expected, _, name = line.partition("  ")
+            file = path / name
+            if not file.is_file():
+                wrong.append(f"{name} is missing")
+            elif file_sha256(file) != expected:
+                wrong.append(f"{name} is not what was written (its SHA-256 has changed)")
+    if group.agree(bool(wrong)):
+        raise ValueError(f"the checkpoint {path} is damaged: {'; '.join(wrong) or 'the first process says so'}")
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    write_tensors(path, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -45,13 +45,17 @@ def setting(
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The shape, under `GPTConfig`'s names; the vocabulary comes from the tokenizer."""
+    """The family and the shape, under GPT-2's names; the vocabulary comes from the tokenizer."""
 
-    n_layer: int = setting(4, "blocks", least=1)
+    family: str = setting("gpt2", "gpt2, llama, mistral, qwen2, qwen3, smollm3, granite")
+    n_layer: int = setting(4, "blocks", least=1, most=10_000)
     n_head: int = setting(6, "attention heads, a divisor of n_embd", least=1)
+    n_key_head: int = setting(0, "heads of keys and values, a divisor of n_head; 0 for n_head", least=0)
     n_embd: int = setting(192, "width", least=1)
+    n_inner: int = setting(0, "width of the feed-forward layers; 0 for what the family usually has", least=0)
     n_positions: int = setting(256, "the context, in tokens", least=1)
-    dropout: float = setting(0.0, "of embeddings, attention and residual branches", least=0, below=1)
+    dropout: float = setting(0.0, "of embeddings and residual branches", least=0, below=1)
+    attention_dropout: float = setting(0.0, "of the weights of attention", least=0, below=1)
     tie_word_embeddings: bool = setting(True, "the head is the token embedding")
 
 
@@ -63,6 +67,12 @@ class DataSettings:
     tokenizer: str = setting("bpe", "char, word, bpe, wordpiece, gpt2, or the directory of a trained one")
     vocab_size: int = setting(2000, "the largest vocabulary of a tokenizer that is trained", least=2)
     validation: float = setting(0.1, "the share of the text that is kept out of training", least=0, below=1)
+    validation_documents: int = setting(0, "the last so many documents are kept out, instead of a share", least=0)
+    rows: str = setting(
+        "windows",
+        "of a batch: windows of the text as one stream, or a document each, for texts shorter than n_positions",
+        options=("windows", "documents"),
+    )
     batch_size: int = setting(16, "sequences of an optimizer step, over all processes", least=1)
     accumulation: int = setting(1, "parts that a process computes its share of a batch in, to save memory", least=1)
 
@@ -77,6 +87,7 @@ class OptimizationSettings:
     lr: float = setting(2e-3, "the peak learning rate", above=0)
     schedule: str = setting("cosine", "after the warm-up", options=("cosine", "linear", "constant"))
     warmup: int = setting(100, "steps of linear warm-up", least=0)
+    hold: float = setting(0.0, "the share of the steps after it that stay at the peak", least=0, below=1)
     final_lr: float = setting(0.0, "the learning rate at the end, as a share of the peak", least=0, most=1)
     weight_decay: float = setting(0.1, "of matrices and embeddings", least=0)
     beta1: float = setting(0.9, "AdamW's, and the momentum of SGD", least=0, below=1)
@@ -101,6 +112,7 @@ class RunSettings:
     evaluate_every: int = setting(250, "steps between evaluations of the whole validation split; 0 for never", least=0)
     checkpoint_every: int = setting(250, "steps between checkpoints; 0 for the end only", least=0)
     keep_checkpoints: int = setting(2, "how many of them are kept", least=1)
+    saved_precision: str = setting("fp32", "of the model; checkpoints are fp32", options=("fp32", "bf16", "fp16"))
     log_every: int = setting(10, "steps between lines of the display", least=1)
     sample_every: int = setting(0, "steps between samples; 0 for never", least=0)
     sample_prompt: str = setting("\n", "what a sample continues")
@@ -195,14 +207,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         lr=4e-3, steps=2000, warmup=100, evaluate_every=250, checkpoint_every=500, sample_every=500,
     ),
     "shakespeare-char": dict(
-        n_layer=6, n_head=6, n_embd=384, n_positions=256, dropout=0.2, tokenizer="char", batch_size=64,
-        lr=1e-3, final_lr=0.1, steps=5000, warmup=100, evaluate_every=250, checkpoint_every=500, sample_every=500,
+        n_layer=6, n_head=6, n_embd=384, n_positions=256, dropout=0.2, attention_dropout=0.2, tokenizer="char",
+        batch_size=64, lr=1e-3, final_lr=0.1, steps=5000, warmup=100, evaluate_every=250, checkpoint_every=500,
+        sample_every=500,
     ),
-    # The embedded model's shape.
+    # The embedded model, of tinystories.txt: 7.7 epochs of 2 million tokens.
     "stories": dict(
         n_layer=6, n_head=4, n_embd=256, n_positions=512, dropout=0.1, tokenizer="bpe", vocab_size=4000,
-        validation=0.02, batch_size=12, optimizer="muon", lr=3e-3, schedule="linear", steps=10_000, warmup=200,
-        beta2=0.95, evaluate_every=500, checkpoint_every=500, sample_every=500, sample_prompt="Once upon a time",
+        validation_documents=500, rows="documents", batch_size=12, optimizer="muon", lr=3e-3, schedule="linear",
+        hold=0.3, steps=2600, warmup=50, beta2=0.95, saved_precision="bf16", evaluate_every=250,
+        checkpoint_every=250, sample_every=500, sample_prompt="Once upon a time",
+    ),
+    # A small model of the Llama family: 7.9 million parameters, minutes on a CPU.
+    "llama-small": dict(
+        family="llama", n_layer=4, n_head=6, n_key_head=2, n_embd=384, n_positions=256, tokenizer="bpe",
+        vocab_size=2000, batch_size=16, lr=2e-3, steps=1000, warmup=50, beta2=0.95, evaluate_every=250,
+        checkpoint_every=250, sample_every=500,
     ),
     # GPT-2 124M, half a million tokens a step, 10 billion in all: for a node of GPUs.
     "gpt2": dict(

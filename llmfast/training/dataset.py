@@ -6,6 +6,7 @@ checkpoint has to keep is the step, and a run that is resumed, on however many p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,6 +111,34 @@ class TokenDataset:
         return np.concatenate(parts) if parts else np.empty(0, dtype=arrays[0].dtype if arrays else np.uint16)
 
 
+def rows_of(
+    dataset: TokenDataset, starts: Sequence[int], lengths: Sequence[int], width: int, padding: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Ids and targets, both (rows, width) int64: `lengths[i]` tokens from `starts[i]` on, and what follows each.
+
+    Beyond a row's length stand `padding` and -100. A start of -1 is before the first token, where `padding` stands too.
+    """
+    ids = np.full((len(starts), width), padding)
+    targets = np.full((len(starts), width), IGNORED)
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        before = int(start < 0)
+        ids[row, before:length] = dataset.window(start + before, length - before)
+        targets[row, :length] = dataset.targets(start + 1, length)
+    return torch.from_numpy(ids), torch.from_numpy(targets)
+
+
+def blocks(bounds: Sequence[int], context: int) -> list[tuple[int, int]]:
+    """The start and the length of the rows that score every token between bounds once, as `rows_of` takes them.
+
+    `bounds` are ascending; no block reaches over one. They share nothing.
+    """
+    return [
+        (start, min(context, end - start))
+        for first, end in itertools.pairwise(bounds)
+        for start in range(first, end, context)
+    ]
+
+
 class WindowLoader:
     """Shuffled windows of a token stream.
 
@@ -156,15 +185,13 @@ class WindowLoader:
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         rows, T = self.batch_size // self.world_size, self.context
-        ids = np.empty((rows, T), dtype=np.int64)
-        targets = np.empty((rows, T), dtype=np.int64)
         first = step * self.batch_size + self.rank * rows
-        for row in range(rows):
-            epoch, index = divmod(first + row, self.windows_per_epoch)
-            start = int(self._starts(epoch)[index])
-            ids[row] = self.dataset.window(start, T)
-            targets[row] = self.dataset.targets(start + 1, T)
-        return torch.from_numpy(ids), torch.from_numpy(targets)
+        places = (divmod(row, self.windows_per_epoch) for row in range(first, first + rows))
+        return rows_of(self.dataset, [int(self._starts(epoch)[i]) for epoch, i in places], [T] * rows, T)
+
+    def blocks(self, dataset: TokenDataset) -> list[tuple[int, int]]:
+        """The rows that score every token of `dataset` but the first, as one stream."""
+        return blocks([0, dataset.num_tokens - 1], self.context)
 
     def _starts(self, epoch: int) -> np.ndarray:
         """Where the windows of an epoch begin, in its order: (windows_per_epoch,) int64."""

@@ -7,10 +7,12 @@ OUT/
   data/                                       the prepared tokens, where the files were text
   checkpoints/                                the newest states (see `checkpoints`)
   metrics.jsonl, curves.png                   what was measured
+  .lock                                       held by the process that trains, whose number is in it
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,21 +21,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfast.files import write_atomic
+from llmfast.files import Locked, locked, write_atomic
 from llmfast.tokenizers import TRAINABLE
-from llmfast.training.configuration import SECTIONS, TrainingConfig
+from llmfast.training.configuration import SECTIONS, ModelSettings, TrainingConfig
 from llmfast.training.manifest import MANIFEST
 from llmfast.training.metrics import METRICS
 from llmfast.training.prepare import prepare
 from llmfast.weights.files import WEIGHT_FILES
 from llmfast.weights.quantizing import TRAINING
 
-RUN, DATA, CHECKPOINTS = "run.json", "data", "checkpoints"
+RUN, DATA, CHECKPOINTS, LOCK = "run.json", "data", "checkpoints", ".lock"
 OURS = (RUN, CHECKPOINTS, METRICS, TRAINING, "config.json", *WEIGHT_FILES)
 VERSION = 1
 # What a run can't change on the way: with another of these it would be another run.
-FIXED = {"n_layer", "n_head", "n_embd", "n_positions", "tie_word_embeddings", "tokenizer", "vocab_size", "validation"}
-FIXED |= {"encoding", "batch_size", "seed", "optimizer"}
+FIXED = {each.name for each in dataclasses.fields(ModelSettings)} - {"dropout", "attention_dropout"}
+FIXED |= {"tokenizer", "vocab_size", "validation", "validation_documents", "encoding", "rows", "batch_size", "seed"}
+FIXED |= {"optimizer"}
 
 Progress = Callable[[str, int, int], None]
 
@@ -73,16 +76,30 @@ class RunRecord:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["version"] != VERSION:
                 raise ValueError(f"its version is {document['version']}, and this llmfast reads {VERSION}")
-            config = TrainingConfig.from_document(document["config"])
+            settings = document["config"]
+            # Earlier runs had one setting for both.
+            settings["model"].setdefault("attention_dropout", settings["model"]["dropout"])
+            config = TrainingConfig.from_document(settings)
             return cls(config, out / document["data"], tuple(document["files"]), document["fingerprint"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def check_free(out: Path) -> None:
-    """`ValueError` where a new run would write over something; prepared data alone is made anew."""
+@contextmanager
+def only_process(out: Path) -> Iterator[None]:
+    """Holds the run in `out` for this process, until it ends in whatever way. `ValueError` where another one has it."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: name a directory for the run")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out / LOCK):
+            yield
+    except Locked as error:
+        raise ValueError(f"the run in {out} is in use by {error}") from None
+
+
+def check_free(out: Path) -> None:
+    """`ValueError` where a new run would write over something; prepared data alone is made anew."""
     if (out / RUN).exists():
         raise ValueError(f"{out} holds a run already: go on with it by --resume, or name another directory")
     taken = [name for name in OURS if (out / name).exists()]
@@ -94,7 +111,6 @@ def prepare_data(files: Sequence[str | Path], out: Path, config: TrainingConfig,
     """Makes the data of a new run in `out`, unless `files` is one directory with prepared data."""
     if not files:
         raise ValueError("no files to train on: name text files, or a directory of prepared data")
-    out.mkdir(parents=True, exist_ok=True)
     if _prepared(files):
         return
     settings = config.data
@@ -106,6 +122,7 @@ def prepare_data(files: Sequence[str | Path], out: Path, config: TrainingConfig,
         settings.tokenizer,
         vocab_size,
         settings.validation,
+        settings.validation_documents,
         encoding=settings.encoding,
         overwrite=True,
         progress=progress,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llmfast.training.documents import Part, Source
+from llmfast.documents import Part, Source
 
 
 @dataclass
@@ -49,17 +49,24 @@ def scan(sources: Sequence[Source], seed: int, progress: Callable[[int], None] =
 class Division:
     """Every document is in "train" or "validation"; of a lone one the end is for validation.
 
-    Documents go to validation in the order of their hashes, equal ones together, until they have about the share
-    `validation` of all bytes. One that is larger than this share stays in training. `ValueError` where nothing would
-    be left to train on.
+    With `last`, the last so many documents are for validation. Otherwise documents go there in the order of their
+    hashes, equal ones together, until they have about the share `validation` of all bytes. One that is larger than this
+    share stays in training. `ValueError` where nothing would be left to train on.
     """
 
-    def __init__(self, corpus: Corpus, validation: float):
+    def __init__(self, corpus: Corpus, validation: float, last: int = 0):
         count = len(corpus.hashes)
         self.documents = {"train": count}
         self.description = "none was kept out"
         self._kept_out = np.zeros(count, dtype=bool)
         self._cut: int | None = None  # how many characters of a lone document are for training
+        if last > 0:
+            if last >= count:
+                raise ValueError(f"there are {count} documents: keeping the last {last} out leaves none to train on")
+            self._kept_out[-last:] = True
+            self.documents = {"train": count - last, "validation": last}
+            self.description = f"the last {last} documents"
+            return
         if validation == 0:
             return
         if count == 1:

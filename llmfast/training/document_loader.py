@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from llmfast.training.dataset import IGNORED, TokenDataset
+from llmfast.training.dataset import TokenDataset, blocks, rows_of
 
 POOL = 1024  # documents that are sorted by length together: enough for like lengths, few enough for other neighbours
 FROM_NOTHING, FROM_ITS_START = 0.5, 0.85  # the shares of rows below which they begin in these ways
@@ -21,9 +20,8 @@ FROM_NOTHING, FROM_ITS_START = 0.5, 0.85  # the shares of rows below which they 
 class _Epoch:
     """The rows of an epoch in the order in which batches take them, and where each batch begins among them."""
 
-    documents: np.ndarray  # (rows,)
-    skipped: np.ndarray  # (rows,) tokens left out at the start; -1 where an end-of-text comes before it
-    lengths: np.ndarray  # (rows,) tokens of a row
+    starts: np.ndarray  # (rows,) where in the data
+    lengths: np.ndarray  # (rows,) ids, each of which has a target
     bounds: np.ndarray  # (batches + 1,)
     order: np.ndarray  # (batches,)
 
@@ -58,13 +56,12 @@ class DocumentLoader:
             )
         if batch_tokens < 2 * (context + 1):
             raise ValueError(
-                f"batch_tokens must hold two of the longest rows, {2 * (context + 1)} tokens, got {batch_tokens}"
+                f"a batch must hold two of the longest rows, {2 * (context + 1)} tokens, got {batch_tokens}"
             )
-        ends = dataset.positions_of(end_of_text) + 1
-        ends = np.unique(np.append(ends, dataset.num_tokens))  # the last document may have been cut
-        starts = np.concatenate([[0], ends[:-1]])
-        several = ends - starts > 1  # besides the end-of-text
-        self._starts, self._sizes = starts[several], (ends - starts)[several]
+        bounds = _bounds(dataset, end_of_text)
+        sizes = np.diff(bounds)
+        several = sizes > 1  # besides the end-of-text
+        self._starts, self._sizes = bounds[:-1][several] + 1, sizes[several]
         if not len(self._starts):
             raise ValueError(f"the data hold no document, only {dataset.num_tokens} tokens")
         self.dataset, self.context, self.end_of_text, self.seed = dataset, context, end_of_text, seed
@@ -88,19 +85,15 @@ class DocumentLoader:
         batch = int(epoch.order[index])
         first, last = int(epoch.bounds[batch]), int(epoch.bounds[batch + 1])
         rows = -(-(last - first) // self.world_size)
-        width = int(epoch.lengths[first:last].max()) - 1
-        ids = np.full((rows, width), self.end_of_text)
-        targets = np.full((rows, width), IGNORED)
-        for row, place in enumerate(range(first + self.rank * rows, min(last, first + (self.rank + 1) * rows))):
-            document, skipped = int(epoch.documents[place]), int(epoch.skipped[place])
-            start, length = int(self._starts[document]) + max(0, skipped), int(epoch.lengths[place])
-            if skipped < 0:  # ids already begin with an end-of-text
-                ids[row, 1 : length - 1] = self.dataset.window(start, length - 2)
-                targets[row, : length - 1] = self.dataset.targets(start, length - 1)
-            else:
-                ids[row, : length - 1] = self.dataset.window(start, length - 1)
-                targets[row, : length - 1] = self.dataset.targets(start + 1, length - 1)
-        return torch.from_numpy(ids), torch.from_numpy(targets)
+        width = int(epoch.lengths[first:last].max())
+        mine = slice(min(last, first + self.rank * rows), min(last, first + (self.rank + 1) * rows))
+        starts, lengths = epoch.starts[mine].tolist(), epoch.lengths[mine].tolist()
+        missing = rows - len(starts)
+        return rows_of(self.dataset, starts + [0] * missing, lengths + [0] * missing, width, self.end_of_text)
+
+    def blocks(self, dataset: TokenDataset) -> list[tuple[int, int]]:
+        """The rows that score every document of `dataset` alone, from an end-of-text to its own."""
+        return blocks(_bounds(dataset, self.end_of_text).tolist(), self.context)
 
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
@@ -114,13 +107,21 @@ class DocumentLoader:
         chance = rng.random(count)
         skipped = rng.integers((self._sizes - 1) // 2 + 1)
         skipped[chance < FROM_ITS_START] = 0
-        skipped[chance < FROM_NOTHING] = -1
-        lengths = np.minimum(self._sizes - skipped, self.context + 1)
+        skipped[chance < FROM_NOTHING] = -1  # the end-of-text before it is not left out
+        lengths = np.minimum(self._sizes - skipped - 1, self.context)
         pools = np.empty(count, dtype=np.int64)
         pools[rng.permutation(count)] = np.arange(count) // POOL
         rows = np.lexsort((lengths, pools))
         # Cut where equal shares of all tokens end: between two bounds there is at least one row's beginning.
-        begins = np.cumsum(lengths[rows]) - lengths[rows]
-        shares = np.arange(self.steps_per_epoch + 1) * (lengths.sum() / self.steps_per_epoch)
+        sizes = lengths[rows] + 1
+        begins = np.cumsum(sizes) - sizes
+        shares = np.arange(self.steps_per_epoch + 1) * (sizes.sum() / self.steps_per_epoch)
         bounds = np.searchsorted(begins, shares)
-        return _Epoch(rows, skipped[rows], lengths[rows], bounds, rng.permutation(self.steps_per_epoch))
+        starts = (self._starts + skipped)[rows]
+        return _Epoch(starts, lengths[rows], bounds, rng.permutation(self.steps_per_epoch))
+
+
+def _bounds(dataset: TokenDataset, end_of_text: int) -> np.ndarray:
+    """The places of all end-of-texts, between which documents lie: -1 before the first, the last token's at the end,
+    though that document may have been cut."""
+    return np.unique([-1, *dataset.positions_of(end_of_text), dataset.num_tokens - 1])

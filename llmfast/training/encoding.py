@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmfast.documents import Part
 from llmfast.tokenizers import Tokenizer
-from llmfast.training.documents import Part
 
 BATCH = 1 << 20  # characters that a process is given at once
 AHEAD = 3  # batches for each process that wait or are done, at most: what bounds the memory

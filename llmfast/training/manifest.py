@@ -11,7 +11,6 @@ data/
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from llmfast.files import write_atomic
+from llmfast.files import file_sha256, write_atomic
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -127,15 +126,6 @@ class Manifest:
         if wrong:
             raise ValueError(f"{directory}: {'; '.join(wrong)}: prepare the data again")
         return count
-
-
-def file_sha256(path: Path, progress: Callable[[int], None] = lambda read: None) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
 
 
 def map_array(path: Path, tokens: int, dtype: str) -> np.ndarray:

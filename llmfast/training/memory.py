@@ -8,12 +8,10 @@ from pathlib import Path
 import torch
 
 from llmfast.backends.pytorch import LOGITS_BYTES, LOGITS_BYTES_ELSEWHERE
-from llmfast.models import GPTConfig
+from llmfast.models import ModelConfig
+from llmfast.training.weights import kinds_of
 
 STATES = {"adamw": 2, "sgd": 1, "muon": 1}  # float32 numbers that an optimizer keeps for a weight
-# What a block keeps for backward, in multiples of the width, for a token: both LayerNorms' sums (1 + 1) and outputs
-# (1 + 1), query, key and value (3), attention's output (1), and the wide layer before and after GELU (4 + 4).
-KEPT_BY_A_BLOCK = 16
 KEPT_BY_A_CHECKPOINT = 2  # the branch and the residual stream that a block is computed again from
 
 
@@ -28,8 +26,13 @@ class MemoryEstimate:
     logits: int  # the largest chunk of them
 
     @property
+    def lasting(self) -> int:
+        """What is there from the first step to the last."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.lasting + self.activations + self.logits
 
     def __str__(self) -> str:
         parts = ("weights", "gradients", "optimizer", "activations", "logits")
@@ -37,37 +40,60 @@ class MemoryEstimate:
 
 
 def estimate(
-    config: GPTConfig,
+    config: ModelConfig,
     sequences: int,
     context: int,
     optimizer: str,
     dtype: torch.dtype,
     device: torch.device,
     activation_checkpointing: bool = False,
+    dropout: bool = False,
     shards: int = 1,
 ) -> MemoryEstimate:
     """For `sequences` of `context` tokens computed at once. `shards`: among how many processes the weights, gradients
     and the optimizer's state are divided, one block's weights being whole at a time."""
     N, itemsize = config.num_parameters, dtype.itemsize
     copied = itemsize if itemsize < 4 else 0
-    matrices = config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.inner_dim)
-    states = STATES[optimizer] * N + (N - matrices if optimizer == "muon" else 0)
-    tokens = sequences * context
-    inner = config.inner_dim / config.n_embd
-    block = int((KEPT_BY_A_BLOCK - 8 + 2 * inner) * config.n_embd) * itemsize
-    if config.resid_pdrop > 0:
-        block += 4 * config.n_embd  # each dropout's mask and what it was applied to
-    layers = config.n_layer * block
+    states = STATES[optimizer] * N
+    if optimizer == "muon":  # AdamW moves the rest
+        kinds = kinds_of(config)
+        states += sum(p.size for p in config.parameters() if kinds[p.name] != "matrix")
+    tokens, width = sequences * context, config.width
+    block = kept_by_a_block(config) * itemsize
+    if dropout:
+        block += 4 * width  # each dropout's mask and what it was applied to
+    layers = config.blocks * block
     if activation_checkpointing:
-        layers = config.n_layer * KEPT_BY_A_CHECKPOINT * config.n_embd * itemsize + block
+        layers = config.blocks * KEPT_BY_A_CHECKPOINT * width * itemsize + block
     largest = LOGITS_BYTES.get(device.type, LOGITS_BYTES_ELSEWHERE)
     return MemoryEstimate(
         weights=(4 + copied) * N // shards,
         gradients=(4 + copied) * N // shards,
         optimizer=4 * states // shards,
-        activations=tokens * (layers + 4 * config.n_embd * itemsize),
+        activations=tokens * (layers + 4 * width * itemsize),
         logits=min(largest, 4 * tokens * config.vocab_size),
     )
+
+
+def check_room(config: ModelConfig, optimizer: str, dtype: torch.dtype, device: torch.device, shards: int = 1) -> None:
+    """`ValueError` where what a run keeps of a model alone is more than there is."""
+    needed, free = estimate(config, 1, 1, optimizer, dtype, device, shards=shards).lasting, available(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"a model of {config.num_parameters:,} parameters takes {megabytes(needed)} to train with {optimizer}, and "
+            f"{megabytes(free)} are free: make it smaller"
+        )
+
+
+def kept_by_a_block(config: ModelConfig) -> int:
+    """The numbers that a block keeps of each token for backward: the sums and outputs of both norms; query, key, value
+    and attention's output; the wide layers, before and after the activation, with a gate also up and the product; and
+    what norms of single heads are given."""
+    heads = 2 * (config.heads + config.key_heads)
+    if any(p.role == "query_norm" for p in config.parameters()):
+        heads += config.heads + config.key_heads
+    wide = 4 if any(p.role == "gate" for p in config.parameters()) else 2
+    return int(4 * config.width + heads * config.head_dim + wide * config.inner_dim)
 
 
 def available(device: torch.device) -> int | None:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llmfast.files import write_atomic
+from llmfast.documents import Source, find_sources
+from llmfast.files import file_sha256, write_atomic
 from llmfast.tokenizers import TRAINABLE, Tokenizer, gpt2_tokenizer, load_tokenizer, train_tokenizer
 from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.training.division import Division, scan
-from llmfast.training.documents import Source, find_sources
 from llmfast.training.encoding import Encoder, encode_all
-from llmfast.training.manifest import MANIFEST, Manifest, Shard, Split, file_sha256
+from llmfast.training.manifest import MANIFEST, Manifest, Shard, Split
 from llmfast.weights.locate import EMBEDDED, locate_model
 
 SHARD_TOKENS = 1 << 24
@@ -34,6 +34,7 @@ def prepare(
     tokenizer: str | Path | Tokenizer = "bpe",
     vocab_size: int | None = None,
     validation: float = 0.1,
+    validation_documents: int = 0,
     workers: int | None = None,
     seed: int = 0,
     encoding: str = "utf-8",
@@ -50,6 +51,7 @@ def prepare(
     Documents with about the share `validation` of all bytes are kept out of training, at least one of them, chosen by
     a hash of their text and `seed`, so that a document that comes twice stays on one side. Of a corpus of one document
     it is the end, cut at a character; neither part has an end-of-text then. `validation=0` keeps none out.
+    `validation_documents=n` keeps the last n documents out instead.
 
     `encoding` is that of text files. `workers` processes encode (default: one for each CPU). A directory with prepared
     data is replaced only with `overwrite`; one with anything else never is. `ValueError` or `OSError` in one line for
@@ -58,13 +60,18 @@ def prepare(
     out, paths = Path(out), [Path(file) for file in files]
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be at least 0 and below 1, got {validation}")
-    for name, value, least in (("workers", workers, 1), ("seed", seed, 0), ("shard_tokens", shard_tokens, 1)):
+    for name, value, least in (
+        ("validation_documents", validation_documents, 0),
+        ("workers", workers, 1),
+        ("seed", seed, 0),
+        ("shard_tokens", shard_tokens, 1),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     _check_target(out, overwrite)
     sources = find_sources(paths, encoding)
     corpus = scan(sources, seed, _counter(progress, "reading", sum(source.size for source in sources)))
-    division = Division(corpus, validation)
+    division = Division(corpus, validation, validation_documents)
     learning = _counter(progress, "training the tokenizer", corpus.bytes)
     made = _tokenizer(tokenizer, vocab_size, division, sources, learning)
     dtype = "uint16" if made.vocab_size <= 1 << 16 else "uint32"
@@ -87,7 +94,12 @@ def prepare(
             end_of_text=made.end_of_text,
             splits={side: writer.close(division.documents[side]) for side, writer in writers.items()},
             split_by=division.description,
-            settings={"files": [path.name for path in paths], "validation": validation, "seed": seed},
+            settings={
+                "files": [path.name for path in paths],
+                "validation": validation,
+                "validation_documents": validation_documents,
+                "seed": seed,
+            },
         )
         manifest.write(unfinished)
         _put_in_place(unfinished, out)

@@ -28,7 +28,7 @@ class Report:
         self.settings, self.data = trainer.config.run, trainer.config.data
         self._peak_memory = peak_memory
         peak, self._peak_source = peak_flops(self.group.device, self.settings.precision)
-        flops = flops_per_token(trainer.model.config, trainer.config.model.n_positions)
+        flops = flops_per_token(trainer.model.config, trainer.model.config.context)
         self.display = Display(self.settings.steps, flops, peak * self.group.world_size, quiet or not self.group.first)
         self.say = self.display.say
         self.metrics: Metrics | None = None
@@ -45,10 +45,10 @@ class Report:
         if self.group.first:
             self.metrics = Metrics(self.out, self.trainer.steps_done, self.settings.tensorboard)
         config, head = self.trainer.model.config, self.trainer.model.lm_head.weight
-        tokens = self.settings.steps * self.data.batch_size * config.n_positions
+        tokens = self.settings.steps * self.data.batch_size * config.context
         self.say(
             f"{config.num_parameters:,} parameters, {dataset.num_tokens:,} training tokens; {self.settings.steps:,} "
-            f"steps of {self.data.batch_size} × {config.n_positions} tokens: {tokens / dataset.num_tokens:.1f} epochs"
+            f"steps of {self.data.batch_size} × {config.context} tokens: {tokens / dataset.num_tokens:.1f} epochs"
         )
         threads = f", {torch.get_num_threads()} threads" if head.device.type == "cpu" else ""
         backend = explain("linear", *(torch.empty(1, 1, dtype=self.dtype, device=head.device) for _ in range(2)))
@@ -59,11 +59,12 @@ class Report:
         expected = memory.estimate(
             config,
             self.data.batch_size // self.data.accumulation // self.group.world_size,
-            config.n_positions,
+            config.context,
             self.trainer.config.optimization.optimizer,
             self.dtype,
             head.device,
             self.settings.activation_checkpointing,
+            self.trainer.config.model.dropout > 0,
             shards=self.group.world_size if self.group.sharded else 1,
         )
         self._expected = expected.total
@@ -82,7 +83,7 @@ class Report:
     def steps(self, losses: list[float], norms: list[float], seconds: float) -> None:
         """The losses and the gradients' norms of the latest steps, which took `seconds`."""
         end = self.trainer.steps_done
-        tokens = len(losses) * self.data.batch_size * self.trainer.config.model.n_positions
+        tokens = len(losses) * self.data.batch_size * self.trainer.model.config.context
         if self.tokens == 0 and (measured := self._peak_memory.measured()) is not None:
             libraries = " (with what libraries take)" if self.group.device.type == "cpu" else ""
             words = memory.megabytes(measured), memory.megabytes(self._expected)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmfast.files import write_atomic
 from llmfast.inference.generation import LLM, chosen_backend
+from llmfast.models import FLOATS
 from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.training import checkpoints, directory, memory
 from llmfast.training.configuration import TrainingConfig
@@ -24,7 +25,7 @@ from llmfast.training.dataset import TokenDataset
 from llmfast.training.interruption import Interruption
 from llmfast.training.processes import Processes, processes
 from llmfast.training.report import Report
-from llmfast.training.trainer import Diverged, Trainer, best_precision
+from llmfast.training.trainer import Diverged, Trainer, best_precision, model_config
 from llmfast.weights.quantizing import TRAINING
 from llmfast.weights.saving import save
 
@@ -73,10 +74,17 @@ def train(
         config = record.config
     else:
         config = (config or TrainingConfig()).replace(changes)
-    with processes(parallel, config.run.device) as group:
+    with processes(parallel, config.run.device) as group, contextlib.ExitStack() as stack:
         if not resume:
             if config.run.precision == "auto":
                 config = config.replace({"precision": best_precision(group.device)})
+            shards = group.world_size if group.sharded else 1
+            asked = model_config(config, config.data.vocab_size, None)  # before its data takes minutes
+            dtype = FLOATS[config.run.precision]
+            memory.check_room(asked, config.optimization.optimizer, dtype, group.device, shards)
+        if group.first:
+            stack.enter_context(directory.only_process(out))
+        if not resume:
             if group.first:
                 directory.check_free(out)
                 with preparing() as progress:
@@ -146,6 +154,7 @@ class Run:
         found = checkpoints.found(self.out / directory.CHECKPOINTS)
         for path in reversed(found):
             try:
+                checkpoints.verify(path, self.group)
                 state = checkpoints.read_state(path)
                 self.trainer.load(path, state)
                 return state
@@ -250,12 +259,14 @@ class Run:
         arguments = {name: value for s in self.config.to_document().values() for name, value in s.items()}
         record = {"step": trainer.steps_done, "data": ", ".join(Path(f).name for f in self.record.files)} | figures
         with self._writing("the model"):
-            save(self.out, trainer.model.config, state, tokenizer_from=self.record.data)
+            dtype = FLOATS[self.config.run.saved_precision]
+            rounded = {name: tensor.to(dtype) for name, tensor in state.items()}
+            save(self.out, trainer.model.config, rounded, tokenizer_from=self.record.data)
             content = json.dumps(record | {"arguments": arguments}, indent=2)
             write_atomic(self.out / TRAINING, f"{content}\n".encode())
 
     def _checkpoint(self) -> None:
-        if self.validation is None:
+        if self.best is None:  # not evaluated yet, or never: the latest is the model
             self._export()
         extra = {
             "version": checkpoints.VERSION,
@@ -291,7 +302,7 @@ class Run:
         if self.tokenizer is None or not self.group.first or self.group.sharded:
             return
         prompt = self.config.run.sample_prompt
-        tokens = min(SAMPLE_TOKENS, self.trainer.model.config.n_positions)
+        tokens = min(SAMPLE_TOKENS, self.trainer.model.config.context)
         llm = LLM(self.trainer.model, self.tokenizer)
         text = llm.generate(prompt, max_new_tokens=tokens, seed=0, truncate=True)
         self.trainer.model.train()

@@ -20,9 +20,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llmfast.models import LanguageModel, config_from_document
-from llmfast.training.checkpoints import SHARDS, read_state
+from llmfast.training.checkpoints import SHARDS, read_state, verify
 from llmfast.training.processes import Processes
-from llmfast.training.weights import kind_of
+from llmfast.training.weights import kinds_of
 from llmfast.weights.saving import save
 
 MODEL, OPTIMIZER = "model.", "optimizer."  # what the names in a sharded checkpoint begin with
@@ -41,10 +41,11 @@ class ShardedWeights:
         self.model = model
         self.gradient_scale = float(group.world_size)  # FSDP averages over processes where their shares are to add up
         self.parameters = dict(model.named_parameters())
+        self._kinds = kinds_of(model.config)
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
 
     def flat(self, *kinds: str) -> list[nn.Parameter]:
-        return [parameter for name, parameter in self.parameters.items() if kind_of(name, parameter) in kinds]
+        return [parameter for name, parameter in self.parameters.items() if self._kinds[name] in kinds]
 
     def matrices(self) -> list[nn.Parameter]:
         raise ValueError("muon works on whole matrices, which fsdp divides: use --parallel ddp, or optimizer = adamw")
@@ -138,5 +139,6 @@ def consolidate(directory: str | Path, out: str | Path) -> None:
     directory = Path(directory)
     if not (directory / SHARDS).is_dir():
         raise ValueError(f"{directory} is no sharded checkpoint: it has no directory {SHARDS}")
+    verify(directory, Processes())
     config = config_from_document(read_state(directory)["model"])
     save(out, config, read_tensors(directory, MODEL), tokenizer_from=directory)

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from llmfast.inference.decoders.native import fastest_float
-from llmfast.models import FLOATS, GPT, GPTConfig
+from llmfast.models import FLOATS, ModelConfig, Shape, create, shaped
 from llmfast.training import checkpoints
 from llmfast.training.configuration import TrainingConfig
-from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader
+from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader, rows_of
+from llmfast.training.document_loader import DocumentLoader
 from llmfast.training.optimizers import load_state, make_optimizers, state_by_name, updates_done
 from llmfast.training.processes import Processes
 from llmfast.training.schedules import learning_rate
@@ -54,22 +55,23 @@ class Validation:
         return self.nats / self.tokens
 
 
-def model_config(config: TrainingConfig, vocab_size: int, end_of_text: int | None) -> GPTConfig:
+def model_config(config: TrainingConfig, vocab_size: int, end_of_text: int | None) -> ModelConfig:
     """The model's configuration, as its `config.json` will have it."""
-    shape = config.model
-    return GPTConfig(
+    asked = config.model
+    shape = Shape(
         vocab_size=vocab_size,
-        n_positions=shape.n_positions,
-        n_embd=shape.n_embd,
-        n_layer=shape.n_layer,
-        n_head=shape.n_head,
-        embd_pdrop=shape.dropout,
-        attn_pdrop=shape.dropout,
-        resid_pdrop=shape.dropout,
-        tie_word_embeddings=shape.tie_word_embeddings,
-        bos_token_id=end_of_text,
-        eos_token_id=end_of_text,
+        context=asked.n_positions,
+        width=asked.n_embd,
+        blocks=asked.n_layer,
+        heads=asked.n_head,
+        key_heads=asked.n_key_head or None,
+        inner_dim=asked.n_inner or None,
+        dropout=asked.dropout,
+        attention_dropout=asked.attention_dropout,
+        tie_word_embeddings=asked.tie_word_embeddings,
+        end_of_text=end_of_text,
     )
+    return shaped(asked.family, shape)
 
 
 def best_precision(device: torch.device) -> str:
@@ -102,15 +104,19 @@ class Trainer:
                 f"batch_size must be a multiple of accumulation × processes, but {config.data.batch_size} is not of "
                 f"{config.data.accumulation} × {group.world_size}"
             )
-        self.loader = WindowLoader(
-            data, config.model.n_positions, config.data.batch_size, run.seed, group.rank, group.world_size
-        )
+        T, rows, place = config.model.n_positions, config.data.batch_size, (run.seed, group.rank, group.world_size)
+        self.padding = end_of_text or 0
+        self.loader: WindowLoader | DocumentLoader
+        if config.data.rows == "documents":
+            self.loader = DocumentLoader(data, T, rows * (T + 1), *place, end_of_text)
+        else:
+            self.loader = WindowLoader(data, T, rows, *place)
         torch.manual_seed(run.seed)  # the initial weights are made on the CPU: the same on every device
-        model = GPT(model_config(config, vocab_size, end_of_text)).to(self.device)
+        model = create(model_config(config, vocab_size, end_of_text)).to(self.device)
         self.model = model.train()
         dtype = FLOATS[run.precision]
         if run.activation_checkpointing:
-            for block in model.transformer.h:
+            for block in model.block_modules:
                 block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
         if group.sharded and run.precision == "fp16":
             raise ValueError("fsdp computes in fp32 or bf16: fp16 would overflow in one process and not in another")
@@ -135,7 +141,7 @@ class Trainer:
         ids, targets = self.loader.batch(self.steps_done)
         counts = [int((part != IGNORED).sum()) for part in targets.chunk(self.config.data.accumulation)]
         total = self.group.total(sum(counts))
-        if self.config.model.dropout > 0:
+        if self.config.model.dropout + self.config.model.attention_dropout > 0:
             self._seed_dropout()
         if self.device.type == "cuda":
             ids, targets = (t.pin_memory().to(self.device, non_blocking=True) for t in (ids, targets))
@@ -182,22 +188,18 @@ class Trainer:
         return learning_rate(step, self.config.run.steps, self.config.optimization)
 
     def evaluate(self, data: TokenDataset) -> Validation:
-        """Scores every token but the first of `data` once, in blocks of the context that share nothing."""
-        T = self.config.model.n_positions
-        starts = range(0, data.num_tokens - 1, T)
-        full = [start for start in starts if start + T < data.num_tokens]
-        rows = max(1, EVALUATION_TOKENS // T)
-        batches = [full[i : i + rows] for i in range(0, len(full), rows)] + [[s] for s in starts[len(full) :]]
+        """Scores every token of `data` once, in the loader's blocks of at most the context, which share nothing."""
+        blocks = sorted(self.loader.blocks(data), key=lambda block: -block[1])  # like lengths together
+        rows = max(1, EVALUATION_TOKENS // self.config.model.n_positions)
+        batches = [blocks[i : i + rows] for i in range(0, len(blocks), rows)]
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
         world = self.group.world_size
         with torch.no_grad():
             for first in range(0, len(batches), world):  # as many for everyone, as sharded weights need it
                 index = first + self.group.rank
-                batch = batches[index % len(batches)]
-                length = min(T, data.num_tokens - 1 - batch[0])
-                ids = torch.from_numpy(np.stack([data.window(start, length) for start in batch]))
-                targets = torch.from_numpy(np.stack([data.targets(start + 1, length) for start in batch]))
+                starts, lengths = zip(*batches[index % len(batches)], strict=True)
+                ids, targets = rows_of(data, starts, lengths, lengths[0], self.padding)
                 count = int((targets != IGNORED).sum()) if index < len(batches) else 0
                 if count == 0:
                     targets = targets.clamp(min=0)

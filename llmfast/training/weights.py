@@ -17,16 +17,17 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from llmfast.models import LanguageModel
+from llmfast.models import LanguageModel, ModelConfig
 from llmfast.training.processes import Processes
 
 KINDS = ("matrix", "embedding", "vector")
 ALIGNMENT = 16  # elements: every parameter begins where a cache line does
 
 
-def kind_of(name: str, parameter: Tensor) -> str:
-    """ "matrix" in a block, "embedding" (or a head of its own), or "vector": the norms and the biases."""
-    return "vector" if parameter.ndim < 2 else "matrix" if ".h." in name else "embedding"
+def kinds_of(config: ModelConfig) -> dict[str, str]:
+    """Of each parameter by name: "matrix" of a block, "embedding" (or head), or "vector", a norm's or a bias."""
+    several = {p.name: "embedding" if p.block is None else "matrix" for p in config.parameters()}
+    return several | {p.name: "vector" for p in config.parameters() if len(p.shape) < 2}
 
 
 class MasterWeights:
@@ -40,7 +41,7 @@ class MasterWeights:
 
     def __init__(self, model: LanguageModel, dtype: torch.dtype = torch.float32):
         named = list(model.named_parameters())
-        self.kinds = {name: kind_of(name, parameter) for name, parameter in named}
+        self.kinds = kinds_of(model.config)
         named.sort(key=lambda item: KINDS.index(self.kinds[item[0]]))  # stable: within a kind in the model's order
         self.slices: dict[str, slice] = {}
         self.shapes: dict[str, torch.Size] = {}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from llmfast.files import write_atomic
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or several of a kind, with an index
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -104,6 +107,14 @@ def read_bin(file: Path) -> dict[str, Tensor]:
     ):
         raise ValueError(f"{file} should hold a dictionary of tensors")
     return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes contiguous tensors on the CPU as a safetensors file, whole or not at all. `OSError` where that fails."""
+    try:
+        write_atomic(path, lambda temporary: save_file(dict(tensors), temporary, metadata=dict(metadata or {})))
+    except SafetensorError as error:  # its own word for what the system said
+        raise OSError(f"{path} can't be written: {error}") from None
 
 
 def same(first: Stored, second: Stored, chunk: int = 1 << 22) -> bool:

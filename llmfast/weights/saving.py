@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from llmfast.files import write_atomic
@@ -16,7 +15,7 @@ from llmfast.quantization.plan import Quantization
 from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.weights.checkpoint import scale_of
 from llmfast.weights.config_file import write_config
-from llmfast.weights.files import dtype_name
+from llmfast.weights.files import dtype_name, write_tensors
 
 
 def save(
@@ -45,10 +44,7 @@ def save(
             tensors[p.name] = weight.t() if p.transposed else weight
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": "pt"} | {key: str(value) for key, value in metadata.items()}
-    write_atomic(
-        directory / "model.safetensors",
-        lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata=header),
-    )
+    write_tensors(directory / "model.safetensors", tensors, header)
     dtype = next(dtype_name(weight.dtype) for _, weight in parameters if isinstance(weight, Tensor))
     quantization = None if precision is None else Quantization(precision, formats)
     write_config(directory / "config.json", config, dtype, quantization)

@@ -10,14 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from llmfast.backends.registered.base import Operator
 from llmfast.backends.registered.causal_attention import CausalAttention
+from llmfast.backends.registered.gated_linear import GatedLinear
 from llmfast.backends.registered.gelu import Gelu
 from llmfast.backends.registered.layer_norm import AddLayerNorm, LayerNorm
 from llmfast.backends.registered.linear import Linear
 from llmfast.backends.registered.linear_cross_entropy import LinearCrossEntropy
+from llmfast.backends.registered.rms_norm import AddRmsNorm, RmsNorm
+from llmfast.backends.registered.rotary import Rotary
 
-OPERATORS: tuple[type[Operator], ...] = (CausalAttention, LayerNorm, AddLayerNorm, Gelu, Linear, LinearCrossEntropy)
+OPERATORS: tuple[type[Operator], ...] = (
+    CausalAttention,
+    LayerNorm,
+    AddLayerNorm,
+    RmsNorm,
+    AddRmsNorm,
+    Rotary,
+    Gelu,
+    Linear,
+    GatedLinear,
+    LinearCrossEntropy,
+)
 
 # operator -> its schema, those of the gradients included
 SCHEMAS = {
@@ -39,4 +55,11 @@ def contract_functions(namespace: str) -> dict[str, Callable[..., Any]]:
 def register(namespace: str) -> None:
     """Gives the operators of `namespace`, already defined and implemented, their fake kernels and gradients."""
     for operator in OPERATORS:
-        operator(namespace).register()
+        if hasattr(getattr(torch.ops, namespace), operator.name):
+            operator(namespace).register()
+
+
+def undefined(namespace: str) -> set[str]:
+    """The functions of the contract whose operators `namespace` does not define."""
+    there = getattr(torch.ops, namespace)
+    return {name for operator in OPERATORS if not hasattr(there, operator.name) for name in operator.functions}

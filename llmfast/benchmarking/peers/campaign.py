@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from llmfast import GPTConfig
 from llmfast.benchmarking import limits
 from llmfast.benchmarking.peers import counting
 from llmfast.benchmarking.peers.client import Worker, WorkerError, busy_neighbour, cpus_in_use
-from llmfast.benchmarking.peers.plan import CAPACITY, CT2, LONG, MEMORY_ALLOWANCE, OURS, Case, Effort, Engine, Target
+from llmfast.benchmarking.peers.plan import CT2, MEMORY_ALLOWANCE, OURS, Case, Effort, Engine, Model, Target
+from llmfast.models import PRESETS, ModelConfig
 
 EXACT = 1e-3  # how far our float32 logits may be from transformers'
 
@@ -40,10 +40,17 @@ class Row:
 class Group:
     rows: list[Row]
     cases: tuple[Case, ...]
-    config: GPTConfig
+    model: Model
     limits_before: dict[str, Any]
     limits_after: dict[str, Any]
     others: list[float | None]  # CPUs that somebody else was using before and after: the figures are as good as that
+
+    @property
+    def config(self) -> ModelConfig:
+        return PRESETS[self.model.preset]
+
+    def case(self, kind: str) -> Case:
+        return next(case for case in self.cases if case.kind == kind)
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.engine.name == name)
@@ -75,24 +82,28 @@ class Group:
 
     def reached(self, target: Target) -> list[float]:
         """The figure that a target is about, round by round."""
-        ours = self.row(target.ours)
+        ours, case = self.row(target.ours), self.case(target.case)
         if target.peer is not None:
-            return self.ratios(ours, target.case, self.row(target.peer))
-        ratios = self.ratios(ours, target.case, ours, target.own)
-        if target.case != LONG.name:
+            return self.ratios(ours, case.name, self.row(target.peer))
+        if target.own is None:
+            if (limit := self.limit("read" if case.new else ours.engine.arithmetic)) is None:
+                return []
+            return [rate * self.work(ours, case) / (limit * 1e9) for rate in self.rates(ours, case.name)]
+        own = self.case(target.own)
+        ratios = self.ratios(ours, case.name, ours, own.name)
+        if case.kind != "long":
             return ratios
-        cases = {case.name: case for case in self.cases}  # a long context reads more for each token
-        more = self.work(ours, cases[target.case]) / self.work(ours, cases[target.own or ""])
+        more = self.work(ours, case) / self.work(ours, own)  # a long context reads more for each token
         return [ratio * more for ratio in ratios]
 
     def memory_bound(self, row: Row) -> float:
-        return counting.resident_bytes(self.config, row.engine.formats, CAPACITY) + MEMORY_ALLOWANCE
+        return counting.resident_bytes(self.config, row.engine.formats, self.model.capacity) + MEMORY_ALLOWANCE
 
 
 def measure_group(
     engines: list[Engine],
     models: Path,
-    config: GPTConfig,
+    model: Model,
     effort: Effort,
     threads: int,
     say: Callable[[str], None],
@@ -102,13 +113,13 @@ def measure_group(
     if (others_before or 0) > 0.1:
         say(f"other processes are using {others_before} CPUs: wait until the machine is idle for figures to keep")
     say("loading and checking " + ", ".join(engine.name for engine in engines))
-    rows = [Row(engine) for engine in engines]
-    workers = [Worker(engine, models, threads) for engine in engines]  # they load side by side
+    rows, cases = [Row(engine) for engine in engines], effort.cases(model)
+    workers = [Worker(engine, models, model.capacity, threads) for engine in engines]  # they load side by side
     try:
         at_work = [pair for pair in zip(rows, workers, strict=True) if attempt(pair[0], prepare, *pair, models)]
         for number in range(effort.rounds):
             say(f"round {number + 1} of {effort.rounds}")
-            for case in effort.cases:
+            for case in cases:
                 with busy_neighbour() if case.busy else nullcontext():
                     for row, worker in at_work:
                         if row.problem is None:
@@ -117,7 +128,7 @@ def measure_group(
         for worker in workers:
             worker.close()
     others_after, after = cpus_in_use(), limits.measure(threads, rounds=effort.limit_rounds)
-    return Group(rows, effort.cases, config, before, after, [others_before, others_after])
+    return Group(rows, cases, model, before, after, [others_before, others_after])
 
 
 def attempt(row: Row, action: Callable[..., None], *arguments: Any) -> bool:

@@ -71,7 +71,7 @@ def versions() -> dict[str, str]:
 class Worker:
     """A process with one engine. It begins to load at once; `wait_until_ready` returns when it has."""
 
-    def __init__(self, engine: Engine, models: Path, threads: int):
+    def __init__(self, engine: Engine, models: Path, capacity: int, threads: int):
         self.engine = engine
         ours = engine.library == OURS
         path = {"PYTHONPATH": str(Path(llmfast.__file__).parents[1])} if ours else {}
@@ -79,7 +79,7 @@ class Worker:
         self.process = subprocess.Popen(
             [
                 *(sys.executable if ours else peers_python(), *code_of("worker")),
-                *(engine.library, engine.precision, str(models), str(threads)),
+                *(engine.library, engine.precision, str(models), str(capacity), str(threads)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

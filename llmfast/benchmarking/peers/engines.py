@@ -1,7 +1,7 @@
 """Each library behind the same functions: read a prompt, take one more token, give the logits of the last position.
 
 A library is imported when its engine is made, so that the process of one never holds another's threads or memory.
-Everybody gets the same token ids, one sequence, a cache of `CAPACITY` positions and the same number of threads.
+Every engine gets the same token ids, one sequence, a cache of `capacity` positions and the same number of threads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .plan import CAPACITY, CT2, HF, HF_COMPILED, LLAMA, OURS
+from .plan import CT2, HF, HF_COMPILED, LLAMA, OURS
 
 
 class Engine:
@@ -21,7 +21,7 @@ class Engine:
 
     base = "torch"
 
-    def __init__(self, models: Path, precision: str, threads: int):
+    def __init__(self, models: Path, precision: str, capacity: int, threads: int):
         raise NotImplementedError
 
     def prefill(self, ids: list[int]) -> None:
@@ -52,7 +52,7 @@ class Engine:
 
 
 class Llmfast(Engine):
-    def __init__(self, models: Path, precision: str, threads: int):
+    def __init__(self, models: Path, precision: str, capacity: int, threads: int):
         import torch
 
         import llmfast
@@ -60,7 +60,7 @@ class Llmfast(Engine):
         torch.set_num_threads(threads)
         self.torch = torch
         llm = llmfast.load(models / "hf", precision=precision, device="cpu")
-        self.decoder = llm.decoder(batch=1, capacity=min(CAPACITY, llm.config.context))
+        self.decoder = llm.decoder(batch=1, capacity=capacity)
         self.last: Any = None
 
     def prefill(self, ids: list[int]) -> None:
@@ -76,13 +76,13 @@ class Llmfast(Engine):
 class LlamaCpp(Engine):
     base = "llama_cpp"
 
-    def __init__(self, models: Path, precision: str, threads: int):
+    def __init__(self, models: Path, precision: str, capacity: int, threads: int):
         import llama_cpp
 
         self.llama_cpp = llama_cpp
         self.model = llama_cpp.Llama(
-            model_path=str(models / f"gpt2-{precision}.gguf"),
-            n_ctx=CAPACITY,
+            model_path=str(models / f"{precision}.gguf"),
+            n_ctx=capacity,
             n_batch=512,
             n_ubatch=512,
             n_threads=threads,
@@ -104,15 +104,16 @@ class LlamaCpp(Engine):
 
 
 class Transformers(Engine):
-    def __init__(self, models: Path, precision: str, threads: int):
+    def __init__(self, models: Path, precision: str, capacity: int, threads: int):
         import torch
-        from transformers import GPT2LMHeadModel
+        from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.torch = torch
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.model = GPT2LMHeadModel.from_pretrained(models / "hf", dtype=dtype, attn_implementation="sdpa").eval()
+        loaded = AutoModelForCausalLM.from_pretrained(models / "hf", dtype=dtype, attn_implementation="sdpa")
+        self.model = loaded.eval()
         self.last: Any = None
 
     def prefill(self, ids: list[int]) -> None:
@@ -129,11 +130,11 @@ class Transformers(Engine):
 class TransformersCompiled(Transformers):
     """With its cache of fixed size, as compiling asks for. Prompts, whose lengths differ, are read uncompiled."""
 
-    def __init__(self, models: Path, precision: str, threads: int):
+    def __init__(self, models: Path, precision: str, capacity: int, threads: int):
         from transformers import StaticCache
 
-        super().__init__(models, precision, threads)
-        self.cache = StaticCache(config=self.model.config, max_cache_len=CAPACITY)
+        super().__init__(models, precision, capacity, threads)
+        self.cache = StaticCache(config=self.model.config, max_cache_len=capacity)
         self.compiled = self.torch.compile(self.model.forward)
         self.length = 0
 
@@ -155,7 +156,7 @@ class CTranslate2(Engine):
 
     base = "ctranslate2"
 
-    def __init__(self, models: Path, precision: str, threads: int):
+    def __init__(self, models: Path, precision: str, capacity: int, threads: int):
         import ctranslate2
 
         self.model = ctranslate2.Generator(

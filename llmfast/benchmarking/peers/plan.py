@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .counting import Formats
 
 OURS, LLAMA, CT2, HF = "llmfast", "llama.cpp", "CTranslate2", "transformers"
 HF_COMPILED = "transformers compiled"
-CAPACITY = 1024  # positions in everybody's cache, GPT-2's context
 MEMORY_ALLOWANCE = 60e6  # bytes beyond the weights and the cache that ours may take: code, buffers, the allocator's
 
 
@@ -33,7 +32,7 @@ def _ours(precision: str, blocks: str, head: str, cache: str, arithmetic: str, a
     return Engine(OURS, precision, Formats(blocks, head, cache), arithmetic, agreement)
 
 
-# Everybody in a group is measured in turns. llama.cpp keeps its cache in float16, CTranslate2 in float32.
+# The engines of a group take turns. llama.cpp keeps its cache in float16, CTranslate2 in float32.
 GROUPS: dict[str, list[Engine]] = {
     "fp32": [
         _ours("fp32", "f32", "f32", "f32", "fp32"),
@@ -65,10 +64,14 @@ GROUPS: dict[str, list[Engine]] = {
 class Case:
     """One thing to measure: decoding `new` tokens after a prompt (`new` 0: the prompt itself)."""
 
-    name: str
+    kind: str
     prompt: int
     new: int = 0
     busy: bool = False  # while another process computes
+
+    @property
+    def name(self) -> str:
+        return f"{self.what}, {self.prompt} tokens"
 
     @property
     def what(self) -> str:
@@ -79,58 +82,111 @@ class Case:
         return {"batch": 1, "context": self.prompt} if self.new else {"batch": 1, "tokens": self.prompt}
 
 
-SHORT = Case("decode, 32 tokens", prompt=32, new=64)
-LONG = Case("decode, 880 tokens", prompt=880, new=32)
-PREFILL = Case("prefill, 512 tokens", prompt=512)
-BUSY = Case("decode, busy neighbour", prompt=32, new=32, busy=True)
-CASES = [SHORT, LONG, PREFILL, BUSY]
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much to measure."""
-
-    rounds: int
-    limit_rounds: int
-    cases: tuple[Case, ...]
-    slow_starts: bool = True
-
-    def engines(self, group: str) -> list[Engine]:
-        return [engine for engine in GROUPS[group] if self.slow_starts or not engine.slow_start]
-
-
-FULL = Effort(rounds=5, limit_rounds=7, cases=tuple(CASES))
-QUICK = Effort(2, 3, tuple(replace(case, new=case.new // 4) for case in CASES), slow_starts=False)
+SHORT = Case("short", prompt=32, new=64)
+PREFILL = Case("prefill", prompt=512)
+BUSY = Case("busy", prompt=32, new=32, busy=True)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio of ours that is meant to be at least `least`: to a peer's speed, or to our own in another case."""
+    """A ratio of ours that is meant to be at least `least`: to a peer's speed, to our own in another case, or (neither)
+    to the machine's limit. `case` and `own` are kinds of a `Case`."""
 
     group: str
     ours: str
     case: str
     least: float
     peer: str | None = None
-    own: str | None = None  # the case of our own that it is compared with
+    own: str | None = None
 
 
-SPEED_TARGETS = [
-    Target("fp32", f"{OURS} fp32", SHORT.name, 1.0, peer=f"{LLAMA} f32"),
-    Target("bf16", f"{OURS} bf16", SHORT.name, 1.0, peer=f"{LLAMA} bf16"),
-    Target("int8", f"{OURS} int8", SHORT.name, 1.35, peer=f"{LLAMA} q8_0"),
-    Target("int4", f"{OURS} int4-all", SHORT.name, 1.5, peer=f"{LLAMA} q4_0"),
-    Target("fp32", f"{OURS} fp32", PREFILL.name, 1.6, peer=f"{LLAMA} f32"),
-    Target("fp32", f"{OURS} fp32", PREFILL.name, 1.2, peer=f"{CT2} float32"),
-    Target("bf16", f"{OURS} bf16", PREFILL.name, 1.6, peer=f"{LLAMA} bf16"),
-    Target("int8", f"{OURS} int8", PREFILL.name, 1.2, peer=f"{CT2} int8"),
-]
-# Of its own speed: bytes a second at a long context, tokens a second beside a busy process.
-OWN_TARGETS = [
-    Target(group, engine.name, case, least, own=SHORT.name)
-    for case, least in ((LONG.name, 0.9), (BUSY.name, 0.55))
-    for group, engines in GROUPS.items()
-    for engine in engines
-    if engine.library == OURS
-]
-TARGETS = SPEED_TARGETS + OWN_TARGETS
+def _times(group: str, ours: str, case: Case, least: float, peer: str) -> Target:
+    return Target(group, f"{OURS} {ours}", case.kind, least, peer=peer)
+
+
+def _own(case: str, least: float) -> list[Target]:
+    """Of its own speed at a short context: bytes a second at a long one, tokens a second beside a busy process."""
+    ours = [(group, engine) for group, engines in GROUPS.items() for engine in engines if engine.library == OURS]
+    return [Target(group, engine.name, case, least, own=SHORT.kind) for group, engine in ours]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A shape of `llmfast.models.PRESETS` with random weights, what is measured of it, and what that should come to."""
+
+    preset: str
+    title: str
+    long: Case
+    capacity: int  # positions in every engine's cache
+    libraries: tuple[str, ...]
+    targets: list[Target] = field(default_factory=list)
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        return (SHORT, self.long, PREFILL, BUSY)
+
+
+GPT2 = Model(
+    "gpt2",
+    "GPT-2 124M",
+    Case("long", prompt=880, new=32),
+    1024,
+    (OURS, LLAMA, CT2, HF, HF_COMPILED),
+    [
+        _times("fp32", "fp32", SHORT, 1.0, f"{LLAMA} f32"),
+        _times("bf16", "bf16", SHORT, 1.0, f"{LLAMA} bf16"),
+        _times("int8", "int8", SHORT, 1.35, f"{LLAMA} q8_0"),
+        _times("int4", "int4-all", SHORT, 1.5, f"{LLAMA} q4_0"),
+        _times("fp32", "fp32", PREFILL, 1.6, f"{LLAMA} f32"),
+        _times("fp32", "fp32", PREFILL, 1.2, f"{CT2} float32"),
+        _times("bf16", "bf16", PREFILL, 1.6, f"{LLAMA} bf16"),
+        _times("int8", "int8", PREFILL, 1.2, f"{CT2} int8"),
+        *_own("long", 0.9),
+        *_own("busy", 0.55),
+    ],
+)
+SMOLLM2 = Model(
+    "smollm2-135m",
+    "SmolLM2 135M",
+    Case("long", prompt=2048, new=32),
+    2304,
+    (OURS, LLAMA, HF),
+    [
+        _times("fp32", "fp32", SHORT, 1.1, f"{LLAMA} f32"),
+        _times("bf16", "bf16", SHORT, 1.3, f"{LLAMA} bf16"),
+        _times("int8", "int8", SHORT, 1.7, f"{LLAMA} q8_0"),
+        _times("int4", "int4", SHORT, 1.8, f"{LLAMA} q4_0"),
+        *(
+            Target(group, f"{OURS} {group}", SHORT.kind, least)
+            for group, least in (("fp32", 0.85), ("bf16", 0.85), ("int8", 0.8), ("int4", 0.75))
+        ),
+        *_own("long", 0.9),
+        _times("fp32", "fp32", PREFILL, 1.7, f"{LLAMA} f32"),
+        _times("bf16", "bf16", PREFILL, 1.8, f"{LLAMA} bf16"),
+        _times("int8", "int8", PREFILL, 3.0, f"{LLAMA} q8_0"),
+    ],
+)
+MODELS = {
+    model.preset: model for model in (GPT2, SMOLLM2, replace(SMOLLM2, preset="smollm2-360m", title="SmolLM2 360M"))
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure. `share_of_new` shortens the texts."""
+
+    rounds: int
+    limit_rounds: int
+    share_of_new: float = 1.0
+    slow_starts: bool = True
+
+    def engines(self, model: Model, group: str) -> list[Engine]:
+        able = [engine for engine in GROUPS[group] if engine.library in model.libraries]
+        return [engine for engine in able if self.slow_starts or not engine.slow_start]
+
+    def cases(self, model: Model) -> tuple[Case, ...]:
+        return tuple(replace(case, new=int(case.new * self.share_of_new)) for case in model.cases)
+
+
+FULL = Effort(rounds=5, limit_rounds=7)
+QUICK = Effort(rounds=2, limit_rounds=3, share_of_new=0.25, slow_starts=False)

@@ -9,30 +9,28 @@ from rich import box
 from rich.table import Table
 
 from llmfast.benchmarking.peers.campaign import Group, Row
-from llmfast.benchmarking.peers.plan import BUSY, LONG, OURS, TARGETS, Case, Target
+from llmfast.benchmarking.peers.plan import OURS, Case, Target
 from llmfast.benchmarking.records import Record, Spread, Versus
-
-MODEL = "gpt2"
 
 
 def records(groups: Mapping[str, Group]) -> list[Record]:
     """Speeds by case, then the memory of every engine; what could not be measured says why."""
     rows = [(group, row) for group in groups.values() for row in group.rows]
     speeds = [speed_of(group, row, case) for group, row in rows for case in group.cases]
-    return speeds + [memory_of(row) for _, row in rows if row.memory is not None]
+    return speeds + [memory_of(group, row) for group, row in rows if row.memory is not None]
 
 
 def speed_of(group: Group, row: Row, case: Case) -> Record:
     """One engine in one case: seconds are those of a token."""
     seconds = row.seconds.get(case.name, [])
     if not seconds:
-        return Record(**_engine(row), name=case.what, sizes=case.sizes, problem=row.problem or "not measured")
+        return Record(**_engine(group, row), name=case.what, sizes=case.sizes, problem=row.problem or "not measured")
     rate = 1 / Spread.of(seconds).median
     share = group.share(row, case)
     unit = "gigabytes_per_second" if case.new else "gigaflops_per_second"
     others = [other for other in group.rows if other.engine.library != OURS and group.rates(other, case.name)]
     return Record(
-        **_engine(row),
+        **_engine(group, row),
         name=case.what,
         sizes=case.sizes,
         seconds=Spread.of(seconds),
@@ -48,15 +46,17 @@ def speed_of(group: Group, row: Row, case: Case) -> Record:
     )
 
 
-def memory_of(row: Row) -> Record:
+def memory_of(group: Group, row: Row) -> Record:
     note = "above a process that has only imported its library"
     assert row.memory is not None
-    return Record(**_engine(row) | {"group": "memory"}, name="load, decode 16 tokens", bytes=row.memory, note=note)
+    return Record(
+        **_engine(group, row) | {"group": "memory"}, name="load, decode 16 tokens", bytes=row.memory, note=note
+    )
 
 
-def _engine(row: Row) -> dict[str, Any]:
-    engine = row.engine
-    return {"group": "peers", "backend": engine.library, "precision": engine.precision, "device": "cpu", "model": MODEL}
+def _engine(group: Group, row: Row) -> dict[str, Any]:
+    who = {"backend": row.engine.library, "precision": row.engine.precision}
+    return {"group": "peers", "device": "cpu", "model": group.model.preset} | who
 
 
 def _checked(row: Row) -> float | None:
@@ -71,9 +71,10 @@ def targets(groups: Mapping[str, Group]) -> Table:
     table = Table(title="what it should come to", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("", "case", "against", "at least", "reached (lowest–highest)", ""):
         table.add_column(title)
-    for target in TARGETS:
-        if target.group in groups:
-            table.add_row(*_target(groups[target.group], target))
+    for name, group in groups.items():
+        for target in group.model.targets:
+            if target.group == name:
+                table.add_row(*_target(group, target))
     for group in groups.values():
         for row in group.rows:
             if row.engine.library == OURS and row.memory is not None:
@@ -87,10 +88,11 @@ def targets(groups: Mapping[str, Group]) -> Table:
 
 def _target(group: Group, target: Target) -> tuple[str, ...]:
     reached = group.reached(target)
-    against = target.peer or {LONG.name: "its GB/s at 32 tokens", BUSY.name: "its speed alone"}[target.case]
+    own = {"long": "its GB/s at 32 tokens", "busy": "its speed alone"}
+    against = target.peer or (own[target.case] if target.own else "the machine's limit")
     shown, verdict = "not measured", ""
     if reached:
         spread = Spread.of(reached)
         shown = f"{spread.median:.2f} ({spread.low:.2f}–{spread.high:.2f})"
         verdict = "met" if spread.median >= target.least else "MISSED"
-    return (target.ours, target.case, against, f"{target.least:.2f}", shown, verdict)
+    return (target.ours, group.case(target.case).name, against, f"{target.least:.2f}", shown, verdict)

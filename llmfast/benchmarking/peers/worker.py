@@ -56,7 +56,9 @@ def answer(engine: Engine, ids: list[int], request: dict[str, Any], imports: int
     raise ValueError(f"don't know how to {what!r}")
 
 
-def serve(library: str, precision: str, models: Path, threads: int, requests: TextIO, replies: TextIO) -> None:
+def serve(
+    library: str, precision: str, models: Path, capacity: int, threads: int, requests: TextIO, replies: TextIO
+) -> None:
     def send(reply: dict[str, Any]) -> None:
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
@@ -64,9 +66,9 @@ def serve(library: str, precision: str, models: Path, threads: int, requests: Te
     try:
         importlib.import_module(ENGINES[library].base)
         imports = peak_memory()
-        engine = ENGINES[library](models, precision, threads)
+        engine = ENGINES[library](models, precision, capacity, threads)
         config = json.loads((models / "hf" / "config.json").read_text(encoding="utf-8"))
-        ids = prompt_ids(config["n_positions"], config["vocab_size"])
+        ids = prompt_ids(capacity, config["vocab_size"])
         send({"ready": True})
         for line in iter(requests.readline, ""):
             send(answer(engine, ids, json.loads(line), imports))
@@ -78,4 +80,4 @@ def serve(library: str, precision: str, models: Path, threads: int, requests: Te
 if __name__ == "__main__":
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not come between the replies
-    serve(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.stdin, replies)
+    serve(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), sys.stdin, replies)

@@ -34,6 +34,8 @@ def why_not(config: ModelConfig, device: torch.device) -> str | None:
     """Why a model of this shape can't be run natively under the current choice of backends, or None."""
     if device.type != "cpu":
         return f"it runs on a CPU, not on {device}"
+    if config.arithmetic() is None:
+        return "the model's block is one that only its module computes"
     if config.head_dim > cpp.MAX_HEAD_DIM:
         return f"the model's heads have {config.head_dim} channels, more than {cpp.MAX_HEAD_DIM}"
     try:
@@ -125,6 +127,7 @@ def next_token(
 def _native_model(config: ModelConfig, parameters: Sequence[Parameter], formats: Mapping[str, str]) -> int:
     """The number of a C++ model (`csrc/native_decoder.h`) that waits for these parameters, in this order."""
     a = config.arithmetic()
+    assert a is not None  # `why_not` says so
     turning = a.rotary is not None
     return torch.ops.llmfast.native_model(
         [

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmfast import documents
+from llmfast.documents import Part, find_sources, read_text, split_documents
 from llmfast.tokenizers import BPETokenizer
-from llmfast.training import documents
-from llmfast.training.documents import Part, find_sources
 
 END = "<|endoftext|>"
 
@@ -124,6 +124,51 @@ def test_another_encoding_can_be_named(tmp_path):
         read(tmp_path / "a.txt", encoding="klingon")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_byte_order_mark_says_how_to_read_the_rest(tmp_path, small, encoding):
+    mark = "" if encoding == "utf-8-sig" else "\ufeff"
+    (tmp_path / "a.txt").write_bytes(f"{mark}très long ☃\r\nend".encode(encoding))
+    assert read(tmp_path / "a.txt") == [Part("très long ☃\nend")]
+    (tmp_path / "a.jsonl").write_bytes(f'{mark}{{"text": "☃"}}\r\n'.encode(encoding))
+    assert texts(tmp_path / "a.jsonl") == ["☃"]
+
+
+@pytest.mark.parametrize("wide", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["The cat saw the dog. " * 9, "Кот видит собаку. " * 9, "Ça va? Très bien, naïf."])
+@pytest.mark.parametrize("tried", ["utf-8", "latin-1"])
+def test_text_full_of_zero_bytes_is_told_its_encoding_and_never_latin_1(tmp_path, wide, text, tried):
+    (tmp_path / "a.txt").write_bytes(text.encode(wide))
+    with pytest.raises(ValueError, match=f"a.txt has a zero byte in every few.*--encoding {wide}`") as error:
+        read(tmp_path / "a.txt", encoding=tried)
+    assert "latin-1" not in str(error.value)
+    assert read(tmp_path / "a.txt", encoding=wide) == [Part(text)]
+
+
+def test_what_is_full_of_zero_bytes_otherwise_is_no_text(tmp_path):
+    for content in (bytes(range(7)) * 40, b"\xff" + bytes(99), b"\x7fELF" + bytes(5) + b"\xe8" + bytes(7)):
+        (tmp_path / "a.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.txt is no text: it is full of zero bytes$"):
+            read(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_bytes(b"one \0 in a long line is a character like others: " + b"word " * 20)
+    assert "\0" in texts(tmp_path / "a.txt")[0]
+
+
+@pytest.mark.parametrize("encoding", ["rot13", "hex", "undefined", "", "a\0b", "klingon"])
+def test_what_is_no_encoding_of_text_is_refused(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("text")
+    for reader in (find_sources, lambda paths, encoding: read_text(*paths, encoding)):
+        with pytest.raises(ValueError, match="is not known; try utf-8"):
+            reader([tmp_path / "a.txt"], encoding)
+
+
+def test_a_text_is_the_same_to_whoever_reads_it(tmp_path, small):
+    path = tmp_path / "a.txt"
+    path.write_bytes(f"\ufeffOne.\r\nTwo. \r\n{END}\r\n\r\n Three.{END}\r\n".encode())
+    assert read_text(path) == f"One.\nTwo. \n{END}\n\n Three.{END}\n"
+    assert split_documents(read_text(path)) == texts(path) == ["One.\nTwo.", "Three."]
+    assert split_documents("x" * (documents.PART + 5) + END + "y") == ["x" * (documents.PART + 5), "y"]
+
+
 # --- jsonl ------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +203,15 @@ def test_a_bad_line_of_jsonl_is_named(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n\n' + line)
     with pytest.raises(ValueError, match=f"a.jsonl, line 3: {message}"):
         read(tmp_path / "a.jsonl")
+
+
+def test_a_line_of_jsonl_has_a_longest_length(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(documents, "LONGEST_LINE", 40)
+    (tmp_path / "a.jsonl").write_text('{"text": "short"}\n' * 9 + '{"text": "a longer one that is still good"}\n')
+    with pytest.raises(ValueError, match="a.jsonl, line 10 is longer than 40 characters"):
+        read(tmp_path / "a.jsonl")
+    monkeypatch.setattr(documents, "LONGEST_LINE", 43)
+    assert len(read(tmp_path / "a.jsonl")) == 10
 
 
 # --- folders and zips -------------------------------------------------------------------------------------------
@@ -198,6 +252,16 @@ def test_a_damaged_zip_is_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="a.zip/a.txt can't be unpacked"):
         read(path)
+
+
+def test_a_zip_that_unpacks_to_more_than_text_does_is_refused(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.txt", "a" * 1_000_000)
+        archive.writestr("good.txt", "".join(map(str, range(50_000))))
+    assert len(texts(tmp_path / "a.zip")) == 2  # small enough to do no harm
+    monkeypatch.setattr(documents, "UNPACKED_BYTES", 100_000)
+    with pytest.raises(ValueError, match=r"a.zip/bomb.txt unpacks to 1,000,000 bytes, over 200 times"):
+        read(tmp_path / "a.zip")
 
 
 def test_paths_that_lead_to_no_text_are_named(tmp_path):
