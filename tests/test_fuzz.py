@@ -70,14 +70,15 @@ def test_attention_survives(data):
     )
     seed = data.draw(st.none() | st.integers(-(2**63), 2**63 - 1).map(torch.tensor))
     p = data.draw(st.sampled_from([0.0, 0.0, 0.5, 1.0, -1.0, 2.0]))
-    survives(OPS.causal_attention, q, k, v, 0.1, p, seed, lengths)
+    window, causal = data.draw(st.sampled_from([0, 0, 1, 7, 2**40, -1])), data.draw(st.booleans())
+    survives(OPS.causal_attention, q, k, v, 0.1, p, seed, lengths, window, causal)
     out, lse = data.draw(tensors([B, H * group, T, D], dtype)), data.draw(tensors([B, H * group, T], torch.float32))
-    survives(OPS.causal_attention_backward, out, q, k, v, out, lse, 0.1, p, seed, lengths)
+    survives(OPS.causal_attention_backward, out, q, k, v, out, lse, 0.1, p, seed, lengths, window, causal)
 
 
 @fuzz
 @given(data=st.data())
-def test_layer_norm_gelu_and_linear_survive(data):
+def test_norms_gelu_and_products_survive(data):
     M, N, K = (data.draw(SIZES) for _ in range(3))
     dtype = data.draw(DTYPES)
     x, other = data.draw(tensors([M, N], dtype)), data.draw(tensors([M, N], dtype))
@@ -88,13 +89,35 @@ def test_layer_norm_gelu_and_linear_survive(data):
     survives(OPS.layer_norm_backward, other, x, weight, mean, rstd)
     survives(OPS.add_layer_norm, x, other, weight, bias, 1e-5)
     survives(OPS.add_layer_norm_backward, other, other, x, weight, mean, rstd)
+    survives(OPS.rms_norm, x, weight, 1e-6)
+    survives(OPS.rms_norm_backward, other, x, weight, rstd)
+    survives(OPS.add_rms_norm, x, other, weight, 1e-6)
+    survives(OPS.add_rms_norm_backward, other, data.draw(st.sampled_from([None, other])), x, weight, rstd)
     survives(OPS.gelu, x, kind)
     survives(OPS.gelu_backward, other, x, kind)
     matrix, row = data.draw(tensors([K, N], dtype)), data.draw(st.none() | tensors([K], dtype))
-    activation = data.draw(st.sampled_from(["", "gelu", "gelu_tanh", "relu"]))
+    activation = data.draw(st.sampled_from(["", "silu", "gelu", "gelu_tanh", "relu"]))
     survives(OPS.linear, x, matrix, row, activation, True)
     grad, before = data.draw(tensors([M, K], dtype)), data.draw(tensors([M, K], dtype))
     survives(OPS.linear_backward, grad, x, matrix, before, activation, True, True, True)
+    up, up_row, up_before = data.draw(tensors([K, N], dtype)), data.draw(st.none() | tensors([K], dtype)), before
+    save = data.draw(st.booleans())
+    survives(OPS.gated_linear, x, matrix, up, row, up_row, activation, save)
+    needed = data.draw(st.lists(st.booleans(), min_size=5, max_size=5))
+    survives(OPS.gated_linear_backward, grad, x, matrix, up, before, up_before, activation, *needed)
+
+
+@fuzz
+@given(data=st.data())
+def test_rotary_survives(data):
+    B, H, T, D, half = (data.draw(SIZES) for _ in range(5))
+    x = data.draw(tensors([B, H, T, D], data.draw(DTYPES)))
+    tables = data.draw(st.sampled_from([1, B]))
+    half = data.draw(st.sampled_from([half, D // 2]))
+    cos, sin = (data.draw(tensors([tables, T, half], torch.float32)) for _ in range(2))
+    interleaved = data.draw(st.booleans())
+    survives(OPS.rotary, x, cos, sin, interleaved)
+    survives(OPS.rotary_backward, x, cos, sin, interleaved)
 
 
 @fuzz
@@ -127,20 +150,52 @@ def test_a_native_step_survives(data):
     decoder.prefill([[1]] * batch)  # and works as ever afterwards
 
 
+# A block of the Llama family, 40 wide: (role, is a bias, shape).
+PARAMETERS: list[tuple[str, int, list[int]]] = [
+    *(("attention_norm", 0, [40]), ("query", 0, [40, 40]), ("query", 1, [40]), ("key", 0, [20, 40])),
+    *(("value", 0, [20, 40]), ("attention_out", 0, [40, 40]), ("mlp_norm", 0, [40]), ("gate", 0, [50, 40])),
+    *(("up", 0, [50, 40]), ("mlp_out", 0, [40, 50]), ("final_norm", 0, [40]), ("token_embedding", 0, [11, 40])),
+]
+
+
+def native_model(sizes, numbers, frequencies, rotary, windows, blocks, formats) -> int:
+    roles, biases, _ = zip(*PARAMETERS, strict=True)
+    return OPS.native_model(
+        sizes, numbers, "rms", "silu", True, frequencies, rotary, windows, blocks, list(roles), list(biases), formats
+    )
+
+
+@fuzz
+@given(data=st.data())
+def test_describing_a_model_survives(data):
+    integers = st.integers(-2, 60) | st.sampled_from([2**31, 2**62, -(2**62)])
+    lists = st.lists(integers, max_size=14)
+    sizes = data.draw(st.lists(integers, min_size=8, max_size=8) | lists)
+    floats = st.lists(st.floats(), max_size=8)
+    blocks = data.draw(st.just([0] * 10 + [-1, -1]) | lists)
+    formats = data.draw(st.lists(st.integers(-1, 4), min_size=12, max_size=12) | lists)
+    numbers, frequencies = data.draw(floats), data.draw(floats)
+    try:
+        number = native_model(sizes, numbers, frequencies, data.draw(lists), data.draw(lists), blocks, formats)
+    except RuntimeError:
+        return
+    OPS.native_model_free(number)
+
+
 @fuzz
 @given(data=st.data())
 def test_giving_weights_survives(data):
-    formats = data.draw(st.lists(st.integers(-1, 4), min_size=5, max_size=5))
+    form = data.draw(st.integers(-1, 4))
     try:
-        model = OPS.native_model([11, 9, 40, 1, 2, 50], "gelu_tanh", 1e-5, True, formats)
+        sizes, numbers = [11, 9, 40, 1, 4, 2, 10, 50], [1e-5, 0.3, 1.0, 1.0, 1.0, 1.0]
+        model = native_model(sizes, numbers, [1.0, 0.1], [1], [0], [0] * 10 + [-1, -1], [form] * 12)
     except RuntimeError:
         return
-    names = ["transformer.wte.weight", "transformer.h.0.attn.c_attn.weight", "transformer.h.0.mlp.c_fc.bias", "no.such"]
-    for name in names:
-        shape = {"transformer.wte.weight": [11, 40], "transformer.h.0.attn.c_attn.weight": [120, 40]}.get(name, [50])
+    for number in [*range(len(PARAMETERS)), -1, len(PARAMETERS)]:
+        shape = PARAMETERS[number % len(PARAMETERS)][2]
         values = data.draw(tensors(shape)).to(data.draw(st.sampled_from([torch.float32, torch.int8, torch.uint8])))
         scale = data.draw(st.none() | tensors([shape[0]]) | tensors([shape[0], 2], torch.bfloat16))
-        survives(OPS.native_model_give, model, name, values, scale, 2)
+        survives(OPS.native_model_give, model, number, values, scale, 2)
     survives(OPS.native_decoder, model, 1, 9, 9, "fp32")
     OPS.native_model_free(model)
 
