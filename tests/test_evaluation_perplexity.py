@@ -24,6 +24,7 @@ from llmfast.evaluation.perplexity import (
     loses_text,
     text_perplexity,
 )
+from llmfast.inference.decoders import EagerReader
 from llmfast.inference.scoring import half_overlapping
 from llmfast.tokenizers import BPETokenizer
 from llmfast.training.prepare import prepare
@@ -58,7 +59,7 @@ def direct(model: llmfast.GPT, documents) -> tuple[float, int]:
 @given(DOCUMENTS, st.sampled_from([1, 20, 8192]))
 def test_it_is_what_the_definition_says_however_the_blocks_are_batched(model, documents, tokens_per_batch):
     nats, tokens = direct(model, documents)
-    result = document_perplexity(model, documents, END, tokens_per_batch)
+    result = document_perplexity(EagerReader(model), documents, END, tokens_per_batch)
     assert result.tokens == tokens == sum(len(ids) + 1 for ids, _ in documents)
     assert result.nats == pytest.approx(nats, rel=1e-5)
     assert result.bytes == sum(length for _, length in documents)
@@ -70,7 +71,7 @@ def test_every_backend_measures_the_same(model, place):
     moved = llmfast.GPT(model.config).to(device).eval()
     moved.load_state_dict(model.state_dict())
     with llmfast.use_backend(backend):
-        result = document_perplexity(moved, documents, END)
+        result = document_perplexity(EagerReader(moved), documents, END)
     assert result.nats == pytest.approx(direct(model, documents)[0], rel=1e-4)
 
 
@@ -83,7 +84,7 @@ def test_the_numbers_it_is_stated_by():
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
     model = llmfast.GPT(tiny_config(initializer_range=1e-6)).eval()
-    assert document_perplexity(model, [([1, 2, 3], 3)], END).perplexity == pytest.approx(19, rel=1e-3)
+    assert document_perplexity(EagerReader(model), [([1, 2, 3], 3)], END).perplexity == pytest.approx(19, rel=1e-3)
 
 
 def test_a_trained_model_finds_its_text_less_surprising_than_noise(parrot):

@@ -7,9 +7,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from llmfast.backends import cpp
 from llmfast.inference.sampling import (
     SamplingSettings,
     apply_repetition_penalty,
+    draw,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -18,6 +20,7 @@ from llmfast.inference.sampling import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+NO_KERNELS = cpp.why_not("linear", torch.device("cpu"), torch.float32)
 # Quarters are exact in float32, and tie now and then.
 LOGITS = st.lists(st.integers(-40, 40).map(lambda n: n / 4), min_size=1, max_size=12)
 
@@ -154,6 +157,27 @@ def test_tokens_come_as_often_as_their_probability_says(settings):
     assert {i for i, count in enumerate(drawn.tolist()) if count} == allowed
     chi_square = sum((int(drawn[i]) - n * p) ** 2 / (n * p) for i, p in expected.items())
     assert chi_square < 20.5  # 5 degrees of freedom: one run in a thousand is beyond, and the seed is fixed
+
+
+QUARTERS = torch.tensor([[0.0, 0.25, 0.25, 0.0, 0.5, 0.0]])
+
+
+@pytest.mark.parametrize(
+    "uniform, token",
+    [(0.0, 1), (0.2499, 1), (0.25, 2), (0.4999, 2), (0.5, 4), (1 - 2**-53, 4)],
+)
+def test_a_number_at_the_end_of_a_tokens_share_draws_the_next_token(uniform, token):
+    """Shares are half open, [begin, end), and a token without one is never drawn."""
+    assert draw(QUARTERS, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+
+
+@pytest.mark.skipif(NO_KERNELS is not None, reason=str(NO_KERNELS))
+@pytest.mark.parametrize("uniform", [0.0, 0.2499, 0.25, 0.4999, 0.5, 1 - 2**-53])
+def test_the_native_sampler_draws_the_same_token_at_the_ends_of_shares(uniform):
+    expected = draw(QUARTERS, torch.tensor([uniform], dtype=torch.float64))
+    number = torch.tensor([uniform], dtype=torch.float64)
+    logits = torch.where(QUARTERS > 0, QUARTERS.log(), -200.0)  # whose probability float32 rounds to zero
+    assert torch.equal(torch.ops.llmfast.sample(logits, 6, 1.0, 0, 1.0, 0.0, number), expected)
 
 
 def test_each_row_draws_from_its_own_generator():

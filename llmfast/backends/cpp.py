@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfast.backends.registered import contract_functions, register, undefined
+from llmfast.backends.registered import contract_functions, register
 from llmfast.quantization.formats import dequantize
 
 MAX_HEAD_DIM = 256
@@ -50,7 +50,6 @@ def isa() -> str:
 
 
 _missing = _load_extension()
-_undefined = undefined("llmfast")
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -61,7 +60,7 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return "the C++ kernels run on a CPU"
     if dtype not in (torch.float32, torch.bfloat16):
         return "the C++ kernels know float32 and bfloat16"
-    return f"it does not define {op}" if op in _undefined else None
+    return None
 
 
 def describe(op: str, *args: Any, **kwargs: Any) -> str:

@@ -107,7 +107,7 @@ class _Run:
     def __init__(self, case: Case, functions: Any, tensors: Tensors, dtype: torch.dtype):
         # Leaves that keep the strides of the case and share its memory, so that a changed input shows.
         self.leaves = {
-            name: t.detach().requires_grad_(case.differentiable)
+            name: t.detach().requires_grad_(case.differentiable and name not in case.constants)
             for name, t in tensors.items()
             if t is not None and t.is_floating_point()
         }
@@ -137,8 +137,9 @@ class _Run:
             # In the precision of the case, also for the reference: all differentiate the same function.
             projections.append(projection.to(r.device).to(self.dtype).to(r.dtype))
         total = torch.stack([(r * p).sum() for r, p in zip(self.results, projections, strict=True)]).sum()
-        grads = torch.autograd.grad(total, list(self.leaves.values()), retain_graph=True, allow_unused=True)
-        named = zip(self.leaves, grads, strict=True)
+        wanted = {name: leaf for name, leaf in self.leaves.items() if leaf.requires_grad}
+        grads = torch.autograd.grad(total, list(wanted.values()), retain_graph=True, allow_unused=True)
+        named = zip(wanted, grads, strict=True)
         return self.outputs() | {f"gradient of {name}": grad for name, grad in named if grad is not None}
 
 

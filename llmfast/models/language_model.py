@@ -96,7 +96,7 @@ class LanguageModel(nn.Module):
     @property
     def precision(self) -> str:
         """fp32, bf16 or fp16; int8, int4 or int4-all of a quantised model (`llmfast/quantization/modules.py`)."""
-        return self.quantized_to or next(name for name, dtype in FLOATS.items() if dtype == self.dtype)
+        return self.quantized_to or next((n for n, dtype in FLOATS.items() if dtype == self.dtype), str(self.dtype))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> Self:
