@@ -44,12 +44,39 @@ namespace {
 }  // namespace
 
 const Kernels& LLMFAST_KERNELS() {
-  static constexpr Kernels table = {
-      LLMFAST_ISA_NAME, attention, attention_backward, layer_norm, layer_norm_backward,
-      rms_norm, rms_norm_backward, rotary, gelu, gelu_backward,
-      linear, linear_backward, gated_linear, gated_linear_backward, cross_entropy, cross_entropy_backward,
-      TILE_COLS, packed_bytes, pack_weight, decoder_row_bytes, decoder_partial_floats, decoder_chunks, decoder_step,
-      exp_of_scaled, limit_read, limit_arithmetic};
+  static constexpr Kernels table = [] {
+    Kernels k{};
+    k.name = LLMFAST_ISA_NAME;
+    k.attention = attention;
+    k.attention_backward = attention_backward;
+    k.layer_norm = layer_norm;
+    k.layer_norm_backward = layer_norm_backward;
+    k.rms_norm = rms_norm;
+    k.rms_norm_backward = rms_norm_backward;
+    k.rotary = rotary;
+    k.gelu = gelu;
+    k.gelu_backward = gelu_backward;
+    k.linear = linear;
+    k.linear_backward = linear_backward;
+    k.gated_linear = gated_linear;
+    k.gated_linear_backward = gated_linear_backward;
+    k.cross_entropy = cross_entropy;
+    k.cross_entropy_backward = cross_entropy_backward;
+    k.panel_columns = TILE_COLS;
+    k.mlp_in_rows = mlp_in_rows;
+    k.packed_bytes = packed_bytes;
+    k.packs = packs;
+    k.packed_row = packed_row;
+    k.pack_weight = pack_weight;
+    k.decoder_row_bytes = decoder_row_bytes;
+    k.decoder_partial_floats = decoder_partial_floats;
+    k.decoder_chunks = decoder_chunks;
+    k.decoder_step = decoder_step;
+    k.exp_of_scaled = exp_of_scaled;
+    k.limit_read = limit_read;
+    k.limit_arithmetic = limit_arithmetic;
+    return k;
+  }();
   return table;
 }
 

@@ -1,5 +1,5 @@
 // The native decoder as its kernels see it: packed weights, the memory of the sequences being generated, and what one
-// step is asked to do. Plain data: decoder.cpp owns it, packed.inl and decoder_step.inl compute with it.
+// step is asked to do. Plain data: native_decoder.cpp owns it, packed.inl and decoder_step.inl compute with it.
 #pragma once
 
 #include "kernels.h"
@@ -10,13 +10,13 @@ namespace llmfast {
 // How a matrix holds its weights: 4, 2, 1 or half a byte each. The integers are unsigned, with zero at 128 and 8.
 enum class Format { f32, bf16, i8, i4 };
 
-// A weight (N, K), in panels of the instruction set's own width (packed.inl).
+// A matrix (N, K), in panels of the instruction set's own width (packed.inl).
 struct PackedMatrix {
   Format format;
   i64 N, K;
   uint8_t* panels;
   const float* bias;  // (N, padded to whole panels) or null
-  i64 terms;          // 2: activations are rounded to 8 bits twice, the second time what the first left over
+  i64 terms;          // 2: activations are rounded twice, the second time what the first left over
 };
 
 // A weight as it comes from a file, with any strides (in elements).
@@ -27,23 +27,51 @@ struct WeightSource {
   const void* scale;  // i8: float32 (N,); i4: bfloat16 (N, groups of 32)
 };
 
-struct LayerNormWeights {
-  const float *weight, *bias;
+// Which rows of a matrix the rows of one of its weights become: from `first` on, and there
+//   as_given   in their own order
+//   pairs      heads of head_dim rows each, in which channel i and the channel that rotates with it, i + rotary_dim / 2,
+//              become neighbours, so that a rotation never needs more than a tile of the product has
+//   gate, up   a vector of the gate's rows, a vector of the other's, and so on: a tile of the product has both
+struct RowOrder {
+  enum class Kind { as_given, pairs, gate, up } kind = Kind::as_given;
+  i64 first = 0, head_dim = 0, rotary_dim = 0;
 };
 
-struct DecoderLayer {
-  LayerNormWeights ln_1, ln_2;
-  PackedMatrix qkv, attention_out, mlp_in, mlp_out;
+enum class Norm { layer, rms };
+
+struct NormWeights {
+  const float *weight, *bias;  // no bias: null
 };
 
-struct DecoderModel {
-  i64 vocabulary, positions, width, layers, heads, inner;
+struct DecoderBlock {
+  NormWeights attention_norm, mlp_norm;
+  const float *query_norm, *key_norm;  // (head_dim,), in pairs, or null
+  PackedMatrix query_key_value, attention_out, mlp_in, mlp_out;
+  bool rotary;
+  i64 window;  // a position sees so many keys, itself the last; all before it where this is 0
+};
+
+// What a model computes, weights apart.
+struct DecoderShape {
+  i64 vocabulary, positions, width, blocks, heads, key_heads, head_dim, inner;
+  i64 rotary_dim;  // so many channels of a head rotate with the position, from the first on; 0: none
+  Norm norm;
   Activation activation;
-  float layer_norm_epsilon;
-  const float* position_embedding;                 // (positions, width)
-  PackedMatrix token_embedding, head;              // the same panels where they are tied
-  LayerNormWeights ln_f;
-  const DecoderLayer* layer;
+  bool norms_heads;  // some block has a query_norm or a key_norm
+  bool gated;  // the MLP is (act(x Wg) * (x Wu)) Wo, not act(x Wi) Wo
+  float norm_epsilon, attention_scale, embedding_multiplier, residual_multiplier, logits_divisor;
+  float rotary_factor;  // multiplies sine and cosine
+  i64 query_channels() const { return heads * head_dim; }
+  i64 key_channels() const { return key_heads * head_dim; }
+  i64 projected_channels() const { return query_channels() + 2 * key_channels(); }
+};
+
+struct DecoderModel : DecoderShape {
+  const float* position_embedding;   // (positions, width) or null
+  const float* inverse_frequencies;  // (rotary_dim / 2,): a pair turns by position times this
+  PackedMatrix token_embedding, head;  // the same panels where they are tied
+  NormWeights final_norm;
+  const DecoderBlock* block;
 };
 
 // How the keys and values are kept; i8 rows have a float32 scale behind them.
@@ -83,13 +111,15 @@ struct DecoderState : TeamJob {
   i64 batch, capacity, most_rows;
 
   // Memory that all threads share, written by whoever commits a chunk.
-  uint8_t *keys, *values;          // (layers, batch, heads, capacity, row)
-  float *x, *q, *attended;         // (most_rows, width)
-  float* inner;                    // (most_rows, the MLP's width)
-  float* partials;                 // (most_rows, heads, runs of keys, D + 2), of short segments
-  uint8_t* prepared;               // most_rows rows in the format of the next matrix
-  BestLogit* best;                 // (outputs, panels of the head)
-  i64* ids;                        // (most_rows,)
+  uint8_t *keys, *values;    // (blocks, batch, key heads, capacity, row)
+  float* x;                  // (most_rows, width)
+  float *q, *attended;       // (most_rows, heads * head_dim)
+  float* inner;              // (most_rows, the MLP's width); before that queries, keys and values that wait for whole heads
+  float* rotations;          // (most_rows, 2, rotary_dim)
+  float* partials;           // (most_rows, heads, runs of keys, head_dim + 2), of short segments
+  uint8_t* prepared;         // most_rows rows in the format of the next matrix
+  BestLogit* best;           // (outputs, panels of the head)
+  i64* ids;                  // (most_rows,)
   PhaseRun runs[MOST_THREADS];
   uint64_t* owners;  // of each chunk: the phase's tag, its thread, and how far that is (phases.inl)
 };

@@ -124,6 +124,8 @@ struct CrossEntropyArgs {
 enum class Format;
 struct PackedMatrix;
 struct WeightSource;
+struct RowOrder;
+struct DecoderShape;
 struct DecoderModel;
 struct DecoderState;
 struct StepJob;
@@ -153,8 +155,11 @@ struct Kernels {
   void (*cross_entropy_backward)(const CrossEntropyArgs&, const Threads&);
   // The native decoder (decoder.h).
   i64 panel_columns;
+  i64 (*mlp_in_rows)(const DecoderShape&);
   i64 (*packed_bytes)(Format, i64 N, i64 K);
-  void (*pack_weight)(const PackedMatrix&, const WeightSource&, const Threads&);
+  bool (*packs)(Format, const WeightSource&);
+  i64 (*packed_row)(const RowOrder&, i64 n);
+  void (*pack_weight)(const PackedMatrix&, const RowOrder&, i64 N, const WeightSource&, const Threads&);
   i64 (*decoder_row_bytes)(const DecoderModel&);
   i64 (*decoder_partial_floats)(const DecoderState&);
   i64 (*decoder_chunks)(const DecoderState&);

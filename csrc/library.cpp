@@ -71,8 +71,10 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def("limit_read(Tensor memory) -> int");
   m.def("limit_arithmetic(str kind, int tasks, int rounds) -> int");
   m.def("cpu_isa() -> str");
-  m.def("native_model(int[] shape, str activation, float layer_norm_epsilon, bool tied, int[] formats) -> int");
-  m.def("native_model_give(int model, str name, Tensor values, Tensor? scale, int threads) -> ()");
+  m.def(
+      "native_model(int[] sizes, float[] numbers, str norm, str activation, bool gated, float[] inverse_frequencies, "
+      "int[] rotary, int[] windows, int[] blocks, str[] roles, int[] biases, int[] formats) -> int");
+  m.def("native_model_give(int model, int parameter, Tensor values, Tensor? scale, int threads) -> ()");
   m.def("native_model_bytes(int model) -> int");
   m.def("native_model_free(int model) -> ()");
   m.def("native_decoder(int model, int batch, int capacity, int most_rows, str cache_type) -> int");

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <new>
 #include <stdexcept>
+#include <string>
+#include <tuple>
 
 namespace llmfast {
 namespace {
@@ -43,99 +46,175 @@ Memory::~Memory() {
   if (data_) munmap(data_, bytes_);
 }
 
-NativeModel::NativeModel(const NativeShape& s, const std::vector<Format>& formats)
-    : kernels_(llmfast::kernels()), layers_(size_t(s.layers)) {
-  if (s.vocabulary < 1 || s.positions < 1 || s.width < 1 || s.layers < 0 || s.heads < 1 || s.inner < 1 || s.width % s.heads)
-    throw std::runtime_error("a model's sizes must be positive, and its width a multiple of its heads");
-  if (s.width / s.heads > 256) throw std::runtime_error("heads of more than 256 channels are not supported");
-  if (i64(formats.size()) != 4 * s.layers + (s.tied ? 1 : 2))
-    throw std::runtime_error("a format is needed for each of the model's matrices");
-  model_ = DecoderModel{s.vocabulary, s.positions, s.width, s.layers, s.heads, s.inner, s.activation, s.layer_norm_epsilon,
-                        nullptr, {}, {}, {}, layers_.data()};
+namespace {
 
-  const i64 columns = kernels_.panel_columns;
-  for (int pass = 0; pass < 2; pass++) {  // the first counts the bytes
-    Arena packed{packed_.data()}, vectors{vectors_.data()};
-    const auto vector = [&](const std::string& name, i64 n) {
-      float* at = vectors.take<float>(i64(round_up_to(size_t(n), size_t(columns))));
-      if (pass) places_[name] = Place{nullptr, at, n, 0, false};
-      return at;
-    };
-    const auto matrix = [&](const std::string& name, Format format, i64 N, i64 K, const float* bias, PackedMatrix* m) {
-      uint8_t* panels = packed.take<uint8_t>(kernels_.packed_bytes(format, N, K));
-      *m = PackedMatrix{format, N, K, panels, bias, 1};
-      if (pass) places_[name] = Place{m, nullptr, N, K, false};
-    };
-    size_t next = 0;
-    for (i64 i = 0; i < s.layers; i++) {
-      const std::string at = "transformer.h." + std::to_string(i) + ".";
-      DecoderLayer& l = layers_[size_t(i)];
-      const auto linear = [&](const std::string& name, i64 N, i64 K, PackedMatrix* m) {
-        const float* bias = vector(at + name + ".bias", N);
-        matrix(at + name + ".weight", formats[next++], N, K, bias, m);
-      };
-      l.ln_1 = {vector(at + "ln_1.weight", s.width), vector(at + "ln_1.bias", s.width)};
-      linear("attn.c_attn", 3 * s.width, s.width, &l.qkv);
-      linear("attn.c_proj", s.width, s.width, &l.attention_out);
-      l.ln_2 = {vector(at + "ln_2.weight", s.width), vector(at + "ln_2.bias", s.width)};
-      linear("mlp.c_fc", s.inner, s.width, &l.mlp_in);
-      linear("mlp.c_proj", s.width, s.inner, &l.mlp_out);
-    }
-    model_.ln_f = {vector("transformer.ln_f.weight", s.width), vector("transformer.ln_f.bias", s.width)};
-    model_.position_embedding = vector("transformer.wpe.weight", s.positions * s.width);
-    if (pass) places_["transformer.wpe.weight"].N = s.positions, places_["transformer.wpe.weight"].K = s.width;
-    matrix("transformer.wte.weight", formats[next++], s.vocabulary, s.width, nullptr, &model_.token_embedding);
-    if (!s.tied) matrix("lm_head.weight", formats[next++], s.vocabulary, s.width, nullptr, &model_.head);
-    if (!pass) {
-      packed_ = Memory(packed.used, true);
-      vectors_ = Memory(vectors.used, false);
+// Says where each parameter of a model goes. Walked twice over the same calls: the first time to count the bytes.
+class Layout {
+ public:
+  Arena packed, vectors;
+
+  Layout(const ModelDescription& description, const Kernels& kernels, std::vector<NativeModel::Place>& places, uint8_t* packed,
+         uint8_t* vectors)
+      : packed{packed}, vectors{vectors}, description_(description), kernels_(kernels), places_(places) {
+    places_.assign(description.parameters.size(), NativeModel::Place{});
+    for (size_t i = 0; i < description.parameters.size(); i++) {
+      const Parameter& p = description.parameters[i];
+      if (!index_.emplace(std::make_tuple(p.block, p.role, p.bias), i).second)
+        throw std::runtime_error("the model's description has a parameter twice");
     }
   }
-  if (s.tied) model_.head = model_.token_embedding;
+
+  bool has(i64 block, Role role, bool bias = false) const { return index_.count({block, role, bias}) > 0; }
+
+  // A parameter of float32, (N,) or (N, K); null where the model has none.
+  float* vector(i64 block, Role role, bool bias, i64 N, i64 K = 0, const RowOrder& order = {}) {
+    if (!has(block, role, bias)) return nullptr;
+    float* at = vectors.take<float>(i64(round_up_to(size_t(N), size_t(kernels_.panel_columns))) * std::max<i64>(K, 1));
+    place(block, role, bias) = {nullptr, at, order, N, K, false};
+    return at;
+  }
+
+  NormWeights norm(i64 block, Role role, i64 N) {
+    need(block, role);
+    return {vector(block, role, false, N), vector(block, role, true, N)};
+  }
+
+  // Weights of (N, K) each, and their biases if there are any, as one matrix of `rows` rows.
+  struct Part {
+    Role role;
+    i64 N;
+    RowOrder order;
+  };
+  void matrix(i64 block, const std::vector<Part>& parts, i64 rows, i64 K, PackedMatrix* m) {
+    const bool biased = std::any_of(parts.begin(), parts.end(), [&](const Part& p) { return has(block, p.role, true); });
+    float* bias = biased ? vectors.take<float>(i64(round_up_to(size_t(rows), size_t(kernels_.panel_columns)))) : nullptr;
+    for (const Part& p : parts) {
+      need(block, p.role);
+      const Format format = description_.parameters[index_.at({block, p.role, false})].format;
+      if (&p != &parts[0] && format != m->format)
+        throw std::runtime_error("weights that share a matrix (query, key and value; gate and up) must have one format");
+      m->format = format;
+      place(block, p.role, false) = {m, nullptr, p.order, p.N, K, false};
+      if (has(block, p.role, true)) place(block, p.role, true) = {nullptr, bias, p.order, p.N, 0, false};
+    }
+    *m = PackedMatrix{m->format, rows, K, packed.take<uint8_t>(kernels_.packed_bytes(m->format, rows, K)), bias, 1};
+  }
+
+  void end() const {
+    for (const NativeModel::Place& p : places_)
+      if (p.N == 0) throw std::runtime_error("the model's description has a parameter that nothing uses");
+  }
+
+ private:
+  const ModelDescription& description_;
+  const Kernels& kernels_;
+  std::vector<NativeModel::Place>& places_;
+  std::map<std::tuple<i64, Role, bool>, size_t> index_;
+
+  NativeModel::Place& place(i64 block, Role role, bool bias) { return places_[index_.at({block, role, bias})]; }
+  void need(i64 block, Role role) const {
+    if (!has(block, role)) throw std::runtime_error("the model's description lacks a parameter of block " + std::to_string(block));
+  }
+};
+
+void check_shape(const ModelDescription& d) {
+  const DecoderShape& s = d.shape;
+  constexpr i64 MOST = i64{1} << 28;  // no product of sizes overflows
+  for (const i64 size : {s.vocabulary, s.positions, s.width, s.heads, s.key_heads, s.head_dim, s.inner})
+    if (size < 1 || size > MOST) throw std::runtime_error("a model's sizes must be positive, and at most 2^28");
+  if (s.head_dim > 256) throw std::runtime_error("heads of more than 256 channels are not supported");
+  if (s.heads % s.key_heads) throw std::runtime_error("the heads must be a multiple of the key heads");
+  if (s.rotary_dim % 2 || s.rotary_dim > s.head_dim || (s.rotary_dim && s.head_dim % 2))
+    throw std::runtime_error("channels rotate in pairs, and no more than a head has");
+  if (i64(d.inverse_frequencies.size()) != s.rotary_dim / 2)
+    throw std::runtime_error("every pair of channels that rotates needs its frequency");
+  if (s.blocks < 0 || s.blocks > i64(d.parameters.size()) || i64(d.rotary.size()) != s.blocks || i64(d.windows.size()) != s.blocks)
+    throw std::runtime_error("every block needs its parameters, and to know of its rotation and window");
+}
+
+}  // namespace
+
+NativeModel::NativeModel(ModelDescription description) : kernels_(llmfast::kernels()), description_(std::move(description)) {
+  check_shape(description_);
+  const DecoderShape& s = description_.shape;
+  static_cast<DecoderShape&>(model_) = s;
+  blocks_.resize(size_t(s.blocks));
+  model_.block = blocks_.data();
+  model_.inverse_frequencies = description_.inverse_frequencies.data();
+
+  for (int pass = 0; pass < 2; pass++) {
+    Layout l(description_, kernels_, places_, packed_.data(), vectors_.data());
+    const i64 C = s.width, queries = s.query_channels(), keys = s.key_channels();
+    for (i64 i = 0; i < s.blocks; i++) {
+      DecoderBlock& b = blocks_[size_t(i)];
+      const auto heads = [&](i64 first) { return RowOrder{RowOrder::Kind::pairs, first, s.head_dim, s.rotary_dim}; };
+      const auto rows = [](RowOrder::Kind kind, i64 first = 0) { return RowOrder{kind, first, 0, 0}; };
+      b.rotary = s.rotary_dim && description_.rotary[size_t(i)];
+      b.window = description_.windows[size_t(i)];
+      b.attention_norm = l.norm(i, Role::attention_norm, C);
+      b.query_norm = l.vector(i, Role::query_norm, false, s.head_dim, 0, heads(0));
+      b.key_norm = l.vector(i, Role::key_norm, false, s.head_dim, 0, heads(0));
+      model_.norms_heads |= l.has(i, Role::query_norm) || l.has(i, Role::key_norm);
+      if (l.has(i, Role::query_key_value) && b.rotary) throw std::runtime_error("a fused projection can't be rotated");
+      std::vector<Layout::Part> parts{{Role::query_key_value, s.projected_channels(), {}}};
+      if (!l.has(i, Role::query_key_value))
+        parts = {{Role::query, queries, heads(0)}, {Role::key, keys, heads(queries)},
+                 {Role::value, keys, rows(RowOrder::Kind::as_given, queries + keys)}};
+      l.matrix(i, parts, s.projected_channels(), C, &b.query_key_value);
+      l.matrix(i, {{Role::attention_out, C, {}}}, C, queries, &b.attention_out);
+      b.mlp_norm = l.norm(i, Role::mlp_norm, C);
+      parts = {{Role::mlp_in, s.inner, {}}};
+      if (s.gated) parts = {{Role::gate, s.inner, rows(RowOrder::Kind::gate)}, {Role::up, s.inner, rows(RowOrder::Kind::up)}};
+      l.matrix(i, parts, kernels_.mlp_in_rows(s), C, &b.mlp_in);
+      l.matrix(i, {{Role::mlp_out, C, {}}}, C, s.inner, &b.mlp_out);
+    }
+    model_.final_norm = l.norm(-1, Role::final_norm, C);
+    model_.position_embedding = l.vector(-1, Role::position_embedding, false, s.positions, C);
+    l.matrix(-1, {{Role::token_embedding, s.vocabulary, {}}}, s.vocabulary, C, &model_.token_embedding);
+    model_.head = model_.token_embedding;
+    if (l.has(-1, Role::head)) l.matrix(-1, {{Role::head, s.vocabulary, {}}}, s.vocabulary, C, &model_.head);
+    l.end();
+    if (!pass) {
+      packed_ = Memory(l.packed.used, true);
+      vectors_ = Memory(l.vectors.used, false);
+    }
+  }
   // Rounding to 8 bits costs most in the head, whose error goes straight into the logits (and which costs nothing where
-  // only the last position has any), and in the two products whose input no LayerNorm has evened out.
+  // only the last position has any), and in the two products whose input no norm has evened out.
   const auto refine = [](PackedMatrix& m) { m.terms = m.format == Format::i8 ? 2 : 1; };
   refine(model_.head);
-  for (DecoderLayer& l : layers_) refine(l.attention_out), refine(l.mlp_out);
+  for (DecoderBlock& b : blocks_) refine(b.attention_out), refine(b.mlp_out);
 }
 
-NativeModel::Place& NativeModel::place(const std::string& name) {
-  const auto found = places_.find(name);
-  if (found == places_.end()) throw std::runtime_error("the model has no weight " + name);
-  return found->second;
-}
-
-void NativeModel::give(const std::string& name, const WeightSource& source, const Threads& threads) {
-  Place& p = place(name);
+void NativeModel::give(i64 parameter, const WeightSource& source, const Threads& threads) {
+  Place& p = place(parameter);
   if (p.matrix) {
-    const WeightSource::Type type = source.type;
-    const Format format = p.matrix->format;
-    const bool fits = format == Format::i8   ? type == WeightSource::Type::i8
-                      : format == Format::i4 ? type == WeightSource::Type::i4
-                                             : type == WeightSource::Type::f32 || type == WeightSource::Type::bf16;
-    if (!fits) throw std::runtime_error(name + " is given in another form than the model was made for");
-    kernels_.pack_weight(*p.matrix, source, threads);
+    if (!kernels_.packs(p.matrix->format, source))
+      throw std::runtime_error("a weight is given in another form than the model was made for");
+    kernels_.pack_weight(*p.matrix, p.order, p.N, source, threads);
   } else {
     const i64 columns = p.K ? p.K : 1;
-    for (i64 n = 0; n < p.N; n++)
+    for (i64 n = 0; n < p.N; n++) {
+      float* to = p.vector + kernels_.packed_row(p.order, n) * columns;
       for (i64 k = 0; k < columns; k++) {
         const i64 at = n * source.row + k * source.col;
         if (source.type == WeightSource::Type::f32) {
-          p.vector[n * columns + k] = static_cast<const float*>(source.values)[at];
+          to[k] = static_cast<const float*>(source.values)[at];
         } else if (source.type == WeightSource::Type::bf16) {
           const uint32_t bits = uint32_t{static_cast<const bfloat16*>(source.values)[at].bits} << 16;
-          std::memcpy(&p.vector[n * columns + k], &bits, 4);
+          std::memcpy(&to[k], &bits, 4);
         } else {
-          throw std::runtime_error(name + " can't be quantised");
+          throw std::runtime_error("a norm, a bias or an embedding of positions can't be quantised");
         }
       }
+    }
   }
   p.given = true;
 }
 
 const DecoderModel& NativeModel::ready() const {
-  for (const auto& [name, place] : places_)
-    if (!place.given) throw std::runtime_error("the weight " + name + " is missing");
+  for (const Place& p : places_)
+    if (!p.given) throw std::runtime_error("the model still lacks weights");
   return model_;
 }
 
@@ -193,16 +272,17 @@ NativeDecoder::NativeDecoder(std::shared_ptr<const NativeModel> model, i64 batch
   s.batch = batch;
   s.capacity = capacity;
   s.most_rows = most_rows;
-  const i64 D = m.width / m.heads;
+  const i64 D = m.head_dim;
   const i64 row = cache_type == CacheType::f32 ? 4 * D : cache_type == CacheType::bf16 ? 2 * D : D + 4;
   for (int pass = 0; pass < 2; pass++) {
     Arena cache{cache_.data()}, scratch{scratch_.data()};
-    s.keys = cache.take<uint8_t>(m.layers * batch * m.heads * capacity * row);
-    s.values = cache.take<uint8_t>(m.layers * batch * m.heads * capacity * row);
+    s.keys = cache.take<uint8_t>(m.blocks * batch * m.key_heads * capacity * row);
+    s.values = cache.take<uint8_t>(m.blocks * batch * m.key_heads * capacity * row);
     s.x = scratch.take<float>(most_rows * m.width);
-    s.q = scratch.take<float>(most_rows * m.width);
-    s.attended = scratch.take<float>(most_rows * m.width);
-    s.inner = scratch.take<float>(most_rows * std::max(m.inner, 2 * m.width));
+    s.q = scratch.take<float>(most_rows * m.query_channels());
+    s.attended = scratch.take<float>(most_rows * m.query_channels());
+    s.inner = scratch.take<float>(most_rows * std::max(m.inner, m.projected_channels()));
+    s.rotations = scratch.take<float>(most_rows * 2 * m.rotary_dim);
     s.partials = scratch.take<float>(k.decoder_partial_floats(s));
     s.prepared = scratch.take<uint8_t>(most_rows * k.decoder_row_bytes(m));
     s.best = scratch.take<BestLogit>(most_rows * ((m.vocabulary + k.panel_columns - 1) / k.panel_columns));

@@ -4,8 +4,6 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
-#include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "decoder.h"
@@ -32,28 +30,45 @@ class Memory {
   size_t bytes_ = 0;
 };
 
-struct NativeShape {
-  i64 vocabulary, positions, width, layers, heads, inner;
-  Activation activation;
-  float layer_norm_epsilon;
-  bool tied;  // the head is the token embedding
+// What a block or the whole of a model can have, each with a weight and perhaps a bias. The first two of the block's
+// projections of its input are one or three weights in one matrix, and so are the gate and what it multiplies.
+enum class Role {
+  token_embedding, position_embedding, attention_norm, query_key_value, query, key, value, query_norm, key_norm, attention_out,
+  mlp_norm, mlp_in, gate, up, mlp_out, final_norm, head
 };
 
-// Weights, given one at a time under their names in a checkpoint, packed for this CPU, and never changed afterwards.
+// A model's parameter: what it is for, and in which format it is kept if it is a matrix.
+struct Parameter {
+  i64 block;  // -1: outside the blocks
+  Role role;
+  bool bias;
+  Format format;
+};
+
+struct ModelDescription {
+  DecoderShape shape;
+  std::vector<float> inverse_frequencies;  // (rotary_dim / 2,)
+  std::vector<bool> rotary;                // of each block
+  std::vector<i64> windows;                // of each block, 0: none
+  std::vector<Parameter> parameters;
+};
+
+// Weights, given one at a time, packed for this CPU, and never changed afterwards.
 class NativeModel {
  public:
-  // formats: of each layer's four matrices in order, then the token embedding's and, untied, the head's.
-  NativeModel(const NativeShape& shape, const std::vector<Format>& formats);
+  explicit NativeModel(ModelDescription description);
 
-  // What a name stands for: the expected shape is (N, K), or (N,) with K = 0. Throws for an unknown name.
+  // Where a parameter goes: its shape is (N, K), or (N,) with K = 0.
   struct Place {
-    PackedMatrix* matrix;
+    PackedMatrix* matrix;  // or
     float* vector;
+    RowOrder order;
     i64 N, K;
     bool given;
   };
-  Place& place(const std::string& name);
-  void give(const std::string& name, const WeightSource& source, const Threads& threads);
+  Place& place(i64 parameter) { return places_.at(size_t(parameter)); }
+  i64 parameters() const { return i64(places_.size()); }
+  void give(i64 parameter, const WeightSource& source, const Threads& threads);
 
   // Throws where a weight is still missing.
   const DecoderModel& ready() const;
@@ -62,9 +77,10 @@ class NativeModel {
 
  private:
   const Kernels& kernels_;
+  const ModelDescription description_;
   DecoderModel model_{};
-  std::vector<DecoderLayer> layers_;
-  std::unordered_map<std::string, Place> places_;
+  std::vector<DecoderBlock> blocks_;
+  std::vector<Place> places_;  // of description_.parameters
   Memory packed_, vectors_;
 };
 

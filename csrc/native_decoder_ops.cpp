@@ -1,6 +1,7 @@
 // The native decoder's operators. Models and decoders are known to Python by a number, which llmfast/inference/decoders/native.py
 // keeps and frees: classes of their own are not part of torch's stable ABI.
 
+#include <algorithm>
 #include <unordered_map>
 
 #include "native_decoder.h"
@@ -54,23 +55,64 @@ Format format_of(int64_t code) {
   return static_cast<Format>(code);
 }
 
-}  // namespace
+// The roles of parameters, in the order of `enum class Role`.
+constexpr const char* ROLES[] = {"token_embedding", "position_embedding", "attention_norm", "query_key_value", "query", "key",
+                                 "value", "query_norm", "key_norm", "attention_out", "mlp_norm", "mlp_in", "gate", "up",
+                                 "mlp_out", "final_norm", "head"};
 
-int64_t native_model(std::vector<int64_t> shape, std::string activation, double layer_norm_epsilon, bool tied,
-                     std::vector<int64_t> formats) {
-  check(shape.size() == 6, "shape is (vocabulary, positions, width, layers, heads, inner), got ", shape.size(), " numbers");
-  check(activation == "gelu_tanh" || activation == "gelu", "activation is '", activation, "', expected 'gelu_tanh' or 'gelu'");
-  NativeShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5],
-                activation == "gelu" ? Activation::gelu_erf : Activation::gelu_tanh, float(layer_norm_epsilon), tied};
-  std::vector<Format> all;
-  for (const int64_t code : formats) all.push_back(format_of(code));
-  return models().add(std::make_shared<NativeModel>(s, all));
+Role role_of(const std::string& name) {
+  const auto found = std::find(std::begin(ROLES), std::end(ROLES), name);
+  check(found != std::end(ROLES), "a parameter's role is '", name, "', which this decoder does not know");
+  return static_cast<Role>(found - std::begin(ROLES));
 }
 
-void native_model_give(int64_t model, std::string name, const Tensor& values, const MaybeTensor& scale, int64_t threads) {
+Activation activation_of(const std::string& name) {
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "gelu") return Activation::gelu_erf;
+  check(name == "silu", "activation is '", name, "', expected 'gelu_tanh', 'gelu' or 'silu'");
+  return Activation::silu;
+}
+
+}  // namespace
+
+int64_t native_model(std::vector<int64_t> sizes, std::vector<double> numbers, std::string norm, std::string activation,
+                     bool gated, std::vector<double> inverse_frequencies, std::vector<int64_t> rotary,
+                     std::vector<int64_t> windows, std::vector<int64_t> blocks, std::vector<std::string> roles,
+                     std::vector<int64_t> biases, std::vector<int64_t> formats) {
+  check(sizes.size() == 8, "sizes are (vocabulary, positions, width, blocks, heads, key heads, head dim, inner), got ",
+        sizes.size(), " numbers");
+  check(numbers.size() == 6,
+        "numbers are (norm epsilon, attention scale, embedding multiplier, residual multiplier, logits divisor, rotary factor), "
+        "got ",
+        numbers.size());
+  check(norm == "layer" || norm == "rms", "norm is '", norm, "', expected 'layer' or 'rms'");
+  check(roles.size() == blocks.size() && biases.size() == blocks.size() && formats.size() == blocks.size(),
+        "every parameter needs its block, its role, whether it is a bias, and its format");
+  ModelDescription d;
+  DecoderShape& s = d.shape;
+  s = {};
+  i64* const size[] = {&s.vocabulary, &s.positions, &s.width, &s.blocks, &s.heads, &s.key_heads, &s.head_dim, &s.inner};
+  for (size_t i = 0; i < sizes.size(); i++) *size[i] = sizes[i];
+  float* const number[] = {&s.norm_epsilon,        &s.attention_scale, &s.embedding_multiplier,
+                           &s.residual_multiplier, &s.logits_divisor,  &s.rotary_factor};
+  for (size_t i = 0; i < numbers.size(); i++) *number[i] = float(numbers[i]);
+  s.norm = norm == "rms" ? Norm::rms : Norm::layer;
+  s.activation = activation_of(activation);
+  s.gated = gated;
+  s.rotary_dim = 2 * i64(inverse_frequencies.size());
+  d.inverse_frequencies.assign(inverse_frequencies.begin(), inverse_frequencies.end());
+  d.rotary.assign(rotary.begin(), rotary.end());
+  d.windows = std::move(windows);
+  for (size_t i = 0; i < blocks.size(); i++)
+    d.parameters.push_back({blocks[i], role_of(roles[i]), biases[i] != 0, format_of(formats[i])});
+  return models().add(std::make_shared<NativeModel>(std::move(d)));
+}
+
+void native_model_give(int64_t model, int64_t parameter, const Tensor& values, const MaybeTensor& scale, int64_t threads) {
   const auto m = models().get(model);
-  NativeModel::Place& place = m->place(name);
-  check(values.is_cpu() && (!scale || scale->is_cpu()), name, " must be on the CPU");
+  check(parameter >= 0 && parameter < m->parameters(), "the model has no parameter ", parameter);
+  const NativeModel::Place& place = m->place(parameter);
+  check(values.is_cpu() && (!scale || scale->is_cpu()), "weights must be on the CPU");
   const i64 groups = (place.K + 31) / 32;
   WeightSource source{};
   source.values = values.const_data_ptr();
@@ -78,25 +120,24 @@ void native_model_give(int64_t model, std::string name, const Tensor& values, co
   i64 columns = place.K;
   if (type == ScalarType::Float || type == ScalarType::BFloat16) {
     source.type = type == ScalarType::Float ? WeightSource::Type::f32 : WeightSource::Type::bf16;
-    check(!scale, name, " has a scale, but is not quantised");
+    check(!scale, "a weight has a scale, but is not quantised");
   } else {
-    check(type == ScalarType::Char || type == ScalarType::Byte, name, " must be float32, bfloat16, int8 or uint8 (nibbles)");
+    check(type == ScalarType::Char || type == ScalarType::Byte, "a weight must be float32, bfloat16, int8 or uint8 (nibbles)");
     const bool nibbles = type == ScalarType::Byte;
     source.type = nibbles ? WeightSource::Type::i4 : WeightSource::Type::i8;
-    check(scale.has_value() && scale->is_contiguous(), name, " needs its scale, contiguous");
-    check(scale->scalar_type() == (nibbles ? ScalarType::BFloat16 : ScalarType::Float), "the scale of ", name,
-          " has the wrong dtype");
-    check(scale->numel() == place.N * (nibbles ? groups : 1), "the scale of ", name, " has shape ", shape(*scale));
-    check(!nibbles || values.is_contiguous(), name, " must be contiguous");
+    check(scale.has_value() && scale->is_contiguous(), "a quantised weight needs its scale, contiguous");
+    check(scale->scalar_type() == (nibbles ? ScalarType::BFloat16 : ScalarType::Float), "a weight's scale has the wrong dtype");
+    check(scale->numel() == place.N * (nibbles ? groups : 1), "a weight's scale has shape ", shape(*scale));
+    check(!nibbles || values.is_contiguous(), "a weight of nibbles must be contiguous");
     if (nibbles) columns = groups * 16;
     source.scale = scale->const_data_ptr();
   }
   const bool fits = place.K == 0 ? values.dim() == 1 && values.size(0) == place.N
                                  : values.dim() == 2 && values.size(0) == place.N && values.size(1) == columns;
-  check(fits, name, " has shape ", shape(values), ", expected (", place.N, place.K ? ", " + std::to_string(columns) : ",", ")");
+  check(fits, "a weight has shape ", shape(values), ", expected (", place.N, place.K ? ", " + std::to_string(columns) : ",", ")");
   source.row = values.stride(0);
   source.col = place.K == 0 ? 0 : values.stride(1);
-  m->give(name, source, team_threads(int(threads)));
+  m->give(parameter, source, team_threads(int(threads)));
 }
 
 int64_t native_model_bytes(int64_t model) { return int64_t(models().get(model)->bytes()); }

@@ -1,7 +1,20 @@
 // Products with a packed weight: out (M, N) = x (M, K) W^T, reading every weight once for all rows, and giving each row
 // the same bits whatever other rows go with it.
 //
-// A panel holds TILE_COLS rows of W (columns of the product) side by side, in units of four bytes along k:
+// A panel holds TILE_COLS rows of W (columns of the product) side by side. How it holds them is a format, one struct:
+//
+//   panel_bytes(K)                 how long a panel is
+//   accepts(type)                  which weights, as they come from a file, can be packed in it
+//   pack(source, rows, K, panel)   column c of the panel becomes row rows[c] of the source, or stays where rows[c] < 0
+//   unpack(panel, c, K, out)       column c in float32
+//   row_bytes(K)                   how long a row of activations is, prepared for this format
+//   prepare(x, K, row)             rounds a row of activations as the format's products read it
+//   subtract(row, K, x)            takes what a prepared row stands for off x; null where one rounding is exact enough
+//   product(M, K, rows, panel, out)  out (M, TILE_COLS) = M prepared rows times the panel
+//
+// `FORMATS` lists them in the order of `enum class Format`; everything outside this file goes through it.
+//
+// Panels and prepared rows count k in units of four bytes:
 //
 //   f32   [k][TILE_COLS]        one float a unit
 //   bf16  [k/2][TILE_COLS][2]   two neighbours along k
@@ -9,181 +22,136 @@
 //   i4    for each group of 32 along k: [TILE_VECTORS][4][W][4] bytes, where the i-th vector of bytes has unit 2i in its
 //         low nibbles and unit 2i+1 in its high ones; then a bfloat16 scale for each column
 //
-// Activations are brought into the same units a row at a time (`prepare_row`); for the integer formats they are rounded
-// to 8 bits, with one scale a row (i8) or one for each group of 32 (i4):
+// For the integer formats activations are rounded to 8 bits, with one scale a row (i8) or one for each group of 32 (i4):
 //
 //   sum over k of x w = sx sw (sum of qx u - zero * sum of qx),   u = q + zero unsigned, zero = 128 or 8
 //
 // so that the correction starts the sum and costs nothing more. Integer sums are exact; float sums run over blocks of
-// BLOCK_UNITS from the first to the last, for one row as for many.
+// BLOCK_UNITS from the first to the last, for one row as for many. Memory for panels is zero before the first `pack`.
 
 constexpr i64 GROUP = 32;
 constexpr i64 BLOCK_UNITS = 256;
-constexpr i64 ROW_ALIGN = 64;
+constexpr i64 ALIGN = 64;
 
-LLMFAST_INLINE i64 units_of(Format format, i64 K) {
-  switch (format) {
-    case Format::f32: return K;
-    case Format::bf16: return ceil_div(K, 2);
-    case Format::i8: return ceil_div(K, 4);
-    case Format::i4: return ceil_div(K, GROUP) * (GROUP / 4);
+// ---- A product whose sums run over all of k: float32, bfloat16 and bytes ----
+
+LLMFAST_INLINE void store_sum(float* at, vf sum, bool accumulate) { store(at, accumulate ? load(at) + sum : sum); }
+LLMFAST_INLINE void store_sum(float* at, vi sum, bool accumulate) {
+  store(at, (vf)(accumulate ? (vi)load(at) + sum : sum));
+}
+
+// c (ROWS, TILE_COLS) (+)= the products of ROWS rows with `units` units of a panel.
+template <class F, int ROWS>
+__attribute__((noinline)) void packed_tile(i64 units, const uint8_t* rows, i64 row_stride, const uint8_t* panel, float* c,
+                                           bool accumulate) {
+  constexpr int V = TILE_VECTORS;
+  typename F::Sum sum[ROWS][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sum[r][v] = typename F::Sum{};
+  for (i64 u = 0; u < units; u++) {
+    const float* column = reinterpret_cast<const float*>(panel) + u * TILE_COLS;
+    vf w[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) w[v] = load(column + v * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+      const vf a = splat_bits(reinterpret_cast<const float*>(rows + r * row_stride) + u);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) sum[r][v] = F::add(sum[r][v], a, w[v]);
+    }
   }
-  return 0;
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store_sum(c + r * TILE_COLS + v * W, sum[r][v], accumulate);
 }
 
-constexpr i64 I4_GROUP_BYTES = TILE_COLS * GROUP / 2, I4_GROUP_STRIDE = I4_GROUP_BYTES + TILE_COLS * 2;
-
-i64 panel_bytes(Format format, i64 K) {
-  if (format == Format::i4) return round_up(ceil_div(K, GROUP) * I4_GROUP_STRIDE, 64);
-  return round_up(units_of(format, K) * TILE_COLS * 4 + (format == Format::i8 ? TILE_COLS * 4 : 0), 64);
+template <class F>
+void product_by_units(i64 M, i64 units, const uint8_t* rows, i64 stride, const uint8_t* panel, float* out) {
+  using Tile = void (*)(i64, const uint8_t*, i64, const uint8_t*, float*, bool);
+  static constexpr Tile tiles[] = {packed_tile<F, 1>, packed_tile<F, 2>, packed_tile<F, 3>,
+                                   packed_tile<F, 4>, packed_tile<F, 5>, packed_tile<F, 6>};
+  static_assert(TILE_ROWS <= 6, "the table above");
+  for (i64 u0 = 0; u0 < units; u0 += BLOCK_UNITS)
+    for (i64 r = 0; r < M; r += TILE_ROWS)
+      tiles[min_of<i64>(TILE_ROWS, M - r) - 1](min_of(BLOCK_UNITS, units - u0), rows + r * stride + u0 * 4, stride,
+                                               panel + u0 * TILE_COLS * 4, out + r * TILE_COLS, u0 > 0);
 }
 
-i64 packed_bytes(Format format, i64 N, i64 K) { return ceil_div(N, TILE_COLS) * panel_bytes(format, K); }
-
-// ---- Packing ----
+// ---- Floats ----
 
 LLMFAST_INLINE float source_value(const WeightSource& s, i64 n, i64 k) {
   const i64 at = n * s.row + k * s.col;
   return s.type == WeightSource::Type::f32 ? static_cast<const float*>(s.values)[at]
                                            : to_float(static_cast<const bfloat16*>(s.values)[at]);
 }
-LLMFAST_INLINE uint8_t source_nibble(const WeightSource& s, i64 n, i64 k) {
-  const uint8_t byte = static_cast<const uint8_t*>(s.values)[n * s.row + k / 2];
-  return k % 2 ? byte >> 4 : byte & 15;
+
+// put(k, c, value) for every element. Blocks of k, so that a source whose neighbours lie along n (a transposed one) is
+// read in its own order too.
+template <class Put>
+LLMFAST_INLINE void pack_floats(const WeightSource& s, const i64* rows, i64 K, const Put& put) {
+  for (i64 k0 = 0; k0 < K; k0 += 64)
+    for (i64 c = 0; c < TILE_COLS; c++) {
+      if (rows[c] < 0) continue;
+      for (i64 k = k0; k < min_of(K, k0 + 64); k++) put(k, c, source_value(s, rows[c], k));
+    }
 }
 
-void pack_weight_panel(Format format, i64 N, i64 K, const WeightSource& s, i64 panel, uint8_t* to) {
-  const i64 n0 = panel * TILE_COLS, columns = min_of<i64>(TILE_COLS, N - n0), units = units_of(format, K);
-  memset(to, 0, size_t(panel_bytes(format, K)));
-  switch (format) {
-    case Format::f32:
-    case Format::bf16:
-      // Blocks of k, so that a source whose neighbours lie along n (a transposed one) is read in its own order too.
-      for (i64 k0 = 0; k0 < K; k0 += 64)
-        for (i64 c = 0; c < columns; c++)
-          for (i64 k = k0; k < min_of(K, k0 + 64); k++) {
-            const float value = source_value(s, n0 + c, k);
-            if (format == Format::f32)
-              reinterpret_cast<float*>(to)[k * TILE_COLS + c] = value;
-            else
-              from_float(value, reinterpret_cast<bfloat16*>(to) + (k / 2 * TILE_COLS + c) * 2 + k % 2);
-          }
-      break;
-    case Format::i8: {
-      const int8_t* values = static_cast<const int8_t*>(s.values);
-      for (i64 u = 0; u < units; u++)
-        for (i64 c = 0; c < TILE_COLS; c++)
-          for (i64 i = 0; i < 4; i++) {
-            const i64 k = 4 * u + i;
-            const int q = c < columns && k < K ? values[(n0 + c) * s.row + k * s.col] : 0;
-            to[(u * TILE_COLS + c) * 4 + i] = uint8_t(q + 128);
-          }
-      float* scales = reinterpret_cast<float*>(to + units * TILE_COLS * 4);
-      for (i64 c = 0; c < columns; c++) scales[c] = static_cast<const float*>(s.scale)[n0 + c];
-      break;
-    }
-    case Format::i4: {
-      const i64 groups = ceil_div(K, GROUP);
-      for (i64 g = 0; g < groups; g++) {
-        uint8_t* group = to + g * I4_GROUP_STRIDE;
-        bfloat16* scales = reinterpret_cast<bfloat16*>(group + I4_GROUP_BYTES);
-        for (i64 c = 0; c < TILE_COLS; c++) {
-          for (i64 i = 0; i < 4; i++)
-            for (i64 j = 0; j < 4; j++) {
-              const i64 k = g * GROUP + 8 * i + j;
-              const uint8_t low = c < columns ? source_nibble(s, n0 + c, k) : 8;
-              const uint8_t high = c < columns ? source_nibble(s, n0 + c, k + 4) : 8;
-              group[((c / W * 4 + i) * W + c % W) * 4 + j] = uint8_t(low | high << 4);
-            }
-          if (c < columns) scales[c] = static_cast<const bfloat16*>(s.scale)[(n0 + c) * groups + g];
-        }
-      }
-      break;
-    }
+struct PackedF32 {
+  using Sum = vf;
+  static constexpr void (*subtract)(const uint8_t*, i64, float*) = nullptr;
+  static bool accepts(WeightSource::Type type) { return type == WeightSource::Type::f32 || type == WeightSource::Type::bf16; }
+  static i64 panel_bytes(i64 K) { return round_up(K * TILE_COLS * 4, ALIGN); }
+  static void pack(const WeightSource& s, const i64* rows, i64 K, uint8_t* panel) {
+    pack_floats(s, rows, K, [&](i64 k, i64 c, float value) { reinterpret_cast<float*>(panel)[k * TILE_COLS + c] = value; });
   }
-}
-
-void pack_weight(const PackedMatrix& m, const WeightSource& source, const Threads& threads) {
-  for_each_task(threads, ceil_div(m.N, TILE_COLS), [&](i64 panel) {
-    pack_weight_panel(m.format, m.N, m.K, source, panel, m.panels + panel * panel_bytes(m.format, m.K));
-  });
-}
-
-// Row n of the weight in float32: a token's embedding.
-void unpack_row(const PackedMatrix& m, i64 n, float* out) {
-  const uint8_t* panel = m.panels + n / TILE_COLS * panel_bytes(m.format, m.K);
-  const i64 c = n % TILE_COLS;
-  switch (m.format) {
-    case Format::f32:
-      for (i64 k = 0; k < m.K; k++) out[k] = reinterpret_cast<const float*>(panel)[k * TILE_COLS + c];
-      break;
-    case Format::bf16:
-      for (i64 k = 0; k < m.K; k++)
-        out[k] = to_float(reinterpret_cast<const bfloat16*>(panel)[(k / 2 * TILE_COLS + c) * 2 + k % 2]);
-      break;
-    case Format::i8: {
-      const float scale = reinterpret_cast<const float*>(panel + units_of(m.format, m.K) * TILE_COLS * 4)[c];
-      for (i64 k = 0; k < m.K; k++) out[k] = float(panel[(k / 4 * TILE_COLS + c) * 4 + k % 4] - 128) * scale;
-      break;
-    }
-    case Format::i4:
-      for (i64 k = 0; k < m.K; k++) {
-        const uint8_t* group = panel + k / GROUP * I4_GROUP_STRIDE;
-        const i64 i = k % GROUP / 8;
-        const uint8_t byte = group[((c / W * 4 + i) * W + c % W) * 4 + k % 4];
-        const float scale = to_float(reinterpret_cast<const bfloat16*>(group + I4_GROUP_BYTES)[c]);
-        out[k] = float((k % 8 < 4 ? byte & 15 : byte >> 4) - 8) * scale;
-      }
-      break;
+  static void unpack(const uint8_t* panel, i64 c, i64 K, float* out) {
+    for (i64 k = 0; k < K; k++) out[k] = reinterpret_cast<const float*>(panel)[k * TILE_COLS + c];
   }
-}
-
-// ---- Activations ----
-
-// A prepared row: the units of k, then (integer formats) the float scales, then the int32 corrections, -zero * sum of q.
-LLMFAST_INLINE i64 scales_of(Format format, i64 K) {
-  return format == Format::i8 ? 1 : format == Format::i4 ? ceil_div(K, GROUP) : 0;
-}
-i64 row_bytes(Format format, i64 K) {
-  return round_up(round_up(units_of(format, K) * 4, ROW_ALIGN) + scales_of(format, K) * 8, ROW_ALIGN);
-}
-LLMFAST_INLINE i64 scale_offset(Format format, i64 K) { return round_up(units_of(format, K) * 4, ROW_ALIGN); }
-
-void prepare_row(Format format, const float* x, i64 K, uint8_t* to) {
-  float* scales = reinterpret_cast<float*>(to + scale_offset(format, K));
-  int32_t* corrections = reinterpret_cast<int32_t*>(scales + scales_of(format, K));
-  switch (format) {
-    case Format::f32:
-      memcpy(to, x, size_t(K) * 4);
-      break;
-    case Format::bf16: {
-      bfloat16* row = reinterpret_cast<bfloat16*>(to);
-      if (K % 2) row[K].bits = 0;
-      for (i64 k = 0; k < K; k += W) store_upto(row + k, load_upto(x + k, min_of<i64>(W, K - k)), K - k);
-      break;
-    }
-    case Format::i8: {
-      int8_t* row = reinterpret_cast<int8_t*>(to);
-      for (i64 k = K; k < round_up(K, 4); k++) row[k] = 0;
-      int32_t sum;
-      quantise(x, K, row, scales, &sum);
-      *corrections = -128 * sum;
-      break;
-    }
-    case Format::i4: {
-      int8_t* row = reinterpret_cast<int8_t*>(to);
-      for (i64 k = K; k < round_up(K, GROUP); k++) row[k] = 0;
-      for (i64 g = 0; g * GROUP < K; g++) {
-        int32_t sum;
-        quantise(x + g * GROUP, min_of(GROUP, K - g * GROUP), row + g * GROUP, scales + g, &sum);
-        corrections[g] = -8 * sum;
-      }
-      break;
-    }
+  static i64 row_bytes(i64 K) { return round_up(K * 4, ALIGN); }
+  static void prepare(const float* x, i64 K, uint8_t* row) { memcpy(row, x, size_t(K) * 4); }
+  static LLMFAST_INLINE vf add(vf sum, vf a, vf w) { return sum + a * w; }
+  static void product(i64 M, i64 K, const uint8_t* rows, const uint8_t* panel, float* out) {
+    product_by_units<PackedF32>(M, K, rows, row_bytes(K), panel, out);
   }
-}
+};
 
-// ---- The products ----
+struct PackedBF16 {
+  using Sum = vf;
+  static constexpr void (*subtract)(const uint8_t*, i64, float*) = nullptr;
+  static i64 units(i64 K) { return ceil_div(K, 2); }
+  static bool accepts(WeightSource::Type type) { return PackedF32::accepts(type); }
+  static i64 panel_bytes(i64 K) { return round_up(units(K) * TILE_COLS * 4, ALIGN); }
+  static bfloat16* element(uint8_t* panel, i64 k, i64 c) {
+    return reinterpret_cast<bfloat16*>(panel) + (k / 2 * TILE_COLS + c) * 2 + k % 2;
+  }
+  static void pack(const WeightSource& s, const i64* rows, i64 K, uint8_t* panel) {
+    pack_floats(s, rows, K, [&](i64 k, i64 c, float value) { from_float(value, element(panel, k, c)); });
+  }
+  static void unpack(const uint8_t* panel, i64 c, i64 K, float* out) {
+    for (i64 k = 0; k < K; k++) out[k] = to_float(*element(const_cast<uint8_t*>(panel), k, c));
+  }
+  static i64 row_bytes(i64 K) { return round_up(units(K) * 4, ALIGN); }
+  static void prepare(const float* x, i64 K, uint8_t* to) {
+    bfloat16* row = reinterpret_cast<bfloat16*>(to);
+    if (K % 2) row[K].bits = 0;
+    for (i64 k = 0; k < K; k += W) store_upto(row + k, load_upto(x + k, min_of<i64>(W, K - k)), K - k);
+  }
+  static LLMFAST_INLINE vf add(vf sum, vf a, vf w) {
+#if LLMFAST_BF16_DOT
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)w);
+#else
+    return sum + (vf)((vu)a << 16) * (vf)((vu)w << 16) + (vf)((vu)a & 0xffff0000u) * (vf)((vu)w & 0xffff0000u);
+#endif
+  }
+  static void product(i64 M, i64 K, const uint8_t* rows, const uint8_t* panel, float* out) {
+    product_by_units<PackedBF16>(M, units(K), rows, row_bytes(K), panel, out);
+  }
+};
+
+// ---- Integers ----
 
 // sum[i] + the four products of unsigned bytes of w with signed bytes of a.
 LLMFAST_INLINE vi dot4(vi sum, vi w, vi a) {
@@ -206,146 +174,238 @@ LLMFAST_INLINE vi dot4(vi sum, vi w, vi a) {
 #endif
 }
 
-// What the products of a format are summed in.
-template <Format F>
-struct SumOf {
-  using type = vf;
-};
-template <>
-struct SumOf<Format::i8> {
-  using type = vi;
-};
-
-// One unit of k: a is a broadcast unit of activations, w a vector of units of weights.
-template <Format F>
-LLMFAST_INLINE vf dot_unit(vf sum, vf a, vf w) {
-  if (F == Format::f32) return sum + a * w;
-#if LLMFAST_BF16_DOT
-  return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)w);
-#else
-  return sum + (vf)((vu)a << 16) * (vf)((vu)w << 16) + (vf)((vu)a & 0xffff0000u) * (vf)((vu)w & 0xffff0000u);
-#endif
-}
-template <Format F>
-LLMFAST_INLINE vi dot_unit(vi sum, vf a, vf w) {
-  return dot4(sum, (vi)w, (vi)a);
-}
-LLMFAST_INLINE void store_sum(float* at, vf sum, bool accumulate) { store(at, accumulate ? load(at) + sum : sum); }
-LLMFAST_INLINE void store_sum(float* at, vi sum, bool accumulate) {
-  store(at, (vf)(accumulate ? (vi)load(at) + sum : sum));
-}
-
-// c (ROWS, TILE_COLS) (+)= the products of ROWS rows with `units` units of a panel.
-template <Format F, int ROWS>
-__attribute__((noinline)) void packed_tile(i64 units, const uint8_t* rows, i64 row_stride, const uint8_t* panel, float* c,
-                                           bool accumulate) {
-  constexpr int V = TILE_VECTORS;
-  using Sum = typename SumOf<F>::type;
-  Sum sum[ROWS][V];
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sum[r][v] = Sum{};
-  for (i64 u = 0; u < units; u++) {
-    const float* column = reinterpret_cast<const float*>(panel) + u * TILE_COLS;
-    vf w[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) w[v] = load(column + v * W);
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) {
-      const vf a = splat_bits(reinterpret_cast<const float*>(rows + r * row_stride) + u);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) sum[r][v] = dot_unit<F>(sum[r][v], a, w[v]);
+// A row of activations in 8 bits: whole groups of integers, zeros beyond K, then a float scale for each group, then an
+// int32 correction for each, -ZERO times the sum of its integers.
+template <int32_t ZERO>
+struct ByteRow {
+  const i64 group, groups, scales_at;
+  ByteRow(i64 K, i64 group) : group(group), groups(ceil_div(K, group)), scales_at(round_up(groups * group, ALIGN)) {}
+  i64 bytes() const { return round_up(scales_at + groups * 8, ALIGN); }
+  const float* scales(const uint8_t* row) const { return reinterpret_cast<const float*>(row + scales_at); }
+  const int32_t* corrections(const uint8_t* row) const { return reinterpret_cast<const int32_t*>(row + scales_at) + groups; }
+  void prepare(const float* x, i64 K, uint8_t* row) const {
+    int8_t* integers = reinterpret_cast<int8_t*>(row);
+    float* scale = reinterpret_cast<float*>(row + scales_at);
+    int32_t* correction = reinterpret_cast<int32_t*>(scale + groups);
+    for (i64 k = K; k < groups * group; k++) integers[k] = 0;
+    for (i64 g = 0; g < groups; g++) {
+      int32_t sum;
+      quantise(x + g * group, min_of(group, K - g * group), integers + g * group, scale + g, &sum);
+      correction[g] = -ZERO * sum;
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) store_sum(c + r * TILE_COLS + v * W, sum[r][v], accumulate);
-}
+};
 
-template <Format F>
-void panel_product_as(i64 M, i64 K, const uint8_t* rows, i64 stride, const uint8_t* panel, float* out) {
-  using Tile = void (*)(i64, const uint8_t*, i64, const uint8_t*, float*, bool);
-  static constexpr Tile tiles[] = {packed_tile<F, 1>, packed_tile<F, 2>, packed_tile<F, 3>,
-                                   packed_tile<F, 4>, packed_tile<F, 5>, packed_tile<F, 6>};
-  static_assert(TILE_ROWS <= 6, "the table above");
-  const i64 units = units_of(F, K);
-  for (i64 u0 = 0; u0 < units; u0 += BLOCK_UNITS)
-    for (i64 r = 0; r < M; r += TILE_ROWS)
-      tiles[min_of<i64>(TILE_ROWS, M - r) - 1](min_of(BLOCK_UNITS, units - u0), rows + r * stride + u0 * 4, stride,
-                                               panel + u0 * TILE_COLS * 4, out + r * TILE_COLS, u0 > 0);
-  if (F != Format::i8) return;
-  const float* scales = reinterpret_cast<const float*>(panel + units * TILE_COLS * 4);
-  for (i64 r = 0; r < M; r++) {
-    const uint8_t* row = rows + r * stride + scale_offset(F, K);
-    const float scale = *reinterpret_cast<const float*>(row);
-    const int32_t correction = *reinterpret_cast<const int32_t*>(row + 4);
-    for (int v = 0; v < TILE_VECTORS; v++) {
-      float* at = out + r * TILE_COLS + v * W;
-      store(at, __builtin_convertvector((vi)load(at) + correction, vf) * (load(scales + v * W) * scale));
-    }
-  }
-}
-
-// ROWS rows with one panel of nibbles: integer sums over a group, scaled and added up in float32.
-template <int ROWS>
-__attribute__((noinline)) void nibble_tile(i64 groups, const uint8_t* rows, i64 stride, i64 scales_at, const uint8_t* panel,
-                                           float* out) {
-  vf sum[ROWS][TILE_VECTORS];
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = zeros();
-  for (i64 g = 0; g < groups; g++) {
-    const uint8_t* group = panel + g * I4_GROUP_STRIDE;
-    const bfloat16* scales = reinterpret_cast<const bfloat16*>(group + I4_GROUP_BYTES);
-#pragma GCC unroll 8
-    for (int v = 0; v < TILE_VECTORS; v++) {
-      vi low[4], high[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) {
-        const vu bytes = (vu)load(reinterpret_cast<const float*>(group) + (v * 4 + i) * W);
-        low[i] = (vi)(bytes & 0x0f0f0f0fu);
-        high[i] = (vi)(bytes >> 4 & 0x0f0f0f0fu);
+struct PackedI8 {
+  using Sum = vi;
+  using Row = ByteRow<128>;
+  static i64 units(i64 K) { return ceil_div(K, 4); }
+  static Row row(i64 K) { return Row(K, 4 * units(K)); }  // all of it one group
+  static i64 scales_at(i64 K) { return units(K) * TILE_COLS * 4; }
+  static bool accepts(WeightSource::Type type) { return type == WeightSource::Type::i8; }
+  static i64 panel_bytes(i64 K) { return round_up(scales_at(K) + TILE_COLS * 4, ALIGN); }
+  static void pack(const WeightSource& s, const i64* rows, i64 K, uint8_t* panel) {
+    const int8_t* values = static_cast<const int8_t*>(s.values);
+    float* scales = reinterpret_cast<float*>(panel + scales_at(K));
+    for (i64 u = 0; u < units(K); u++)
+      for (i64 c = 0; c < TILE_COLS; c++) {
+        if (rows[c] < 0) continue;
+        for (i64 k = 4 * u; k < min_of(K, 4 * u + 4); k++)
+          panel[(u * TILE_COLS + c) * 4 + k % 4] = uint8_t(values[rows[c] * s.row + k * s.col] + 128);
       }
-      const vf scale = load(scales + v * W);
+    for (i64 c = 0; c < TILE_COLS; c++)
+      if (rows[c] >= 0) scales[c] = static_cast<const float*>(s.scale)[rows[c]];
+  }
+  static void unpack(const uint8_t* panel, i64 c, i64 K, float* out) {
+    const float scale = reinterpret_cast<const float*>(panel + scales_at(K))[c];
+    for (i64 k = 0; k < K; k++) out[k] = float(panel[(k / 4 * TILE_COLS + c) * 4 + k % 4] - 128) * scale;
+  }
+  static i64 row_bytes(i64 K) { return row(K).bytes(); }
+  static void prepare(const float* x, i64 K, uint8_t* to) { row(K).prepare(x, K, to); }
+  static void subtract(const uint8_t* from, i64 K, float* x) {
+    const float scale = *row(K).scales(from);
+    for (i64 k = 0; k < K; k++) x[k] -= float(reinterpret_cast<const int8_t*>(from)[k]) * scale;
+  }
+  static LLMFAST_INLINE vi add(vi sum, vf a, vf w) { return dot4(sum, (vi)w, (vi)a); }
+  static void product(i64 M, i64 K, const uint8_t* rows, const uint8_t* panel, float* out) {
+    const Row r = row(K);
+    const i64 stride = r.bytes();
+    product_by_units<PackedI8>(M, units(K), rows, stride, panel, out);
+    const float* scales = reinterpret_cast<const float*>(panel + scales_at(K));
+    for (i64 i = 0; i < M; i++) {
+      const float scale = *r.scales(rows + i * stride);
+      const int32_t correction = *r.corrections(rows + i * stride);
+      for (int v = 0; v < TILE_VECTORS; v++) {
+        float* at = out + i * TILE_COLS + v * W;
+        store(at, __builtin_convertvector((vi)load(at) + correction, vf) * (load(scales + v * W) * scale));
+      }
+    }
+  }
+};
+
+struct PackedI4 {
+  using Row = ByteRow<8>;
+  static constexpr void (*subtract)(const uint8_t*, i64, float*) = nullptr;
+  static constexpr i64 GROUP_BYTES = TILE_COLS * GROUP / 2, GROUP_STRIDE = GROUP_BYTES + TILE_COLS * 2;
+  static Row row(i64 K) { return Row(K, GROUP); }
+  static bool accepts(WeightSource::Type type) { return type == WeightSource::Type::i4; }
+  static i64 panel_bytes(i64 K) { return round_up(ceil_div(K, GROUP) * GROUP_STRIDE, ALIGN); }
+  // The byte of a group that has unit 2i of column c in its low nibble and unit 2i + 1 in its high one; j is the place in
+  // the unit.
+  static i64 byte_of(i64 i, i64 c, i64 j) { return ((c / W * 4 + i) * W + c % W) * 4 + j; }
+  static void pack(const WeightSource& s, const i64* rows, i64 K, uint8_t* panel) {
+    const i64 groups = ceil_div(K, GROUP);
+    for (i64 g = 0; g < groups; g++) {
+      uint8_t* group = panel + g * GROUP_STRIDE;
+      bfloat16* scales = reinterpret_cast<bfloat16*>(group + GROUP_BYTES);
+      for (i64 c = 0; c < TILE_COLS; c++) {
+        if (rows[c] < 0) continue;
+        const uint8_t* from = static_cast<const uint8_t*>(s.values) + rows[c] * s.row + g * GROUP / 2;
+        const auto nibble = [&](i64 k) { return k % 2 ? from[k / 2] >> 4 : from[k / 2] & 15; };
+        for (i64 i = 0; i < 4; i++)
+          for (i64 j = 0; j < 4; j++) group[byte_of(i, c, j)] = uint8_t(nibble(8 * i + j) | nibble(8 * i + 4 + j) << 4);
+        scales[c] = static_cast<const bfloat16*>(s.scale)[rows[c] * groups + g];
+      }
+    }
+  }
+  static void unpack(const uint8_t* panel, i64 c, i64 K, float* out) {
+    for (i64 k = 0; k < K; k++) {
+      const uint8_t* group = panel + k / GROUP * GROUP_STRIDE;
+      const uint8_t byte = group[byte_of(k % GROUP / 8, c, k % 4)];
+      const float scale = to_float(reinterpret_cast<const bfloat16*>(group + GROUP_BYTES)[c]);
+      out[k] = float((k % 8 < 4 ? byte & 15 : byte >> 4) - 8) * scale;
+    }
+  }
+  static i64 row_bytes(i64 K) { return row(K).bytes(); }
+  static void prepare(const float* x, i64 K, uint8_t* to) { row(K).prepare(x, K, to); }
+
+  // ROWS rows with one panel: integer sums over a group, scaled and added up in float32.
+  template <int ROWS>
+  static __attribute__((noinline)) void tile(i64 groups, const uint8_t* rows, i64 stride, i64 scales_at, const uint8_t* panel,
+                                             float* out) {
+    vf sum[ROWS][TILE_VECTORS];
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) {
-        const float* row = reinterpret_cast<const float*>(rows + r * stride) + g * (GROUP / 4);
-        const float* row_scales = reinterpret_cast<const float*>(rows + r * stride + scales_at);
-        vi even = (vi)splat_bits(row_scales + groups + g), odd = vi{};  // the correction starts the sum
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+      for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = zeros();
+    for (i64 g = 0; g < groups; g++) {
+      const uint8_t* group = panel + g * GROUP_STRIDE;
+      const bfloat16* scales = reinterpret_cast<const bfloat16*>(group + GROUP_BYTES);
+#pragma GCC unroll 8
+      for (int v = 0; v < TILE_VECTORS; v++) {
+        vi low[4], high[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-          even = dot4(even, low[i], (vi)splat_bits(row + 2 * i));
-          odd = dot4(odd, high[i], (vi)splat_bits(row + 2 * i + 1));
+          const vu bytes = (vu)load(reinterpret_cast<const float*>(group) + (v * 4 + i) * W);
+          low[i] = (vi)(bytes & 0x0f0f0f0fu);
+          high[i] = (vi)(bytes >> 4 & 0x0f0f0f0fu);
         }
-        sum[r][v] += __builtin_convertvector(even + odd, vf) * (scale * row_scales[g]);
+        const vf scale = load(scales + v * W);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+          const float* row = reinterpret_cast<const float*>(rows + r * stride) + g * (GROUP / 4);
+          const float* row_scales = reinterpret_cast<const float*>(rows + r * stride + scales_at);
+          vi even = (vi)splat_bits(row_scales + groups + g), odd = vi{};  // the correction starts the sum
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; i++) {
+            even = dot4(even, low[i], (vi)splat_bits(row + 2 * i));
+            odd = dot4(odd, high[i], (vi)splat_bits(row + 2 * i + 1));
+          }
+          sum[r][v] += __builtin_convertvector(even + odd, vf) * (scale * row_scales[g]);
+        }
       }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+      for (int v = 0; v < TILE_VECTORS; v++) store(out + r * TILE_COLS + v * W, sum[r][v]);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < TILE_VECTORS; v++) store(out + r * TILE_COLS + v * W, sum[r][v]);
+
+  static void product(i64 M, i64 K, const uint8_t* rows, const uint8_t* panel, float* out) {
+    const Row row_of = row(K);
+    const i64 stride = row_of.bytes();
+    const auto tiles = [&](auto tile, i64 r) { tile(row_of.groups, rows + r * stride, stride, row_of.scales_at, panel, out + r * TILE_COLS); };
+    i64 r = 0;
+    for (; r + 4 <= M; r += 4) tiles(tile<4>, r);
+    for (; r + 2 <= M; r += 2) tiles(tile<2>, r);
+    if (r < M) tiles(tile<1>, r);
+  }
+};
+
+// ---- The formats ----
+
+struct FormatKernels {
+  bool (*accepts)(WeightSource::Type);
+  i64 (*panel_bytes)(i64 K);
+  void (*pack)(const WeightSource&, const i64* rows, i64 K, uint8_t* panel);
+  void (*unpack)(const uint8_t* panel, i64 column, i64 K, float* out);
+  i64 (*row_bytes)(i64 K);
+  void (*prepare)(const float* x, i64 K, uint8_t* row);
+  void (*subtract)(const uint8_t* row, i64 K, float* x);
+  void (*product)(i64 M, i64 K, const uint8_t* rows, const uint8_t* panel, float* out);
+};
+template <class F>
+constexpr FormatKernels kernels_of() {
+  return {F::accepts, F::panel_bytes, F::pack, F::unpack, F::row_bytes, F::prepare, F::subtract, F::product};
+}
+constexpr FormatKernels FORMATS[] = {kernels_of<PackedF32>(), kernels_of<PackedBF16>(), kernels_of<PackedI8>(),
+                                     kernels_of<PackedI4>()};
+LLMFAST_INLINE const FormatKernels& kernels_of(Format format) { return FORMATS[int(format)]; }
+LLMFAST_INLINE uint8_t* panel_of(const PackedMatrix& m, i64 panel) { return m.panels + panel * kernels_of(m.format).panel_bytes(m.K); }
+
+i64 packed_bytes(Format format, i64 N, i64 K) { return ceil_div(N, TILE_COLS) * kernels_of(format).panel_bytes(K); }
+bool packs(Format format, const WeightSource& source) { return kernels_of(format).accepts(source.type); }
+
+// The row of the packed matrix that row n of a weight becomes.
+i64 packed_row(const RowOrder& order, i64 n) {
+  switch (order.kind) {
+    case RowOrder::Kind::as_given:
+      break;
+    case RowOrder::Kind::pairs: {
+      const i64 head = n / order.head_dim * order.head_dim, channel = n - head, half = order.rotary_dim / 2;
+      n = head + (channel < half ? 2 * channel : channel < 2 * half ? 2 * (channel - half) + 1 : channel);
+      break;
+    }
+    case RowOrder::Kind::gate:
+    case RowOrder::Kind::up:
+      n = n / W * 2 * W + n % W + (order.kind == RowOrder::Kind::up ? W : 0);
+      break;
+  }
+  return order.first + n;
 }
 
-inline void nibble_product(i64 M, i64 K, const uint8_t* rows, i64 stride, const uint8_t* panel, float* out) {
-  const i64 groups = ceil_div(K, GROUP), scales_at = scale_offset(Format::i4, K);
-  i64 r = 0;
-  for (; r + 4 <= M; r += 4) nibble_tile<4>(groups, rows + r * stride, stride, scales_at, panel, out + r * TILE_COLS);
-  for (; r + 2 <= M; r += 2) nibble_tile<2>(groups, rows + r * stride, stride, scales_at, panel, out + r * TILE_COLS);
-  if (r < M) nibble_tile<1>(groups, rows + r * stride, stride, scales_at, panel, out + r * TILE_COLS);
+// Packs a weight of N rows where they belong in the matrix.
+void pack_weight(const PackedMatrix& m, const RowOrder& order, i64 N, const WeightSource& source, const Threads& threads) {
+  const i64 panels = ceil_div(m.N, TILE_COLS);
+  Scratch memory(panels * TILE_COLS * 2);
+  i64* rows = reinterpret_cast<i64*>(memory.data);
+  for (i64 n = 0; n < panels * TILE_COLS; n++) rows[n] = -1;
+  for (i64 n = 0; n < N; n++) rows[packed_row(order, n)] = n;
+  for_each_task(threads, panels, [&](i64 panel) {
+    kernels_of(m.format).pack(source, rows + panel * TILE_COLS, m.K, panel_of(m, panel));
+  });
 }
 
-// out (M, TILE_COLS) = M prepared rows times one panel.
+// Row n of the matrix in float32: a token's embedding.
+LLMFAST_INLINE void unpack_row(const PackedMatrix& m, i64 n, float* out) {
+  kernels_of(m.format).unpack(panel_of(m, n / TILE_COLS), n % TILE_COLS, m.K, out);
+}
+
+// Rows of activations for a product; with two terms each becomes two rows, whose products are added up.
+LLMFAST_INLINE i64 prepared_bytes(const PackedMatrix& m) { return m.terms * kernels_of(m.format).row_bytes(m.K); }
+LLMFAST_INLINE void prepare_row(const PackedMatrix& m, float* x, uint8_t* to) {
+  const FormatKernels& format = kernels_of(m.format);
+  format.prepare(x, m.K, to);
+  if (m.terms < 2) return;
+  format.subtract(to, m.K, x);
+  format.prepare(x, m.K, to + format.row_bytes(m.K));
+}
+
+// out (M, TILE_COLS) = M prepared rows times one panel; `out` has room for the terms of each row.
 LLMFAST_INLINE void panel_product(const PackedMatrix& m, i64 panel, i64 M, const uint8_t* rows, float* out) {
-  const uint8_t* data = m.panels + panel * panel_bytes(m.format, m.K);
-  const i64 stride = row_bytes(m.format, m.K);
-  switch (m.format) {
-    case Format::f32: return panel_product_as<Format::f32>(M, m.K, rows, stride, data, out);
-    case Format::bf16: return panel_product_as<Format::bf16>(M, m.K, rows, stride, data, out);
-    case Format::i8: return panel_product_as<Format::i8>(M, m.K, rows, stride, data, out);
-    case Format::i4: return nibble_product(M, m.K, rows, stride, data, out);
-  }
+  kernels_of(m.format).product(M * m.terms, m.K, rows, panel_of(m, panel), out);
+  if (m.terms < 2) return;
+  for (i64 r = 0; r < M; r++)
+    for (i64 j = 0; j < TILE_COLS; j += W)
+      store(out + r * TILE_COLS + j, load(out + 2 * r * TILE_COLS + j) + load(out + (2 * r + 1) * TILE_COLS + j));
 }

@@ -41,6 +41,7 @@ struct Commit {
   static constexpr uint64_t WON = 1, DETACHED = 2, FLAGS = 3;
   uint64_t* owner;
   uint64_t mine;
+  bool again;  // another thread has the chunk, too, and has detached it
   bool won = false;
 
   // From here on the thread reads nothing that a later phase rewrites: the chunk may be computed again by others.
@@ -59,8 +60,9 @@ template <class F>
 void attempt(Worker& w, i64 chunk, uint64_t seen, PhaseRun& run, const F& f) {
   uint64_t* owner = &w.d.owners[chunk];
   const uint64_t mine = w.tag << TAG_SHIFT | uint64_t(w.index) * (Commit::FLAGS + 1);
+  const bool again = tag_of(seen) == w.tag;
   if (!__atomic_compare_exchange_n(owner, &seen, mine, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) return;
-  Commit commit{owner, mine};
+  Commit commit{owner, mine, again};
   f(chunk, commit);
   if (!commit.won) return;
   uint64_t done = __atomic_load_n(&run.done, __ATOMIC_ACQUIRE), next;

@@ -159,9 +159,11 @@ Tensors2 linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& hi
 int64_t limit_read(const Tensor& memory);
 int64_t limit_arithmetic(std::string kind, int64_t tasks, int64_t rounds);
 std::string cpu_isa();
-int64_t native_model(std::vector<int64_t> shape, std::string activation, double layer_norm_epsilon, bool tied,
-                     std::vector<int64_t> formats);
-void native_model_give(int64_t model, std::string name, const Tensor& values, const MaybeTensor& scale, int64_t threads);
+int64_t native_model(std::vector<int64_t> sizes, std::vector<double> numbers, std::string norm, std::string activation,
+                     bool gated, std::vector<double> inverse_frequencies, std::vector<int64_t> rotary,
+                     std::vector<int64_t> windows, std::vector<int64_t> blocks, std::vector<std::string> roles,
+                     std::vector<int64_t> biases, std::vector<int64_t> formats);
+void native_model_give(int64_t model, int64_t parameter, const Tensor& values, const MaybeTensor& scale, int64_t threads);
 int64_t native_model_bytes(int64_t model);
 void native_model_free(int64_t model);
 int64_t native_decoder(int64_t model, int64_t batch, int64_t capacity, int64_t most_rows, std::string cache_type);

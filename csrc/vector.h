@@ -156,6 +156,13 @@ LLMFAST_INLINE vf odds(vf a, vf b) { return shuffle<1, 3, 5, 7, 9, 11, 13, 15>(a
 LLMFAST_INLINE vf evens(vf a, vf b) { return shuffle<0, 2, 4, 6>(a, b); }
 LLMFAST_INLINE vf odds(vf a, vf b) { return shuffle<1, 3, 5, 7>(a, b); }
 #endif
+#if LLMFAST_VECTOR_WIDTH == 16
+LLMFAST_INLINE vf swap_neighbours(vf a) { return shuffle<1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14>(a, a); }
+#elif LLMFAST_VECTOR_WIDTH == 8
+LLMFAST_INLINE vf swap_neighbours(vf a) { return shuffle<1, 0, 3, 2, 5, 4, 7, 6>(a, a); }
+#else
+LLMFAST_INLINE vf swap_neighbours(vf a) { return shuffle<1, 0, 3, 2>(a, a); }
+#endif
 LLMFAST_INLINE vf interleave_low(vf a, vf b) { return shuffle<LLMFAST_LOW>(a, b); }
 LLMFAST_INLINE vf interleave_high(vf a, vf b) { return shuffle<LLMFAST_HIGH>(a, b); }
 

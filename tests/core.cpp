@@ -54,21 +54,48 @@ WeightSource random_weight(Format format, i64 N, i64 K, Stored& s) {
   }
 }
 
-std::shared_ptr<NativeModel> random_model(Format format, int threads) {
-  const NativeShape shape{101, 300, 48, 2, 3, 100, Activation::gelu_tanh, 1e-5f, true};
+// A small model of GPT-2's block, and one with the Llama family's switches: grouped heads whose width is not a vector's,
+// norms of heads, rotation of a part of them, a block without, a window, a gated MLP, biases here and there, an untied head.
+ModelDescription describe(bool llama, Format format) {
+  ModelDescription d;
+  DecoderShape& s = d.shape;
+  s = {};
+  s.vocabulary = 101, s.positions = 300, s.width = 48, s.blocks = 2, s.heads = s.key_heads = 3, s.head_dim = 16, s.inner = 100;
+  s.norm = Norm::layer, s.norm_epsilon = 1e-5f, s.activation = Activation::gelu_tanh;
+  s.attention_scale = 0.25f, s.embedding_multiplier = s.residual_multiplier = s.logits_divisor = s.rotary_factor = 1.0f;
+  d.rotary = {false, false}, d.windows = {0, 0};
+  std::vector<Role> weights{Role::attention_norm, Role::query_key_value, Role::attention_out,
+                            Role::mlp_norm,       Role::mlp_in,          Role::mlp_out};
+  std::vector<Role> biases = weights;
+  std::vector<Role> outside{Role::token_embedding, Role::position_embedding, Role::final_norm};
+  if (llama) {
+    s.heads = 6, s.key_heads = 2, s.head_dim = 10, s.rotary_dim = 6;
+    s.norm = Norm::rms, s.activation = Activation::silu, s.gated = true;
+    s.embedding_multiplier = 2.0f, s.residual_multiplier = 0.5f, s.logits_divisor = 3.0f, s.rotary_factor = 1.2f;
+    d.inverse_frequencies = {1.0f, 0.1f, 0.01f}, d.rotary = {true, false}, d.windows = {20, 0};
+    weights = {Role::attention_norm, Role::query, Role::key,  Role::value, Role::query_norm, Role::key_norm,
+               Role::attention_out,  Role::mlp_norm, Role::gate, Role::up,    Role::mlp_out};
+    biases = {Role::query, Role::value, Role::up};
+    outside = {Role::token_embedding, Role::head, Role::final_norm};
+  }
+  for (i64 block = 0; block < s.blocks; block++) {
+    for (const Role role : weights) d.parameters.push_back({block, role, false, format});
+    for (const Role role : biases) d.parameters.push_back({block, role, true, Format::f32});
+  }
+  for (const Role role : outside) d.parameters.push_back({-1, role, false, format});
+  if (!llama) d.parameters.push_back({-1, Role::final_norm, true, Format::f32});
+  return d;
+}
+
+std::shared_ptr<NativeModel> random_model(const ModelDescription& description, int threads) {
   state = 1;
-  auto model = std::make_shared<NativeModel>(shape, std::vector<Format>(9, format));
-  std::vector<std::string> names{"transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.weight", "transformer.ln_f.bias"};
-  for (int layer = 0; layer < 2; layer++)
-    for (const char* part : {"ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", "attn.c_attn.weight", "attn.c_attn.bias",
-                             "attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight",
-                             "mlp.c_proj.bias"})
-      names.push_back("transformer.h." + std::to_string(layer) + "." + part);
-  for (const std::string& name : names) {
-    const NativeModel::Place& place = model->place(name);
+  auto model = std::make_shared<NativeModel>(description);
+  for (i64 i = 0; i < model->parameters(); i++) {
+    const NativeModel::Place& place = model->place(i);
     Stored stored;
     const i64 K = place.K ? place.K : 1;
-    model->give(name, random_weight(place.matrix ? format : Format::f32, place.N, K, stored), team_threads(threads));
+    const Format format = place.matrix ? place.matrix->format : Format::f32;
+    model->give(i, random_weight(format, place.N, K, stored), team_threads(threads));
   }
   return model;
 }
@@ -102,21 +129,24 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 bool activates_without_bias() {
   std::vector<float> logits[2];
   for (const bool without : {false, true}) {
-    const auto model = random_model(Format::f32, 1);
-    for (int layer = 0; layer < 2; layer++) {
-      const std::string name = "transformer.h." + std::to_string(layer) + ".mlp.c_fc.bias";
-      std::fill_n(model->place(name).vector, model->place(name).N, 0.0f);
-      if (without) const_cast<DecoderLayer&>(model->ready().layer[layer]).mlp_in.bias = nullptr;
-    }
+    ModelDescription description = describe(false, Format::f32);
+    auto& parameters = description.parameters;
+    const auto of_mlp_in = [](const Parameter& p) { return p.role == Role::mlp_in && p.bias; };
+    // The last that get their weights, so that the others are the same either way.
+    const auto first = std::stable_partition(parameters.begin(), parameters.end(), [&](const Parameter& p) { return !of_mlp_in(p); });
+    if (without) parameters.erase(first, parameters.end());
+    const auto model = random_model(description, 1);
+    for (i64 i = 0; i < model->parameters(); i++)
+      if (of_mlp_in(parameters[size_t(i)])) std::fill_n(model->place(i).vector, model->place(i).N, 0.0f);
     logits[without] = generate(model, CacheType::f32, 2);
   }
   return same_bits(logits[0], logits[1]);
 }
 
 int threads_at_once() {
-  for (const Format format : {Format::f32, Format::bf16, Format::i8, Format::i4})
+  for (const int kind : {0, 1, 2, 3, 4, 5, 6, 7})
     for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
-      const auto model = random_model(format, 3);
+      const auto model = random_model(describe(kind < 4, Format(kind % 4)), 3);
       const std::vector<float> expected = generate(model, cache, 1);
       std::atomic<int> wrong{0};
       std::vector<std::thread> threads;
@@ -143,15 +173,16 @@ int main(int argc, char** argv) {
     return 1;
   }
   std::vector<float> all;
-  for (const Format format : {Format::f32, Format::bf16, Format::i8, Format::i4})
-    for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
-      const std::vector<float> one = generate(random_model(format, 1), cache, 1);
-      if (!same_bits(one, generate(random_model(format, 4), cache, 4))) {
-        std::fprintf(stderr, "the number of threads changes the logits\n");
-        return 1;
+  for (const bool llama : {false, true})
+    for (const Format format : {Format::f32, Format::bf16, Format::i8, Format::i4})
+      for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
+        const std::vector<float> one = generate(random_model(describe(llama, format), 1), cache, 1);
+        if (!same_bits(one, generate(random_model(describe(llama, format), 4), cache, 4))) {
+          std::fprintf(stderr, "the number of threads changes the logits\n");
+          return 1;
+        }
+        all.insert(all.end(), one.begin(), one.end());
       }
-      all.insert(all.end(), one.begin(), one.end());
-    }
   if (argc == 1) {
     for (const float value : all) std::printf("%.9g\n", double(value));
     return 0;

@@ -266,26 +266,6 @@ def test_the_operators_have_the_shared_schemas(namespace, op):
     assert schema == str(declared)
 
 
-@pytest.mark.parametrize("namespace", namespaces())
-def test_a_second_derivative_is_refused_not_wrong(namespace):
-    x = torch.randn(4, requires_grad=True)
-    y = getattr(torch.ops, namespace).gelu(x, "tanh")
-    (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated again"):
-        torch.autograd.grad(g.sum(), x)
-
-
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
-def test_a_second_derivative_through_the_contract_is_refused_too(backend):
-    if not available(backend):
-        pytest.skip(f"{backend} can't run here")
-    x = torch.randn(4, requires_grad=True)
-    with llmfast.use_backend(backend):
-        (g,) = torch.autograd.grad(ops.gelu(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated again"):
-        torch.autograd.grad(g.sum(), x)
-
-
 @pytest.mark.parametrize("backend", ["pytorch", "cpp", "triton"])
 def test_a_compiled_function_follows_the_choice_of_backend(backend):
     if not available(backend):

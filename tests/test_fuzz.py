@@ -150,20 +150,52 @@ def test_a_native_step_survives(data):
     decoder.prefill([[1]] * batch)  # and works as ever afterwards
 
 
+# A block of the Llama family, 40 wide: (role, is a bias, shape).
+PARAMETERS: list[tuple[str, int, list[int]]] = [
+    *(("attention_norm", 0, [40]), ("query", 0, [40, 40]), ("query", 1, [40]), ("key", 0, [20, 40])),
+    *(("value", 0, [20, 40]), ("attention_out", 0, [40, 40]), ("mlp_norm", 0, [40]), ("gate", 0, [50, 40])),
+    *(("up", 0, [50, 40]), ("mlp_out", 0, [40, 50]), ("final_norm", 0, [40]), ("token_embedding", 0, [11, 40])),
+]
+
+
+def native_model(sizes, numbers, frequencies, rotary, windows, blocks, formats) -> int:
+    roles, biases, _ = zip(*PARAMETERS, strict=True)
+    return OPS.native_model(
+        sizes, numbers, "rms", "silu", True, frequencies, rotary, windows, blocks, list(roles), list(biases), formats
+    )
+
+
+@fuzz
+@given(data=st.data())
+def test_describing_a_model_survives(data):
+    integers = st.integers(-2, 60) | st.sampled_from([2**31, 2**62, -(2**62)])
+    lists = st.lists(integers, max_size=14)
+    sizes = data.draw(st.lists(integers, min_size=8, max_size=8) | lists)
+    floats = st.lists(st.floats(), max_size=8)
+    blocks = data.draw(st.just([0] * 10 + [-1, -1]) | lists)
+    formats = data.draw(st.lists(st.integers(-1, 4), min_size=12, max_size=12) | lists)
+    numbers, frequencies = data.draw(floats), data.draw(floats)
+    try:
+        number = native_model(sizes, numbers, frequencies, data.draw(lists), data.draw(lists), blocks, formats)
+    except RuntimeError:
+        return
+    OPS.native_model_free(number)
+
+
 @fuzz
 @given(data=st.data())
 def test_giving_weights_survives(data):
-    formats = data.draw(st.lists(st.integers(-1, 4), min_size=5, max_size=5))
+    form = data.draw(st.integers(-1, 4))
     try:
-        model = OPS.native_model([11, 9, 40, 1, 2, 50], "gelu_tanh", 1e-5, True, formats)
+        sizes, numbers = [11, 9, 40, 1, 4, 2, 10, 50], [1e-5, 0.3, 1.0, 1.0, 1.0, 1.0]
+        model = native_model(sizes, numbers, [1.0, 0.1], [1], [0], [0] * 10 + [-1, -1], [form] * 12)
     except RuntimeError:
         return
-    names = ["transformer.wte.weight", "transformer.h.0.attn.c_attn.weight", "transformer.h.0.mlp.c_fc.bias", "no.such"]
-    for name in names:
-        shape = {"transformer.wte.weight": [11, 40], "transformer.h.0.attn.c_attn.weight": [120, 40]}.get(name, [50])
+    for number in [*range(len(PARAMETERS)), -1, len(PARAMETERS)]:
+        shape = PARAMETERS[number % len(PARAMETERS)][2]
         values = data.draw(tensors(shape)).to(data.draw(st.sampled_from([torch.float32, torch.int8, torch.uint8])))
         scale = data.draw(st.none() | tensors([shape[0]]) | tensors([shape[0], 2], torch.bfloat16))
-        survives(OPS.native_model_give, model, name, values, scale, 2)
+        survives(OPS.native_model_give, model, number, values, scale, 2)
     survives(OPS.native_decoder, model, 1, 9, 9, "fp32")
     OPS.native_model_free(model)
 

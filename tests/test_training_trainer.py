@@ -196,8 +196,9 @@ def test_a_gradient_is_scaled_down_to_the_limit_and_never_up():
         torch.testing.assert_close(weights.gradients, before * expected / size, rtol=1e-4, atol=0)
 
 
-def test_activations_computed_again_give_the_same_bits():
-    assert run(trainer(dropout=0.2, activation_checkpointing=True)) == run(trainer(dropout=0.2))
+@pytest.mark.parametrize("family", [{"dropout": 0.2}, LLAMA | {"attention_dropout": 0.2}])
+def test_activations_computed_again_give_the_same_bits(family):
+    assert run(trainer(**family, activation_checkpointing=True)) == run(trainer(**family))
 
 
 @pytest.mark.slow

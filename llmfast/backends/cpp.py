@@ -17,6 +17,7 @@ from llmfast.backends.registered import contract_functions, register
 from llmfast.quantization.formats import dequantize
 
 MAX_HEAD_DIM = 256
+TRANSFORMABLE = False  # by torch.func or forward-mode differentiation
 PACKAGE = Path(__file__).parents[1]
 DEQUANTIZES = "; the weights are made floats in every call (the native decoder multiplies integers)"
 HOW_TO_GET_IT = "install a C++17 compiler (such as g++) and install llmfast-kernels again"

@@ -27,6 +27,7 @@ KERNEL_FILE = {
 }
 
 MAX_HEAD_DIM = 256
+TRANSFORMABLE = False  # by torch.func or forward-mode differentiation
 CAPTURABLE = True  # in a CUDA graph
 # Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -53,6 +53,15 @@ class Case:
     def make(self, dtype: torch.dtype, device: str, seed: int = 0) -> Tensors:
         return self.build(Random(dtype, device, seed))
 
+    def leaves(self, tensors: Tensors) -> Tensors:
+        """The tensors that take gradients as leaves of a graph, which keep their strides and share their memory."""
+        return {
+            name: t.detach().requires_grad_(self.differentiable and name not in self.constants)
+            if t is not None and t.is_floating_point()
+            else t
+            for name, t in tensors.items()
+        }
+
     def call(self, functions: Any, tensors: Tensors) -> tuple[Tensor, ...]:
         """The results, by `functions`: `llmfast.ops`, or a backend's module."""
         settings = dict(self.settings)

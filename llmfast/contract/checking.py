@@ -105,14 +105,10 @@ class _Run:
     """A case computed once, by `functions`: its results, and its gradients whenever they are asked for."""
 
     def __init__(self, case: Case, functions: Any, tensors: Tensors, dtype: torch.dtype):
-        # Leaves that keep the strides of the case and share its memory, so that a changed input shows.
-        self.leaves = {
-            name: t.detach().requires_grad_(case.differentiable and name not in case.constants)
-            for name, t in tensors.items()
-            if t is not None and t.is_floating_point()
-        }
+        leaves = case.leaves(tensors)  # sharing memory, so that a changed input shows
+        self.wanted = {name: leaf for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad}
         self.dtype = dtype
-        self.results = case.call(functions, {**tensors, **self.leaves})
+        self.results = case.call(functions, leaves)
 
     @property
     def differentiable(self) -> bool:
@@ -137,9 +133,8 @@ class _Run:
             # In the precision of the case, also for the reference: all differentiate the same function.
             projections.append(projection.to(r.device).to(self.dtype).to(r.dtype))
         total = torch.stack([(r * p).sum() for r, p in zip(self.results, projections, strict=True)]).sum()
-        wanted = {name: leaf for name, leaf in self.leaves.items() if leaf.requires_grad}
-        grads = torch.autograd.grad(total, list(wanted.values()), retain_graph=True, allow_unused=True)
-        named = zip(wanted, grads, strict=True)
+        grads = torch.autograd.grad(total, list(self.wanted.values()), retain_graph=True, allow_unused=True)
+        named = zip(self.wanted, grads, strict=True)
         return self.outputs() | {f"gradient of {name}": grad for name, grad in named if grad is not None}
 
 

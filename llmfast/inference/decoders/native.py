@@ -9,7 +9,7 @@ logits = decoder.step(torch.tensor([4]))
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from llmfast.inference.decoders.protocol import Decoder, precision_label
 from llmfast.inference.finite import check_chosen
 from llmfast.inference.sampling import Sampler, SamplingSettings, uniform_numbers
 from llmfast.models import ModelConfig
+from llmfast.models.architecture import Parameter
 from llmfast.quantization.formats import QuantizedWeight, quantize
 from llmfast.quantization.plan import plan
 from llmfast.threads import thread_count
@@ -55,11 +56,12 @@ def fastest_float() -> str:
 
 
 class NativeModel:
-    """A GPT's weights, packed for this CPU in one precision. It never changes, and may be shared between threads.
+    """A model's weights, packed for this CPU in one precision. It never changes, and may be shared between threads.
 
-    `tensors` are (name, tensor) pairs under `GPT.state_dict()`'s names, taken one at a time; quantised ones are used as
-    they are where `formats` says so, others are brought into the precision asked for. `formats` gives the matrices that
-    differ from "fp32" or "bf16", as `quantization.plan` does; it defaults to that plan.
+    `tensors` are (name, tensor) pairs under the names of `config.parameters()`, taken one at a time; quantised ones are
+    used as they are where `formats` says so, others are brought into the precision asked for. `formats` gives the
+    matrices that differ from "fp32" or "bf16", as `quantization.plan` does; it defaults to that plan. `ValueError` names
+    a weight that is unknown, missing or of another shape.
     """
 
     def __init__(
@@ -76,26 +78,26 @@ class NativeModel:
         self.config, self.precision = config, precision
         floats = precision if precision in ("fp32", "bf16") else fastest_float()
         formats = formats if formats is not None else plan(config, precision) if floats != precision else {}
-        matrices = matrix_names(config)
-        self.formats = {name: formats.get(name, floats) for name in matrices}
-        described = config.arithmetic()
-        assert described is not None
-        ops = torch.ops.llmfast
-        self._number = ops.native_model(
-            [config.vocab_size, config.context, config.width, config.blocks, config.heads, config.inner_dim],
-            described.activation,
-            described.norm_epsilon,
-            config.tie_word_embeddings,
-            [FORMATS[self.formats[name]] for name in matrices],
-        )
-        weakref.finalize(self, ops.native_model_free, self._number)
-        threads = thread_count()
+        parameters = config.parameters()
+        self.formats = {p.name: formats.get(p.name, floats) for p in parameters if p.is_matrix}
+        self._number = _native_model(config, parameters, self.formats)
+        weakref.finalize(self, torch.ops.llmfast.native_model_free, self._number)
+        missing = {p.name: (number, p.shape) for number, p in enumerate(parameters)}
+        places, threads = dict(missing), thread_count()
         for name, tensor in tensors:
             if name == "lm_head.weight" and config.tie_word_embeddings:
                 continue
+            if name not in places:
+                raise ValueError(f"the model has no weight {name}")
+            number, shape = places[name]
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
             values, scale = _in_format(tensor, self.formats.get(name))
-            ops.native_model_give(self._number, name, values, scale, threads)
+            torch.ops.llmfast.native_model_give(self._number, number, values, scale, threads)
+            missing.pop(name, None)
             del tensor, values, scale  # before the next one is read: they may be a mapped part of the file
+        if missing:
+            raise ValueError(f"the weight {next(iter(missing))} is missing")
 
     @property
     def nbytes(self) -> int:
@@ -142,10 +144,31 @@ def describe(model: NativeModel, weights: str) -> str:
     return f"native ({cpp.isa()}), {precision_label(weights, model.precision)}, {thread_count()} threads"
 
 
-def matrix_names(config: ModelConfig) -> list[str]:
-    """The weights that are packed, in the order of `csrc/native_decoder.cpp`."""
-    matrices = [parameter for parameter in config.parameters() if parameter.is_matrix]
-    return [p.name for p in matrices if p.block is not None] + [p.name for p in matrices if p.block is None]
+def _native_model(config: ModelConfig, parameters: Sequence[Parameter], formats: Mapping[str, str]) -> int:
+    """The number of a C++ model (`csrc/native_decoder.h`) that waits for these parameters, in this order."""
+    a = config.arithmetic()
+    assert a is not None  # `why_not` says so
+    turning = a.rotary is not None
+    return torch.ops.llmfast.native_model(
+        [
+            *(config.vocab_size, config.context, config.width, config.blocks),
+            *(config.heads, config.key_heads, config.head_dim, config.inner_dim),
+        ],
+        [
+            *(a.norm_epsilon, a.attention_scale, a.embedding_multiplier, a.residual_multiplier, a.logits_divisor),
+            a.rotary.factor if a.rotary is not None else 1.0,
+        ],
+        a.norm,
+        a.activation,
+        a.gated,
+        a.rotary.inverse_frequencies.tolist() if a.rotary is not None else [],
+        [int(turning and a.rotary_blocks[block]) for block in range(config.blocks)],
+        [window or 0 for window in a.windows],
+        [-1 if p.block is None else p.block for p in parameters],
+        [p.role for p in parameters],
+        [int(p.name.endswith(".bias")) for p in parameters],
+        [FORMATS[formats.get(p.name, "fp32")] for p in parameters],
+    )
 
 
 def _in_format(tensor: Tensor | QuantizedWeight, form: str | None) -> tuple[Tensor, Tensor | None]:
