@@ -28,9 +28,10 @@ KERNELS = [name for name in ("cpp", "triton") if name in RUNNING]
 
 
 def call(case: Case, functions: Any) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """All results of a case in one vector, as a function of its floating-point arguments, and these."""
+    """All results of a case in one vector, as a function of the arguments that take gradients, and these."""
     tensors = case.make(torch.float64, "cpu")
-    inputs = {name: t for name, t in tensors.items() if t is not None and t.is_floating_point()}
+    floats = {name: t for name, t in tensors.items() if t is not None and t.is_floating_point()}
+    inputs = {name: t for name, t in floats.items() if name not in case.constants}
     dtype = torch.float64 if functions is reference else torch.float32
 
     def function(*values: Tensor) -> Tensor:

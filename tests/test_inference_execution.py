@@ -12,7 +12,8 @@ from conftest import BACKENDS, PARROT_TEXT, assert_same_greedy
 import llmfast
 from llmfast import LLM, ops
 from llmfast.backends import OPS, _registry, cpp
-from llmfast.inference.decoders import NativeDecoder
+from llmfast.inference.decoders import DecoderPool, NativeDecoder, StaticDecoder, cuda_graph
+from llmfast.models import Llama, LlamaConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ["Once upon a time", "The dog", "A little girl went to the park. She", "She", "sun"]
@@ -264,6 +265,27 @@ def test_two_threads_generate_at_once_each_on_its_backend(parrot, counting):
         thread.join(60)
     expected = [[PARROT_TEXT] * 2, PARROT_TEXT[4:]] * 2
     assert results == {(i, name): expected for i in range(2) for name in names}
+
+
+# --- another family ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:the text outgrew")
+@pytest.mark.parametrize("settings", [dict(temperature=0), dict(seed=3, top_p=0.9, repetition_penalty=1.1)], ids=str)
+def test_grouped_key_heads_and_rotary_positions_run_on_every_path(settings, monkeypatch):
+    torch.manual_seed(0)
+    shape = dict(vocab_size=23, hidden_size=24, intermediate_size=40, num_hidden_layers=2, initializer_range=0.4)
+    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=20, **shape)
+    llm = LLM(Llama(config), backend="pytorch")
+    rows = torch.randint(23, (3, 5))
+    settings = dict(max_new_tokens=40, **settings)
+    expected = llm.generate(rows, **settings)
+    assert len(set(expected[0].tolist())) > 8
+    assert torch.equal(llm.generate(rows, use_cache=False, **settings), expected)
+    assert torch.equal(llm.generate(rows[:1], **settings)[0], expected[0])
+    monkeypatch.setattr(cuda_graph, "why_not", lambda model: None)
+    llm.runner._recorded = DecoderPool(StaticDecoder)
+    assert torch.equal(llm.generate(rows, **settings), expected)
 
 
 # --- what is said of it -----------------------------------------------------------------------------------------------

@@ -145,7 +145,8 @@ class LLM:
         ids run to `max_new_tokens`. `temperature=0` is greedy; the other settings are those of `SamplingSettings`. The
         same `seed` gives the same text on the same backend; row i draws from `seed + i`. A prompt longer than the
         context is a `ValueError`, unless `truncate` keeps only its end. Generation past the context drops the oldest
-        half of what the model sees, with one warning. `use_cache=False` computes everything again for every token.
+        half of what the model sees, with one warning. `use_cache=False` computes everything again for every token: the
+        same text. `NonFiniteLogits` where the model gives no probabilities to choose by.
 
         `speculate=k` guesses up to k tokens ahead from what the text has said before, and checks them in one step: the
         same text, sooner where it repeats itself (one sequence, generating natively).

@@ -60,8 +60,8 @@ class NativeModel:
 
     `tensors` are (name, tensor) pairs under the names of `config.parameters()`, taken one at a time; quantised ones are
     used as they are where `formats` says so, others are brought into the precision asked for. `formats` gives the
-    matrices that differ from "fp32" or "bf16", as `quantization.plan` does; it defaults to that plan. `ValueError` names
-    a weight that is unknown, missing or of another shape.
+    matrices that differ from "fp32" or "bf16", as `quantization.plan` does; it defaults to that plan. `ValueError`
+    names a weight that is unknown, missing or of another shape.
     """
 
     def __init__(
