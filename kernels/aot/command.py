@@ -19,6 +19,7 @@ from .recorder import Compilation, record
 from .report import PAGE, RESULTS, Results, as_csv, problems, read, table, with_table
 from .versions import run_with
 
+AT_ONCE = 100  # kernels compiled before the table is written again
 MANY_REGISTERS = 200  # of the 255 that a thread can have on NVIDIA, 512 on AMD
 
 
@@ -79,13 +80,16 @@ def update(wanted: list[Compilation], known: Results, everything: bool, processe
         known = Results(triton.__version__, ())
     have = {(row.chip, row.fingerprint): row for row in known.rows}
     missing = [one for one in wanted if (one.chip.name, one.fingerprint) not in have]
-    new, failures = compiled(missing, processes)
-    have |= {(row.chip, row.fingerprint): row for row in new}
     keys = {(one.chip.name, one.fingerprint): one for one in reversed(wanted)}
-    rows = [have[key].renamed(one) for key, one in reversed(keys.items()) if key in have]
-    results = Results(triton.__version__, tuple(rows))
-    write_atomic(RESULTS, as_csv(results).encode())
-    write_atomic(PAGE, with_table(PAGE.read_text(), table(results)).encode())
+    rows, failures = [], []
+    for start in range(0, len(missing) or 1, AT_ONCE):  # written as they come: a run of half an hour may be cut short
+        new, failed = compiled(missing[start : start + AT_ONCE], processes)
+        failures += failed
+        have |= {(row.chip, row.fingerprint): row for row in new}
+        rows = [have[key].renamed(one) for key, one in reversed(keys.items()) if key in have]
+        results = Results(triton.__version__, tuple(rows))
+        write_atomic(RESULTS, as_csv(results).encode())
+        write_atomic(PAGE, with_table(PAGE.read_text(), table(results)).encode())
     return failures + problems(rows)
 
 
