@@ -82,7 +82,11 @@ GOOD = Resources(
     "change, words",
     [
         ({}, None),
-        ({"spilled": 8}, "spills 8 bytes"),
+        ({"spilled": 8, "registers": 255}, "spills 8 bytes"),
+        ({"spilled": 32}, "spills 32 bytes"),
+        ({"spilled": 8}, None),  # a value that the assembler parks, with registers to spare
+        ({"spilled": 8, "registers": 128, "warps": 16}, "spills 8 bytes"),  # with 16 warps that is all there is
+        ({"chip": "gfx942", "spilled": 4, "instruction": "v_mfma", "shared": 0}, "spills 4 bytes"),
         ({"shared": 228 * KIB}, "bytes of shared memory of"),
         ({"instruction": "mma.sync"}, "multiplies with mma.sync, not wgmma"),
         ({"instruction": ""}, "multiplies with no matrix instruction"),
