@@ -54,8 +54,8 @@ def _parsed(row: dict[str, str]) -> Resources:
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
 
-# Bytes that NVIDIA's assembler keeps in memory by choice, with registers to spare: a value or two, stored once before a loop
-# and loaded once after it, so that more programs fit a multiprocessor.
+# Bytes that NVIDIA's assembler keeps in memory by choice, with registers to spare: a value or two, stored once before a
+# loop and loaded once after it, so that more programs fit a multiprocessor.
 PARKED = 24
 
 
