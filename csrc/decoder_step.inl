@@ -58,18 +58,15 @@ struct Input {
 
   const uint8_t* read(Commit& commit) const {
     if (!own) return shared;
-    const i64 bytes = m.terms * row_bytes(m.format, m.K);
-    if (!ready && shared) {
-      memcpy(own, shared, size_t(rows * bytes));
-    } else if (!ready) {
-      Scratch row(round_up(m.K, W));
-      for (i64 r = 0; r < rows; r++) {
-        source(r, row.data);
-        prepare_terms(m, row.data, own + r * bytes);
-      }
-    }
+    const i64 bytes = m.terms * row_bytes(m.format, m.K), stride = round_up(m.K, W);
+    Scratch floats(ready || shared ? 1 : rows * stride);
+    if (!ready && shared) memcpy(own, shared, size_t(rows * bytes));
+    if (!ready && !shared)
+      for (i64 r = 0; r < rows; r++) source(r, floats.data + r * stride);
+    commit.detach();  // before the rounding, which takes the longest
+    if (!ready && !shared)
+      for (i64 r = 0; r < rows; r++) prepare_terms(m, floats.data + r * stride, own + r * bytes);
     ready = true;
-    commit.detach();
     return own;
   }
 };
