@@ -37,7 +37,7 @@ TESTS = {
     "llmfast/contract/checking.py": "verify contract_cases",
     "llmfast/contract/suite.py": "verify",
     "llmfast/inference/cache.py": "inference_cache",
-    "llmfast/inference/sampling.py": "inference_sampling",
+    "llmfast/inference/sampling.py": "inference_sampling inference_finite",
     "llmfast/inference/scoring.py": "inference_scoring",
     "llmfast/quantization/formats.py": "quantization_formats",
     "llmfast/quantization/modules.py": "quantized_linear quantization_formats",

@@ -269,3 +269,16 @@ def test_rows_draw_from_seeds_of_their_own_up_to_the_largest():
     drawn = [row_generators(None, 1)[0].initial_seed() for _ in range(2)]
     torch.manual_seed(1)
     assert drawn[0] != drawn[1] and drawn[0] == row_generators(None, 1)[0].initial_seed()
+
+
+def test_what_is_not_said_is_the_default():
+    assert SamplingSettings() == SamplingSettings(0.8, top_k=None, top_p=None, min_p=None, repetition_penalty=1.0)
+
+
+def test_a_min_p_of_one_keeps_all_that_are_as_likely_as_the_likeliest():
+    assert kept(keep_min_p(torch.tensor([[2.0, 2.0, 1.0]]), 1.0)) == [{0, 1}]
+
+
+def test_a_penalty_without_tokens_to_punish_changes_nothing():
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert next_token(logits, SamplingSettings(0, repetition_penalty=9.0)).tolist() == [1]
