@@ -52,7 +52,7 @@ def run(*arguments: str, stdin: str | None = None, **environment: str) -> Ran:
     result = CliRunner().invoke(cli, arguments, input=stdin, env=environment)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return Ran(result.code, result.stdout, result.stderr)
+    return Ran(result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture(scope="module", autouse=True)

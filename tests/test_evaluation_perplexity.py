@@ -91,8 +91,8 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
 
 def test_a_trained_model_finds_its_text_less_surprising_than_noise(parrot):
     ids = parrot.tokenizer.encode("The ☃ said: naïve")
-    text = document_perplexity(parrot.model, [(ids, 20)], parrot.tokenizer.end_of_text)
-    noise = document_perplexity(parrot.model, [(ids[::-1], 20)], parrot.tokenizer.end_of_text)
+    text = document_perplexity(EagerReader(parrot.model), [(ids, 20)], parrot.tokenizer.end_of_text)
+    noise = document_perplexity(EagerReader(parrot.model), [(ids[::-1], 20)], parrot.tokenizer.end_of_text)
     assert text.nats_per_token < 0.5 * noise.nats_per_token
 
 
@@ -193,7 +193,7 @@ def test_a_tokenizer_that_loses_text_is_noticed(parrot):
 def test_documents_are_what_document_perplexity_says(storyteller):
     documents = ["The cat.", "☃", "A dog liked to run in the park."]
     encoded = [(storyteller.tokenizer.encode(each), len(each.encode())) for each in documents]
-    expected = document_perplexity(storyteller.model, encoded, storyteller.tokenizer.end_of_text)
+    expected = document_perplexity(EagerReader(storyteller.model), encoded, storyteller.tokenizer.end_of_text)
     result = documents_perplexity(storyteller, documents)
     assert (result.tokens, result.bytes) == (expected.tokens, expected.bytes)
     assert result.nats == pytest.approx(expected.nats, rel=1e-5)

@@ -19,7 +19,7 @@ from llmfast import GPT, GPTConfig
 from llmfast.inference.decoders import NativeDecoder
 from llmfast.quantization.formats import quantize
 from llmfast.quantization.plan import plan
-from llmfast.weights import checkpoint
+from llmfast.weights.saving import save
 
 OPS = torch.ops.llmfast
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 8, 17, 33])
@@ -222,7 +222,7 @@ def quantised(tmp_path_factory) -> dict[str, bytes]:
     state = GPT(config).state_dict()
     formats = plan(config, "int4")
     state = {name: quantize(t, formats[name]) if name in formats else t for name, t in state.items()}
-    checkpoint.save(directory, config, state, precision="int4")
+    save(directory, config, state, precision="int4")
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 

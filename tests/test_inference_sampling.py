@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llmfast.backends import cpp
 from llmfast.inference.sampling import (
+    Sampler,
     SamplingSettings,
     apply_repetition_penalty,
     draw,
@@ -16,6 +17,7 @@ from llmfast.inference.sampling import (
     keep_top_k,
     keep_top_p,
     next_token,
+    row_generators,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -242,3 +244,28 @@ def test_any_valid_settings_choose_a_token(values, temperature, top_k, top_p, mi
 def test_an_invalid_setting_is_named(name, value):
     with pytest.raises(ValueError, match=name):
         SamplingSettings(**{name: value})
+
+
+def test_a_sampler_draws_from_its_seed_and_remembers_what_was_seen():
+    settings = SamplingSettings(temperature=1.0, repetition_penalty=5.0)
+    logits = torch.randn(2, 60, generator=generator(3)).abs()
+    rows, device = [[1, 2], [2]], torch.device("cpu")
+    samplers = [Sampler.of(settings, 50, seed, rows, device) for seed in (7, 7, 8)]
+    first, again, other = ([sampler.choose(logits).tolist() for _ in range(8)] for sampler in samplers)
+    assert first == again != other
+    expected = torch.zeros(2, 50, dtype=torch.bool)  # of the vocabulary, not of the padded logits
+    for number, row in enumerate(rows):
+        expected[number, [*row, *(tokens[number] for tokens in first)]] = True
+    assert torch.equal(samplers[0].seen, expected)
+    assert Sampler.of(SamplingSettings(temperature=1.0), 50, 7, rows, device).seen is None
+    greedy = Sampler.of(SamplingSettings(temperature=0), 50, 7, rows, device)
+    assert greedy.generators is None and greedy.choose(logits).tolist() == logits[:, :50].argmax(-1).tolist()
+
+
+def test_rows_draw_from_seeds_of_their_own_up_to_the_largest():
+    first, second = row_generators(2**63 - 1, 2)
+    assert first.initial_seed() == 2**63 - 1 and second.initial_seed() == 0
+    torch.manual_seed(1)
+    drawn = [row_generators(None, 1)[0].initial_seed() for _ in range(2)]
+    torch.manual_seed(1)
+    assert drawn[0] != drawn[1] and drawn[0] == row_generators(None, 1)[0].initial_seed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,23 +29,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 # --- what they compile to --------------------------------------------------------------------------------------------
 
 
-def test_the_kernels_are_those_of_the_table_and_the_nearest_to_spilling_do_not_spill():
-    result = run("-m", "llmfast.kernels.aot", "--check", "--sample")
+def test_the_nearest_to_spilling_spill_no_more_than_the_table_says():
+    result = run("-m", "llmfast.kernels.aot", "--sample")
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
-    assert ", 0 problems" in result.stdout
+    count, problems = re.search(r"(\d+) kernels on 5 chips, (\d+) problems", result.stdout).groups()
+    assert int(count) > 20 and problems == "0"
 
 
 @pytest.mark.slow
 def test_every_kernel_compiles_to_what_the_table_says():
     result = run("-m", "llmfast.kernels.aot", "--check", "--all")
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
-
-
-@pytest.mark.slow
-def test_the_nearest_to_spilling_do_not_spill_under_the_oldest_triton_either():
-    result = run("-m", "llmfast.kernels.aot", "--triton", "3.6.0", "--sample")
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
-    assert ", 0 problems (Triton 3.6.0)" in result.stdout
 
 
 def test_another_triton_comes_before_the_one_that_is_here(tmp_path, monkeypatch, capfd):

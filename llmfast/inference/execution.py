@@ -4,7 +4,7 @@
     on a GPU, all of its backends capturable        eagerly, its decode steps recorded as CUDA graphs
     elsewhere                                       eagerly: the module, op by op
 
-`Plan` decides what of a checkpoint is read, `Runner` who runs what was read.
+`Execution` decides how a checkpoint is to run, before it is read; `Runner` who runs what was read.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def each_under(using: Callable[[], contextlib.AbstractContextManager[None]], ite
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to read of a checkpoint, so that it runs as asked."""
+class Execution:
+    """How a checkpoint is to run, which says what of it is read."""
 
     device: torch.device
     precision: str
     natively: bool  # packed for the native decoder
 
     @classmethod
-    def of(cls, source: Stream, precision: str, device: torch.device) -> Plan:
+    def of(cls, source: Stream, precision: str, device: torch.device) -> Execution:
         """`precision` "auto" is the best for the model and the device.
 
         `ValueError`, or `BackendUnavailable`, where the chosen backends can't run it there.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from llmfast.inference.decoders import NativeModel
-from llmfast.inference.execution import Plan, check_precision, chosen_backend, device_of
+from llmfast.inference.execution import Execution, check_precision, chosen_backend, device_of
 from llmfast.inference.llm import LLM
 from llmfast.quantization.plan import plan
 from llmfast.tokenizers import load_tokenizer
@@ -41,7 +41,7 @@ def load(
     check_precision(precision, place)
     source = stream(locate_model(name))
     with chosen_backend(backend):
-        run = Plan.of(source, precision, place)
+        run = Execution.of(source, precision, place)
     tokenizer = load_tokenizer(source.directory)
     if run.natively:
         formats = plan(source.config, run.precision) if run.quantized else {}

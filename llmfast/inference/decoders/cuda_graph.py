@@ -69,8 +69,8 @@ class CudaGraphDecoder(StaticDecoder):
         self.cache.longest = WARM_UPS  # so much it holds of warming up, which the next `clear` removes
         self._recorded_from = now
 
-    def _begin(self, sampler: Sampler) -> None:
-        super()._begin(sampler)
+    def begin(self, sampler: Sampler) -> None:
+        super().begin(sampler)
         self._record_model()
         settings, vocabulary = sampler.settings, sampler.vocabulary
         now = (settings, vocabulary, self.seen.data_ptr())

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmfast.backends import resolve
 from llmfast.inference.cache import KVCache
 from llmfast.inference.decoders.protocol import Decoder, precision_label
-from llmfast.models import FLOATS, LanguageModel, ModelConfig
+from llmfast.models import LanguageModel, ModelConfig, float_name
 
 
 def backends_of(model: LanguageModel) -> tuple[str, ...]:
@@ -23,9 +23,8 @@ def backends_of(model: LanguageModel) -> tuple[str, ...]:
 def describe(model: LanguageModel, weights: str) -> str:
     """`Decoder.describe` of what runs the module: its backends, its precision, its device or number of threads."""
     backends = " and ".join(dict.fromkeys(backends_of(model)))
-    arithmetic = next((name for name, dtype in FLOATS.items() if dtype == model.dtype), str(model.dtype))
     where = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else str(model.device)
-    return f"{backends}, {precision_label(weights, arithmetic)}, {where}"
+    return f"{backends}, {precision_label(weights, float_name(model.dtype))}, {where}"
 
 
 def pad_left(sequences: list[list[int]], device: torch.device) -> Tensor:

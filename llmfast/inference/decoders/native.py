@@ -313,10 +313,10 @@ class NativeDecoder(Decoder):
         )
         return logits
 
-    def _begin(self, sampler: Sampler) -> None:
+    def begin(self, sampler: Sampler) -> None:
         self.vocabulary = sampler.vocabulary
 
-    def _choose(self, logits: Tensor, sampler: Sampler) -> Tensor:
+    def choose(self, logits: Tensor, sampler: Sampler) -> Tensor:
         return chosen(logits, self.best, sampler)
 
     def describe(self, weights: str) -> str:

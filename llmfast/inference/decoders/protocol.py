@@ -37,10 +37,10 @@ class Decoder:
 
         `NonFiniteLogits` where there is none.
         """
-        self._begin(sampler)
+        self.begin(sampler)
         logits = self.prefill(prompts)
         for step in range(1, count + 1):
-            tokens = self._choose(logits, sampler)
+            tokens = self.choose(logits, sampler)
             yield tokens
             if step < count:
                 logits = self.step(tokens)
@@ -48,10 +48,10 @@ class Decoder:
     def close(self) -> None:
         """Ends its use. A decoder that others may take over goes back to where it came from."""
 
-    def _begin(self, sampler: Sampler) -> None:
+    def begin(self, sampler: Sampler) -> None:
         """Before a text: what it takes to choose its tokens so."""
 
-    def _choose(self, logits: Tensor, sampler: Sampler) -> Tensor:
+    def choose(self, logits: Tensor, sampler: Sampler) -> Tensor:
         return sampler.choose(logits)
 
 

@@ -86,10 +86,10 @@ class SpeculatingDecoder(Decoder):
             self.steps += 1
         return self._logits[self._row : self._row + 1]
 
-    def _begin(self, sampler: Sampler) -> None:
-        self.decoder._begin(sampler)
+    def begin(self, sampler: Sampler) -> None:
+        self.decoder.begin(sampler)
 
-    def _choose(self, logits: Tensor, sampler: Sampler) -> Tensor:
+    def choose(self, logits: Tensor, sampler: Sampler) -> Tensor:
         return chosen(logits, self.best, sampler)
 
     def describe(self, weights: str) -> str:

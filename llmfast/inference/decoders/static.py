@@ -58,7 +58,7 @@ class StaticDecoder(Decoder):
 
     # --- how it is run, which a subclass replaces -----------------------------------------------------------------
 
-    def _begin(self, sampler: Sampler) -> None:
+    def begin(self, sampler: Sampler) -> None:
         """Before a text's buffers are filled: what `_run_choose` does, and memory for what it marks."""
         self._settings, self._vocabulary = sampler.settings, sampler.vocabulary
         if sampler.seen is not None and self.seen.shape != sampler.seen.shape:
@@ -103,7 +103,7 @@ class StaticDecoder(Decoder):
         longest = max(map(len, prompts))
         if longest + count - 1 > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, {longest} + {count - 1} do not fit")
-        self._begin(sampler)
+        self.begin(sampler)
         if sampler.seen is not None:
             self.seen.copy_(sampler.seen)
         if sampler.generators is not None:
