@@ -16,6 +16,7 @@ import torch
 import llmfast
 from llmfast import ops
 from llmfast.backends import BackendUnavailable, load_backend, registered, resolve, select
+from llmfast.models.llama import Llama, LlamaConfig
 
 CPU = torch.device("cpu")
 
@@ -239,6 +240,8 @@ def samples() -> dict[str, tuple]:
     x, w, b = leaf(3, 4, 8), leaf(8), leaf(8)
     return {
         "causal_attention": (q, k, v, 0.25, 0.0, None, None, 0, True),
+        "causal_attention in a window": (q, k, v, 0.25, 0.0, None, torch.tensor([7, 4]), 3, True),
+        "causal_attention both ways": (k, q, q, 0.25, 0.5, torch.tensor([3]), None, 0, False),
         "layer_norm": (x, w, b, 1e-5),
         "add_layer_norm": (x, leaf(3, 4, 8), w, None, 1e-5),
         "rms_norm": (x, w, 1e-6),
@@ -254,7 +257,7 @@ def samples() -> dict[str, tuple]:
 @pytest.mark.parametrize("op", list(samples()))
 @pytest.mark.parametrize("namespace", namespaces())
 def test_opcheck(namespace, op):
-    operator = getattr(getattr(torch.ops, namespace), op).default
+    operator = getattr(getattr(torch.ops, namespace), op.split()[0]).default
     torch.library.opcheck(operator, samples()[op])
 
 
@@ -289,13 +292,22 @@ def test_a_compiled_function_follows_the_choice_of_backend(backend):
     assert len(compiled_with) == 2  # one graph a backend, each used again
 
 
+def tiny(family: str) -> torch.nn.Module:
+    if family == "gpt2":
+        return llmfast.GPT(llmfast.GPTConfig(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=2))
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"num_key_value_heads": 2, "max_position_embeddings": 16, "sliding_window": 4}
+    return Llama(LlamaConfig(model_type="mistral", vocab_size=50, **sizes, **more))
+
+
 @pytest.mark.parametrize("backend", ["pytorch", "cpp", "triton"])
-def test_the_model_compiles_in_one_graph_forward_and_backward(backend):
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_model_compiles_in_one_graph_forward_and_backward(family, backend):
     if not available(backend):
         pytest.skip(f"{backend} can't run here")
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = llmfast.GPT(llmfast.GPTConfig(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=2)).eval()
+    model = tiny(family).eval()
     ids, targets = torch.randint(50, (2, 9)), torch.randint(50, (2, 9))
     with llmfast.use_backend(backend):
         expected = model(ids)
@@ -314,12 +326,29 @@ def test_select_gives_the_function_itself():
 
 
 @needs_cpp
-def test_heads_too_wide_for_the_kernels_go_to_pytorch_and_it_is_said():
+@pytest.mark.parametrize("op", ["causal_attention", "bidirectional_attention"])
+def test_heads_too_wide_for_the_kernels_go_to_pytorch_and_it_is_said(op):
     q = torch.randn(1, 1, 4, 320)
-    assert ops.causal_attention(q, q, q).shape == q.shape
-    assert "heads of up to 256 channels, not 320" in str(llmfast.explain("causal_attention", q, q, q))
+    assert getattr(ops, op)(q, q, q).shape == q.shape
+    assert "heads of up to 256 channels, not 320" in str(llmfast.explain(op, q, q, q))
     with llmfast.use_backend("cpp"), pytest.raises(BackendUnavailable, match="not 320"):
-        ops.causal_attention(q, q, q)
+        getattr(ops, op)(q, q, q)
+
+
+def test_a_backend_without_windows_serves_calls_that_have_none(monkeypatch):
+    """One written before there were windows."""
+    package = sys.modules["llmfast.backends"]
+    monkeypatch.setattr(package, "_registry", package._registry.copy())
+
+    def causal_attention(q, k, v, *, scale, dropout_p, dropout_seed, kv_lengths):
+        return q
+
+    llmfast.register_backend("windowless", types.SimpleNamespace(causal_attention=causal_attention))
+    q = torch.randn(1, 1, 4, 8)
+    with llmfast.use_backend({"causal_attention": "windowless"}):
+        assert ops.causal_attention(q, q, q) is q
+        with pytest.raises(TypeError, match="window"):
+            ops.causal_attention(q, q, q, window=2)
 
 
 def test_a_built_in_backend_is_not_replaced():
