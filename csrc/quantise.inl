@@ -22,8 +22,7 @@ LLMFAST_INLINE void quantise(const float* x, i64 n, int8_t* to, float* scale, in
     for (int j = 0; j < W; j++) to[i + j] = int8_t(q[j]);
 #endif
   }
-  int32_t all = 0;
-  for (int j = 0; j < W; j++) all += total[j];
+  int32_t all = sum_lanes(total);
   for (; i < n; i++) {
     const float shifted = x[i] * inverse + kRound;
     int32_t bits;
