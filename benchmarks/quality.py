@@ -42,7 +42,7 @@ PRECISIONS = ("bf16", *QUANTIZED)
 def logits_of(llm: llmfast.LLM, batch: Sequence[Window]) -> Tensor:
     """What generating would see, weights and activations rounded as they run: (n, V) float32, the windows' tokens."""
     with llm.using_backend():
-        return torch.cat([*batch_logits(llm.native() or llm.model, batch)])
+        return torch.cat([*batch_logits(llm.runner.reader(), batch)])
 
 
 def windows_of(llm: llmfast.LLM, documents: list[str]) -> list[Window]:

@@ -98,7 +98,7 @@ Tensors3 causal_attention_backward(const Tensor& grad_out, const Tensor& q, cons
   const Tensor dq = empty_like_heads(q), dk = empty_like_heads(k), dv = empty_like_heads(v);
   a.dq = writable(dq), a.dk = writable(dk), a.dv = writable(dv);
   take_strides(a.dq_stride, dq), take_strides(a.dk_stride, dk), take_strides(a.dv_stride, dv);
-  if (a.B * a.Hkv * a.S * a.D > 0) kernels().attention_backward(a, torch_threads(2 * call.work()));
+  if (dq.numel() + dk.numel() > 0) kernels().attention_backward(a, torch_threads(2 * call.work()));
   return {dq, dk, dv};
 }
 

@@ -14,7 +14,7 @@ struct Partial {
   float max, sum;
 };
 
-constexpr i64 VOCABULARY_BLOCK = 64;  // columns per partial: every tile of the product is a whole number of these
+constexpr i64 VOCABULARY_BLOCK = TILE_MULTIPLE;  // columns per partial: every tile of the product is a whole number of these
 
 template <class T>
 void cross_entropy_as(const CrossEntropyArgs& a, const Threads& threads) {

@@ -100,7 +100,7 @@ struct alignas(64) PhaseRun {
 
 struct BestLogit {
   float value;
-  int32_t index;
+  int32_t index;  // -1, and an infinite value, where a logit is not finite
 };
 
 constexpr int MOST_THREADS = 64;

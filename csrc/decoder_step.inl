@@ -442,9 +442,16 @@ struct DecoderStep {
       for (i64 r = 0; r < n; r++) {
         const float* row = tile + r * TILE_COLS;
         if (w.job.logits) memcpy(w.job.logits + (r0 + r) * V + column, row, size_t(columns) * 4);
+        const i64 known = min_of(columns, w.job.vocabulary - column);
         BestLogit best{-INFINITY, int32_t(column)};
-        for (i64 j = 0; j < min_of(columns, w.job.vocabulary - column); j++)
+        for (i64 j = 0; j < known; j++)
           if (row[j] > best.value) best = {row[j], int32_t(column + j)};
+        vf difference = zeros();  // x - x is 0, and NaN where x is not finite
+        for (i64 j = 0; j < known; j += W) {
+          const vf x = load_upto(row + j, known - j);
+          difference += x - x;
+        }
+        if (sum_lanes(difference) != 0.0f) best = {INFINITY, -1};  // above every other panel's
         d.best[(r0 + r) * panels + column / TILE_COLS] = best;
       }
     });

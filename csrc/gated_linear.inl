@@ -4,7 +4,7 @@
 //
 //   dx (M, K) = dgate Wg + dup Wu      dWg (N, K) = dgate^T x      dbg (N) = sum of dgate's rows      dWu, dbu likewise
 //
-// Both products are one pass over x (`matmul_two`), whose epilogue works on the float32 sums: gate and up are rounded only
+// Both products are one pass over x, whose epilogue works on the float32 sums: gate and up are rounded only
 // where they are saved for backward.
 
 template <class T, class Act>
@@ -32,9 +32,9 @@ template <class T>
 void gated_linear_as(const GatedLinearArgs& a, const Threads& threads) {
   const auto finish_this = with_activation(a.activation, [](auto act) { return finish_gated_tile<T, decltype(act)>; });
   const Matrix weights[2] = {{a.dtype, a.weight[0], 1, a.K}, {a.dtype, a.weight[1], 1, a.K}};
-  matmul_two(a.M, a.N, a.K, Matrix{a.dtype, a.x, a.K, 1}, weights, threads,
-             [&](i64 m0, i64 n0, i64 rows, i64 columns, const float* gate, const float* up, i64 tile_row) {
-               finish_this(a, m0, n0, rows, columns, gate, up, tile_row);
+  matmul_all(a.M, a.N, a.K, Matrix{a.dtype, a.x, a.K, 1}, weights, threads,
+             [&](i64 m0, i64 n0, i64 rows, i64 columns, const float* const (&tiles)[2], i64 tile_row) {
+               finish_this(a, m0, n0, rows, columns, tiles[0], tiles[1], tile_row);
              });
 }
 

@@ -7,9 +7,10 @@
 //       hand the finished tile to the epilogue
 //
 // B is packed into panels [k][TILE_COLS], widened to float32, and read from there by every task; A is read as it lies
-// where its rows are contiguous and need no conversion, else packed by each task for itself. A tile is finished by one task and its sums run over k in one
-// order, so the result does not depend on the number of threads. The epilogue sees float32 sums, so bias and GELU are
-// applied before the one rounding to the output's type.
+// where its rows are contiguous and need no conversion, else packed by each task for itself. Packing takes long where a
+// matrix is large and used little, so the smaller one of the two is taken for B, by C^T = B^T A^T. A tile is finished by
+// one task and its sums run over k in one order, so the result depends neither on the number of threads nor on that
+// choice. The epilogue sees float32 sums, so bias and activation are applied before the one rounding to the output's type.
 //
 // For a few rows of A (a decode step) there is nothing to reuse: `few_rows` reads B's rows once, unpacked.
 
@@ -128,9 +129,10 @@ struct Matrix {
 
 LLMFAST_INLINE i64 vectors_for(i64 columns) { return min_of<i64>(TILE_VECTORS, ceil_div(columns, W)); }
 
-// Packs src (k, columns), columns <= TILE_COLS, as [k][width] floats, zeros beyond the last column.
+// Packs src (k, columns), columns <= TILE_COLS, as [k][vectors * W] floats, zeros beyond the last column.
 template <class T>
-void pack_panel(const T* src, i64 row, i64 col, i64 k, i64 columns, i64 width, float* dst) {
+void pack_panel(const T* src, i64 row, i64 col, i64 k, i64 columns, float* dst) {
+  const i64 width = vectors_for(columns) * W;
   for (i64 j0 = 0; j0 < width; j0 += W) {
     const i64 n = min_of<i64>(W, columns - j0);
     const T* from = src + j0 * col;
@@ -164,12 +166,6 @@ void pack_panel(const T* src, i64 row, i64 col, i64 k, i64 columns, i64 width, f
         for (i64 j = 0; j < W; j++) to[i * width + j] = j < n ? to_float(from[i * row + j * col]) : 0.0f;
     }
   }
-}
-
-// The same, in as many vectors as the columns take.
-template <class T>
-void pack_panel(const T* src, i64 row, i64 col, i64 k, i64 columns, float* dst) {
-  pack_panel(src, row, col, k, columns, vectors_for(columns) * W, dst);
 }
 
 // Copies src (rows, columns) to dst (rows, dst_row) in float32; src's columns are contiguous.
@@ -233,8 +229,8 @@ LLMFAST_INLINE float scalar_pair(bfloat16 first, bfloat16 second) {
   return bits;
 }
 
-inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 columns, i64 width, float* dst) {
-  const i64 pairs = ceil_div(k, 2);
+inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 columns, float* dst) {
+  const i64 width = vectors_for(columns) * W, pairs = ceil_div(k, 2);
   for (i64 j0 = 0; j0 < width; j0 += W) {
     const i64 n = min_of<i64>(W, columns - j0);
     const bfloat16* from = src + j0 * col;
@@ -260,10 +256,6 @@ inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 c
         }
     }
   }
-}
-
-inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 columns, float* dst) {
-  pack_panel_pairs(src, row, col, k, columns, vectors_for(columns) * W, dst);
 }
 
 inline void pack_rows_pairs(const bfloat16* src, i64 row, i64 col, i64 rows, i64 k, float* dst, i64* dst_row, i64* dst_k) {
@@ -293,46 +285,16 @@ inline void pack_rows_pairs(const bfloat16* src, i64 row, i64 col, i64 rows, i64
   }
 }
 
-// The right-hand side of the product below: N columns, of which it packs at most TILE_COLS at a time, from a multiple of
-// TILE_COLS on, in units of k. A single matrix:
-struct OneRight {
-  const Matrix& B;
-  i64 N;
-  static constexpr i64 NARROWEST = 64;  // columns of a tile
-
-  template <bool PAIRS>
-  static void pack_columns(const Matrix& B, i64 at, i64 k, i64 columns, i64 width, float* to) {
-    if (PAIRS)
-      pack_panel_pairs(static_cast<const bfloat16*>(B.data) + at, B.row, B.col, k, columns, width, to);
-    else if (B.dtype == DType::f32)
-      pack_panel(static_cast<const float*>(B.data) + at, B.row, B.col, k, columns, width, to);
-    else
-      pack_panel(static_cast<const bfloat16*>(B.data) + at, B.row, B.col, k, columns, width, to);
-  }
-  template <bool PAIRS>
-  void pack(i64 k, i64 n, i64 elements, i64 columns, float* to) const {
-    pack_columns<PAIRS>(B, k * B.row + n * B.col, elements, columns, vectors_for(columns) * W, to);
-  }
-};
-
-// Two matrices of `columns` columns, whose panels take turns; their last ones are filled up with zeros.
-struct TwoRights {
-  const Matrix (&B)[2];
-  i64 columns, N;
-  static constexpr i64 NARROWEST = TILE_COLS > 32 ? 2 * TILE_COLS : 64;
-
-  TwoRights(const Matrix (&B)[2], i64 columns) : B(B), columns(columns), N(2 * round_up(columns, TILE_COLS)) {}
-
-  template <bool PAIRS>
-  void pack(i64 k, i64 n, i64 elements, i64, float* to) const {
-    const i64 panel = n / TILE_COLS, n0 = panel / 2 * TILE_COLS;
-    const Matrix& from = B[panel % 2];
-    OneRight::pack_columns<PAIRS>(from, k * from.row + n0 * from.col, elements, min_of<i64>(TILE_COLS, columns - n0), TILE_COLS,
-                                  to);
-  }
-};
-
-// Packing of rows for the product below, in units of k (`unit` elements each).
+// Packing for the product below, in units of k (`unit` elements each).
+template <bool PAIRS>
+LLMFAST_INLINE void pack_columns_of(const Matrix& B, i64 at, i64 k, i64 columns, float* to) {
+  if (PAIRS)
+    pack_panel_pairs(static_cast<const bfloat16*>(B.data) + at, B.row, B.col, k, columns, to);
+  else if (B.dtype == DType::f32)
+    pack_panel(static_cast<const float*>(B.data) + at, B.row, B.col, k, columns, to);
+  else
+    pack_panel(static_cast<const bfloat16*>(B.data) + at, B.row, B.col, k, columns, to);
+}
 template <bool PAIRS>
 LLMFAST_INLINE void pack_rows_of(const Matrix& A, i64 at, i64 rows, i64 k, float* to, i64* to_row, i64* to_k) {
   if (PAIRS)
@@ -398,14 +360,14 @@ void few_rows_block(i64 M, const float* x, i64 K, const T* b, i64 b_col, i64 col
 }
 
 constexpr i64 FEW_ROWS = 8;
+constexpr i64 TILE_MULTIPLE = 32;  // the rows and columns of a tile of C, but for the last
 
-// For each of the B, epilogue(n0, columns, tiles) is called once for each finished block of columns, with a tile
-// (M, FEW_ROWS_BLOCK) of each product.
-constexpr i64 FEW_ROWS_BLOCK = 64;
-
-template <int PRODUCTS, class Epilogue>
-void few_rows(i64 M, i64 N, i64 K, const Matrix& A, const Matrix* B, const Threads& threads, const Epilogue& epilogue) {
-  constexpr i64 BLOCK = FEW_ROWS_BLOCK;
+// A times PARTS matrices (K, N). epilogue(0, n0, M, columns, tiles, tile_row) is called once for each finished set of
+// PARTS tiles.
+template <int PARTS, class Epilogue>
+void few_rows(i64 M, i64 N, i64 K, const Matrix& A, const Matrix (&B)[PARTS], const Threads& threads,
+              const Epilogue& epilogue) {
+  constexpr i64 BLOCK = 64;
   const i64 K_padded = round_up(K, W);
   Scratch x(M * K_padded);
   for (i64 m = 0; m < M; m++)
@@ -417,37 +379,41 @@ void few_rows(i64 M, i64 N, i64 K, const Matrix& A, const Matrix* B, const Threa
     }
   for_each_task(threads, ceil_div(N, BLOCK), [&](i64 task) {
     const i64 n0 = task * BLOCK, columns = min_of(BLOCK, N - n0);
-    float y[PRODUCTS][FEW_ROWS * BLOCK];
-    for (int i = 0; i < PRODUCTS; i++)
-      if (B[i].dtype == DType::f32)
-        few_rows_block(M, x.data, K, static_cast<const float*>(B[i].data) + n0 * B[i].col, B[i].col, columns, y[i], BLOCK);
+    float y[PARTS][FEW_ROWS * BLOCK];
+    const float* tiles[PARTS];
+    for (int part = 0; part < PARTS; part++) {
+      const Matrix& b = B[part];
+      if (b.dtype == DType::f32)
+        few_rows_block(M, x.data, K, static_cast<const float*>(b.data) + n0 * b.col, b.col, columns, y[part], BLOCK);
       else
-        few_rows_block(M, x.data, K, static_cast<const bfloat16*>(B[i].data) + n0 * B[i].col, B[i].col, columns, y[i], BLOCK);
-    epilogue(n0, columns, y);
+        few_rows_block(M, x.data, K, static_cast<const bfloat16*>(b.data) + n0 * b.col, b.col, columns, y[part], BLOCK);
+      tiles[part] = y[part];
+    }
+    epilogue(0, n0, M, columns, tiles, BLOCK);
   });
 }
 
-// epilogue(m0, n0, rows, columns, tile, tile_row) is called once for each finished tile of C.
-template <bool PAIRS, class Right, class Epilogue>
-void blocked_matmul(i64 M, i64 K, const Matrix& A, const Right& right, const Threads& threads, const Epilogue& epilogue) {
+// The products of PARTS matrices A (M, K) with one B. epilogue(m0, n0, rows, columns, tile, tile_row) is called once for
+// each finished tile, which has as many rows of each product, one below the other.
+template <bool PAIRS, int PARTS, class Epilogue>
+void blocked_matmul_as(i64 M, i64 N, i64 K, const Matrix (&A)[PARTS], const Matrix& B, const Threads& threads,
+                       const Epilogue& epilogue) {
   // k is counted in units of one or two elements.
   constexpr i64 UNIT = PAIRS ? 2 : 1, K_BLOCK = 128, K_SLAB = 2048, SLAB_FLOATS = i64{2} << 20;
-  const i64 units = ceil_div(K, UNIT), N = right.N;
-  i64 rows_per_tile = 96, cols_per_tile = 256;
+  const i64 units = ceil_div(K, UNIT);
+  i64 rows_per_tile = 3 * TILE_MULTIPLE / PARTS, cols_per_tile = 8 * TILE_MULTIPLE;
   // Smaller tiles where there would be too few for the threads; this changes no sum.
-  while (ceil_div(M, rows_per_tile) * ceil_div(N, cols_per_tile) < 4 * threads.count && cols_per_tile > Right::NARROWEST)
-    cols_per_tile /= 2;
-  while (ceil_div(M, rows_per_tile) * ceil_div(N, cols_per_tile) < 4 * threads.count && rows_per_tile > 24)
-    rows_per_tile /= 2;
+  const auto too_few = [&] { return ceil_div(M, rows_per_tile) * ceil_div(N, cols_per_tile) < 4 * threads.count; };
+  while (too_few() && cols_per_tile > 2 * TILE_MULTIPLE) cols_per_tile /= 2;
+  if (too_few()) rows_per_tile /= 3;
 
   const i64 k_slab = max_of<i64>(1, min_of(units, K_SLAB)), k_slabs = max_of<i64>(1, ceil_div(units, K_SLAB));
   const i64 n_slabs = ceil_div(N * k_slab, SLAB_FLOATS);
   const i64 n_slab = min_of(round_up(ceil_div(N, n_slabs), cols_per_tile), round_up(N, TILE_COLS));
   const i64 row_tiles = ceil_div(M, rows_per_tile);
-  const bool A_ready = rows_lie_ready<PAIRS>(A, K);
   Scratch packed(k_slab * n_slab);
   // With several slabs along k the sums wait here in between; with one they never leave a task's own scratch.
-  Scratch waiting(k_slabs > 1 ? M * n_slab : 1);
+  Scratch waiting(k_slabs > 1 ? row_tiles * rows_per_tile * PARTS * n_slab : 1);
 
   for (i64 n_begin = 0; n_begin < N; n_begin += n_slab) {
     const i64 n_count = min_of(n_slab, N - n_begin);
@@ -456,71 +422,103 @@ void blocked_matmul(i64 M, i64 K, const Matrix& A, const Right& right, const Thr
       for_each_task(threads, ceil_div(n_count, TILE_COLS), [&](i64 panel) {
         const i64 n0 = panel * TILE_COLS, columns = min_of<i64>(TILE_COLS, n_count - n0);
         const i64 elements = min_of(k_count * UNIT, K - k_begin * UNIT);
-        right.template pack<PAIRS>(k_begin * UNIT, n_begin + n0, elements, columns, packed.data + n0 * k_count);
+        pack_columns_of<PAIRS>(B, k_begin * UNIT * B.row + (n_begin + n0) * B.col, elements, columns,
+                               packed.data + n0 * k_count);
       });
       for_each_task(threads, row_tiles * ceil_div(n_count, cols_per_tile), [&](i64 task) {
         const i64 m0 = task % row_tiles * rows_per_tile, rows = min_of(rows_per_tile, M - m0);
         const i64 n0 = task / row_tiles * cols_per_tile, columns = min_of(cols_per_tile, n_count - n0);
-        Scratch a_packed(A_ready ? 1 : rows * K_BLOCK), own(k_slabs > 1 ? 1 : rows * cols_per_tile);
-        float* tile = k_slabs > 1 ? waiting.data + m0 * n_slab + n0 : own.data;
+        Scratch a_packed(rows * K_BLOCK), own(k_slabs > 1 ? 1 : PARTS * rows * cols_per_tile);
+        float* tile = k_slabs > 1 ? waiting.data + m0 * PARTS * n_slab + n0 : own.data;
         const i64 tile_row = k_slabs > 1 ? n_slab : cols_per_tile;
         // Without any k the one pass below still runs, and stores zeros.
-        for (i64 k0 = 0; k0 < max_of<i64>(1, k_count); k0 += K_BLOCK) {
-          const i64 kc = min_of(K_BLOCK, k_count - k0), first = (k_begin + k0) * UNIT;
-          const float* a = a_packed.data;
-          i64 a_row = 0, a_k = 0;
-          if (A_ready) {
-            a = static_cast<const float*>(A.data) + (m0 * A.row + first) / UNIT;
-            a_row = A.row / UNIT;
-            a_k = 1;
-          } else if (kc > 0) {
-            pack_rows_of<PAIRS>(A, m0 * A.row + first * A.col, rows, min_of(kc * UNIT, K - first), a_packed.data, &a_row,
-                                &a_k);
+        for (i64 k0 = 0; k0 < max_of<i64>(1, k_count); k0 += K_BLOCK)
+          for (int part = 0; part < PARTS; part++) {
+            const i64 kc = min_of(K_BLOCK, k_count - k0), first = (k_begin + k0) * UNIT;
+            const Matrix& from = A[part];
+            const float* a = a_packed.data;
+            i64 a_row = 0, a_k = 0;
+            if (rows_lie_ready<PAIRS>(from, K)) {
+              a = static_cast<const float*>(from.data) + (m0 * from.row + first) / UNIT;
+              a_row = from.row / UNIT;
+              a_k = 1;
+            } else if (kc > 0) {
+              pack_rows_of<PAIRS>(from, m0 * from.row + first * from.col, rows, min_of(kc * UNIT, K - first), a_packed.data,
+                                  &a_row, &a_k);
+            }
+            for (i64 n = n0; n < n0 + columns; n += TILE_COLS) {
+              const i64 vectors = vectors_for(n0 + columns - n);
+              panel_matmul<PAIRS>(rows, vectors, kc, a, a_row, a_k, packed.data + n * k_count + k0 * vectors * W,
+                                  tile + part * rows * tile_row + (n - n0), tile_row, slab > 0 || k0 > 0);
+            }
           }
-          for (i64 n = n0; n < n0 + columns; n += TILE_COLS) {
-            const i64 vectors = vectors_for(n0 + columns - n);
-            panel_matmul<PAIRS>(rows, vectors, kc, a, a_row, a_k, packed.data + n * k_count + k0 * vectors * W,
-                                tile + (n - n0), tile_row, slab > 0 || k0 > 0);
-          }
-        }
         if (slab == k_slabs - 1) epilogue(m0, n_begin + n0, rows, columns, tile, tile_row);
       });
     }
   }
 }
 
-template <class Right, class Epilogue>
-void blocked_matmul(i64 M, i64 K, const Matrix& A, DType right_dtype, const Right& right, const Threads& threads,
+template <int PARTS, class Epilogue>
+void blocked_matmul(i64 M, i64 N, i64 K, const Matrix (&A)[PARTS], const Matrix& B, const Threads& threads,
                     const Epilogue& epilogue) {
 #if LLMFAST_BF16_DOT
-  if (A.dtype == DType::bf16 && right_dtype == DType::bf16)
-    return blocked_matmul<true>(M, K, A, right, threads, epilogue);
+  if (A[0].dtype == DType::bf16 && B.dtype == DType::bf16)
+    return blocked_matmul_as<true>(M, N, K, A, B, threads, epilogue);
 #endif
-  blocked_matmul<false>(M, K, A, right, threads, epilogue);
+  blocked_matmul_as<false>(M, N, K, A, B, threads, epilogue);
 }
 
+LLMFAST_INLINE Matrix transposed(const Matrix& m) { return {m.dtype, m.data, m.col, m.row}; }
+
+// out[c][r] = tile[r][c] for c < W, out's rows `out_row` floats apart.
+LLMFAST_INLINE void turn_columns(const float* tile, i64 tile_row, i64 rows, float* out, i64 out_row) {
+  for (i64 r = 0; r < rows; r += W) {
+    vf block[W];
+    for (int i = 0; i < W; i++) block[i] = r + i < rows ? load(tile + (r + i) * tile_row) : zeros();
+    transpose(block);
+    for (int i = 0; i < W; i++) store(out + i * out_row + r, block[i]);
+  }
+}
+
+// A times PARTS matrices (K, N) in one pass over A, which is packed, and they are not: the tiles come out transposed.
+// epilogue(m0, n0, rows, columns, tiles, tile_row) is called once for each finished set of PARTS tiles.
+template <int PARTS, class Epilogue>
+void matmul_with_large(i64 M, i64 N, i64 K, const Matrix& A, const Matrix (&B)[PARTS], const Threads& threads,
+                       const Epilogue& epilogue) {
+  Matrix left[PARTS];
+  for (int part = 0; part < PARTS; part++) left[part] = transposed(B[part]);
+  blocked_matmul(N, M, K, left, transposed(A), threads,
+                 [&](i64 n0, i64 m0, i64 columns, i64 rows, const float* tile, i64 tile_row) {
+                   constexpr i64 MOST = 3 * TILE_MULTIPLE + W;
+                   float turned[PARTS][W * MOST];
+                   const float* tiles[PARTS];
+                   for (i64 r = 0; r < rows; r += W) {
+                     for (int part = 0; part < PARTS; part++) {
+                       turn_columns(tile + part * columns * tile_row + r, tile_row, columns, turned[part], MOST);
+                       tiles[part] = turned[part];
+                     }
+                     epilogue(m0 + r, n0, min_of<i64>(W, rows - r), columns, tiles, MOST);
+                   }
+                 });
+}
+
+// The same for the few rows that nothing is packed for, or else as above.
+template <int PARTS, class Epilogue>
+void matmul_all(i64 M, i64 N, i64 K, const Matrix& A, const Matrix (&B)[PARTS], const Threads& threads,
+                const Epilogue& epilogue) {
+  if (M == 0 || N == 0) return;
+  bool columns_contiguous = K > 0;
+  for (const Matrix& b : B) columns_contiguous &= b.row == 1;
+  if (M <= FEW_ROWS && columns_contiguous) return few_rows(M, N, K, A, B, threads, epilogue);
+  matmul_with_large(M, N, K, A, B, threads, epilogue);
+}
+
+// epilogue(m0, n0, rows, columns, tile, tile_row) is called once for each finished tile of C.
 template <class Epilogue>
 void matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const Threads& threads, const Epilogue& epilogue) {
-  if (M == 0 || N == 0) return;
-  if (M <= FEW_ROWS && B.row == 1 && K > 0)
-    return few_rows<1>(M, N, K, A, &B, threads, [&](i64 n0, i64 columns, const float (&y)[1][FEW_ROWS * FEW_ROWS_BLOCK]) {
-      epilogue(0, n0, M, columns, y[0], FEW_ROWS_BLOCK);
-    });
-  blocked_matmul(M, K, A, B.dtype, OneRight{B, N}, threads, epilogue);
-}
-
-// A times two matrices (K, N) in one pass over A. epilogue(m0, n0, rows, columns, first, second, tile_row) is called once
-// for each finished pair of tiles.
-template <class Epilogue>
-void matmul_two(i64 M, i64 N, i64 K, const Matrix& A, const Matrix (&B)[2], const Threads& threads, const Epilogue& epilogue) {
-  if (M == 0 || N == 0) return;
-  if (M <= FEW_ROWS && B[0].row == 1 && B[1].row == 1 && K > 0)
-    return few_rows<2>(M, N, K, A, B, threads, [&](i64 n0, i64 columns, const float (&y)[2][FEW_ROWS * FEW_ROWS_BLOCK]) {
-      epilogue(0, n0, M, columns, y[0], y[1], FEW_ROWS_BLOCK);
-    });
-  blocked_matmul(M, K, A, B[0].dtype, TwoRights(B, N), threads,
-                 [&](i64 m0, i64 n0, i64 rows, i64 columns, const float* tile, i64 tile_row) {
-                   for (i64 n = n0; n < n0 + columns; n += 2 * TILE_COLS, tile += 2 * TILE_COLS)
-                     epilogue(m0, n / 2, rows, min_of<i64>(TILE_COLS, N - n / 2), tile, tile + TILE_COLS, tile_row);
-                 });
+  if (M >= N && M > FEW_ROWS) return blocked_matmul(M, N, K, {A}, B, threads, epilogue);
+  matmul_all(M, N, K, A, {B}, threads,
+             [&](i64 m0, i64 n0, i64 rows, i64 columns, const float* const (&tiles)[1], i64 tile_row) {
+               epilogue(m0, n0, rows, columns, tiles[0], tile_row);
+             });
 }

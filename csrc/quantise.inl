@@ -1,15 +1,23 @@
 // Rows of floats in 8 bits: what an integer product multiplies, and how an 8-bit cache keeps keys and values.
 
-// Rounds n floats to 8 bits by their largest magnitude; gives the scale and the sum of the integers.
+// Rounds n floats to 8 bits by their largest magnitude; gives the scale and the sum of the integers. Where a float is
+// NaN or infinite so is the scale, and what is computed with it.
 LLMFAST_INLINE void quantise(const float* x, i64 n, int8_t* to, float* scale, int32_t* sum) {
-  vf high = zeros();
+  vi high{};  // magnitudes as integers, which are in the same order, with NaN above all
   i64 i = 0;
   for (; i + W <= n; i += W) {
-    const vf a = load(x + i);
-    high = vmax(a < 0.0f ? -a : a, high);
+    const vi magnitude = (vi)load(x + i) & 0x7fffffff;
+    high = magnitude > high ? magnitude : high;
   }
-  float top = max_lanes(high);
-  for (; i < n; i++) top = max_of(top, x[i] < 0 ? -x[i] : x[i]);
+  int32_t highest = 0;
+  for (int j = 0; j < W; j++) highest = max_of(highest, high[j]);
+  for (; i < n; i++) {
+    int32_t bits;
+    memcpy(&bits, x + i, 4);
+    highest = max_of(highest, bits & 0x7fffffff);
+  }
+  float top;
+  memcpy(&top, &highest, 4);
   const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
   const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
   vi total{};

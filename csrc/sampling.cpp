@@ -7,7 +7,6 @@
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 namespace llmfast {
@@ -85,7 +84,7 @@ i64 sample(const SamplingArgs& a) {
     for (i64 i = i64(b) * kBlock; i < std::min(a.n, i64(b + 1) * kBlock); i++) sum += p[size_t(i)];
     total += sums[b] = sum;
   }
-  if (!(total > 0) || !std::isfinite(total)) throw std::runtime_error("the logits are not finite: no token can be chosen");
+  if (!(total > 0) || !std::isfinite(total)) return -1;
   const double target = a.uniform * total;
   double sum = 0;
   i64 last = 0;

@@ -14,7 +14,7 @@ struct SamplingArgs {
   double uniform;      // in [0, 1): where in the distribution to draw
 };
 
-// Throws std::runtime_error where the logits are not numbers to choose by.
+// -1 where the logits are not finite.
 i64 sample(const SamplingArgs& args);
 
 }  // namespace llmfast

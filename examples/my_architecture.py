@@ -3,7 +3,7 @@
     x = x + attention(norm(x)) + mlp(norm(x))
 
 It states its parameters (`parameters`), computes (`decode`), and joins with one line at the end. From then on files,
-generating, scoring, quantising and counting know it. `docs/add-an-architecture.md` walks through it.
+generating, scoring, quantising, training and counting know it. `docs/add-an-architecture.md` walks through it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmfast import ops
-from llmfast.models import LanguageModel, ModelConfig, Parameter, register_family
+from llmfast.models import LanguageModel, ModelConfig, Parameter, Shape, register_family
 from llmfast.models.layers import Linear, RMSNorm, RotaryTable
 from llmfast.models.rotary import RotarySettings
 
@@ -47,6 +47,14 @@ class ParallelConfig(ModelConfig):
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @classmethod
+    def shaped(cls, shape: Shape, model_type: str) -> ParallelConfig:
+        if shape.dropout or shape.attention_dropout or shape.key_heads not in (None, shape.heads):
+            raise ValueError(f"{model_type} has no dropout, and a key head for each head")
+        inner = shape.inner_dim or 4 * shape.width
+        sizes = shape.vocab_size, shape.width, shape.blocks, shape.heads, inner, shape.context
+        return cls(*sizes, shape.tie_word_embeddings, shape.end_of_text)
 
     def parameters(self) -> list[Parameter]:
         C = self.width

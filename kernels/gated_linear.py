@@ -69,9 +69,10 @@ def _multiply_both(
     left = inner_size - whole * INNER
     if left > 0:
         x_tile = tl.load(x, mask=x_mask & (inner[None, :] < left), other=0.0)
-        weight_mask = weight_mask & (inner[:, None] < left)
-        gate = add_product(gate, x_tile, tl.load(gate_weight, mask=weight_mask, other=0.0), zero, PRECISION)
-        up = add_product(up, x_tile, tl.load(up_weight, mask=weight_mask, other=0.0), zero, PRECISION)
+        gate_tile = tl.load(gate_weight, mask=weight_mask & (inner[:, None] < left), other=0.0)
+        up_tile = tl.load(up_weight, mask=weight_mask & (inner[:, None] < left), other=0.0)
+        gate = add_product(gate, x_tile, gate_tile, zero, PRECISION)
+        up = add_product(up, x_tile, up_tile, zero, PRECISION)
     return gate, up
 
 

@@ -7,7 +7,8 @@
 """
 
 from llmfast.backends import BackendUnavailable, backends, explain, load_backend, register_backend, use_backend
-from llmfast.inference.generation import LLM
+from llmfast.inference.finite import NonFiniteLogits
+from llmfast.inference.llm import LLM
 from llmfast.inference.loading import generate, load
 from llmfast.models import GPT, GPTConfig
 
@@ -18,6 +19,7 @@ __all__ = [
     "LLM",
     "BackendUnavailable",
     "GPTConfig",
+    "NonFiniteLogits",
     "__version__",
     "backends",
     "explain",

@@ -6,6 +6,9 @@ computes anything itself. Shapes are written (B, T, C): batch, tokens, channels;
 
 Common to all: float32, bfloat16 and, on a GPU, float16; results in the dtype of the inputs, computed in float32.
 Inputs may be strided or empty and are never changed. The same inputs give the same bits at the same thread count.
+The compiled kernels go backward once. For `torch.func` and forward mode "auto" takes PyTorch's operators; second
+derivatives need `use_backend("pytorch")`, and attention's `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` besides.
+What a backend can't differentiate is an error.
 Wrong arguments raise `ValueError` naming the argument, its shape and what was expected. Under `torch.autocast` the
 matrix products (attention, linear, cross-entropy) run in the autocast dtype, the others in the widest dtype given.
 """

@@ -28,7 +28,7 @@ def step(batch: int) -> None:
     with torch.device("meta"):
         q, cache = torch.empty(batch, H, 1, D, dtype=DTYPE), torch.empty(batch, H, 1024, D, dtype=DTYPE)
         lengths = torch.empty(batch, dtype=torch.int64)
-        causal_attention.causal_attention(q, cache, cache, 0.125, 0.0, None, lengths)
+        causal_attention.causal_attention(q, cache, cache, 0.125, 0.0, None, lengths, 0, True)
         x, weight = torch.empty(batch, C, dtype=DTYPE), torch.empty(C, dtype=DTYPE)
         layer_norm.layer_norm(x, weight, weight, 1e-5)
         layer_norm.add_layer_norm(x, x, weight, weight, 1e-5)

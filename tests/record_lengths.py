@@ -14,7 +14,16 @@ from collections.abc import Callable
 
 import torch
 
-from llmfast.kernels import causal_attention, gelu, layer_norm, linear, linear_cross_entropy
+from llmfast.kernels import (
+    causal_attention,
+    gated_linear,
+    gelu,
+    layer_norm,
+    linear,
+    linear_cross_entropy,
+    rms_norm,
+    rotary,
+)
 from llmfast.kernels.aot.chips import CHIPS
 from llmfast.kernels.aot.recorder import record
 
@@ -59,6 +68,22 @@ def activation(batch: int, T: int) -> None:
     gelu.gelu_backward(gelu.gelu(x, "tanh"), x, "tanh")
 
 
+def what_a_llama_adds(batch: int, T: int) -> None:
+    x, weight = torch.empty(batch, T, H * D, dtype=DTYPE), torch.empty(H * D, dtype=DTYPE)
+    y, total, rstd = rms_norm.add_rms_norm(x, x, weight, 1e-6)
+    rms_norm.add_rms_norm_backward(y, y, total, weight, rstd)
+    q, angles = x.view(batch, T, H, D).transpose(1, 2), torch.empty(1, T, D // 2)
+    rotary.rotary_backward(rotary.rotary(q, angles, angles, False), angles, angles, False)
+    causal_attention.causal_attention(q, q, q, 0.125, 0.0, None, None, 0, False)
+
+
+def gated_product(batch: int, T: int) -> None:
+    x, weight = torch.empty(batch, T, H * D, dtype=DTYPE), torch.empty(2 * H * D, H * D, dtype=DTYPE)
+    y, gate, up = gated_linear.gated_linear(x, weight, weight, None, None, "silu", True)
+    needed = (True, True, True, False, False)
+    gated_linear.gated_linear_backward(y, x, weight, weight, gate, up, "silu", *needed)
+
+
 def linear_layer(batch: int, T: int) -> None:
     x, weight = torch.empty(batch, T, H * D, dtype=DTYPE), torch.empty(4 * H * D, H * D, dtype=DTYPE)
     y, before = linear.linear(x, weight, torch.empty(4 * H * D, dtype=DTYPE), "gelu_tanh", True)
@@ -82,7 +107,7 @@ def main() -> None:
     report = {}
     for op in (
         attention, attention_with_a_window_dropout_and_grouped_heads, decoding_with_a_growing_cache, a_part_of_a_cache,
-        normalisation, activation, linear_layer, head_and_loss,
+        normalisation, activation, what_a_llama_adds, gated_product, linear_layer, head_and_loss,
     ):  # fmt: skip
         first = kernels(op, [(2, LENGTHS[0])])
         rest = kernels(op, [(batch, T) for T in LENGTHS for batch in (1, 2, 7)])

@@ -229,11 +229,6 @@ def namespaces() -> list[str]:
     return found + (["llmfast_triton"] if available("triton") else [])
 
 
-def skip_undefined(namespace: str, op: str) -> None:
-    if not hasattr(getattr(torch.ops, namespace), op):
-        pytest.skip(f"{namespace} does not define {op}")
-
-
 def samples() -> dict[str, tuple]:
     torch.manual_seed(0)
 
@@ -259,7 +254,6 @@ def samples() -> dict[str, tuple]:
 @pytest.mark.parametrize("op", list(samples()))
 @pytest.mark.parametrize("namespace", namespaces())
 def test_opcheck(namespace, op):
-    skip_undefined(namespace, op)
     operator = getattr(getattr(torch.ops, namespace), op).default
     torch.library.opcheck(operator, samples()[op])
 
@@ -267,30 +261,9 @@ def test_opcheck(namespace, op):
 @pytest.mark.parametrize("op", list(registered.SCHEMAS))
 @pytest.mark.parametrize("namespace", namespaces())
 def test_the_operators_have_the_shared_schemas(namespace, op):
-    skip_undefined(namespace, op)
     schema = str(getattr(getattr(torch.ops, namespace), op).default._schema)
     declared = torch._C.parse_schema(f"{namespace}::{op}{registered.SCHEMAS[op]}")
     assert schema == str(declared)
-
-
-@pytest.mark.parametrize("namespace", namespaces())
-def test_a_second_derivative_is_refused_not_wrong(namespace):
-    x = torch.randn(4, requires_grad=True)
-    y = getattr(torch.ops, namespace).gelu(x, "tanh")
-    (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated again"):
-        torch.autograd.grad(g.sum(), x)
-
-
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
-def test_a_second_derivative_through_the_contract_is_refused_too(backend):
-    if not available(backend):
-        pytest.skip(f"{backend} can't run here")
-    x = torch.randn(4, requires_grad=True)
-    with llmfast.use_backend(backend):
-        (g,) = torch.autograd.grad(ops.gelu(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated again"):
-        torch.autograd.grad(g.sum(), x)
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "cpp", "triton"])

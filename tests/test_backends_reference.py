@@ -20,22 +20,43 @@ from llmfast.backends import OPS, reference
 from llmfast.contract import CASES, Case
 
 
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, kv_lengths: Tensor | None = None, window: int | None = None, **more: Any
+) -> list[Any]:
+    T, S = q.shape[2], k.shape[2]
+
+    def seen(b: int, t: int) -> range:
+        position = length_of(kv_lengths, b, S) - T + t
+        return range(0 if window is None else max(0, position - window + 1), max(0, position + 1))
+
+    return attention(q, k, v, seen, **more)
+
+
+def bidirectional_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, kv_lengths: Tensor | None = None, **more: Any
+) -> list[Any]:
+    return attention(q, k, v, lambda b, t: range(length_of(kv_lengths, b, k.shape[2])), **more)
+
+
+def length_of(kv_lengths: Tensor | None, b: int, S: int) -> int:
+    return S if kv_lengths is None else sorted((0, int(kv_lengths[b]), S))[1]
+
+
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    seen_by: Callable[[int, int], range],
     scale: float,
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
-    kv_lengths: Tensor | None = None,
 ) -> list[Any]:
-    (B, H, T, D), (_, Hkv, S, _) = q.shape, k.shape
+    """Over the keys that `seen_by(sequence, query)` gives."""
+    (B, H, T, D), Hkv = q.shape, k.shape[1]
     queries, keys, values = q.tolist(), k.tolist(), v.tolist()
     out = torch.zeros(B, H, T, D, dtype=torch.float64).tolist()
     for b, h, t in itertools.product(range(B), range(H), range(T)):
-        length = S if kv_lengths is None else sorted((0, int(kv_lengths[b]), S))[1]
-        group = h * Hkv // H
-        seen = range(max(0, length - T + t + 1))
+        group, seen = h * Hkv // H, seen_by(b, t)
         scores = [scale * dot(queries[b][h][t], keys[b][group][s]) for s in seen]
         exponentials = [math.exp(score - max(scores)) for score in scores]
         for s, exponential in zip(seen, exponentials, strict=True):
@@ -57,8 +78,33 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> list[Any]:
-    total = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(rows(x), rows(residual), strict=True)]
-    return [*layer_norm(torch.tensor(total, dtype=torch.float64).view(x.shape), weight, bias, eps), total]
+    total = added(x, residual)
+    return [*layer_norm(total, weight, bias, eps), rows(total)]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> list[Any]:
+    def normed(row: list[float]) -> list[float]:
+        root = math.sqrt(math.fsum(value**2 for value in row) / len(row) + eps)
+        return [value / root * w for value, w in zip(row, weight.tolist(), strict=True)]
+
+    return [[normed(row) for row in rows(x)]]
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> list[Any]:
+    total = added(x, residual)
+    return [*rms_norm(total, weight, eps), rows(total)]
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> list[Any]:
+    (B, H, T, _), half = x.shape, cos.shape[-1]
+    out = x.tolist()
+    for b, h, t, i in itertools.product(range(B), range(H), range(T), range(half)):
+        first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+        turned = complex(x[b, h, t, first], x[b, h, t, second]) * complex(
+            cos[b % len(cos), t, i], sin[b % len(sin), t, i]
+        )
+        out[b][h][t][first], out[b][h][t][second] = turned.real, turned.imag
+    return [out]
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> list[Any]:
@@ -68,6 +114,18 @@ def gelu(x: Tensor, approximate: str = "tanh") -> list[Any]:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> list[Any]:
     outputs = list(zip(weight.tolist(), numbers(bias, weight), strict=True))
     return [[[activated(dot(row, w) + b, activation) for w, b in outputs] for row in rows(x)]]
+
+
+def gated_linear(
+    x: Tensor,
+    gate_weight: Tensor,
+    up_weight: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    activation: str = "silu",
+) -> list[Any]:
+    ((gate,), (up,)) = linear(x, gate_weight, gate_bias, activation), linear(x, up_weight, up_bias)
+    return [[[g * u for g, u in zip(*pair, strict=True)] for pair in zip(gate, up, strict=True)]]
 
 
 def quantized_linear(
@@ -95,11 +153,16 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
 
 
 BY_HAND: dict[str, Callable[..., list[Any]]] = {
-    "causal_attention": attention,
+    "causal_attention": causal_attention,
+    "bidirectional_attention": bidirectional_attention,
     "layer_norm": layer_norm,
     "add_layer_norm": add_layer_norm,
+    "rms_norm": rms_norm,
+    "add_rms_norm": add_rms_norm,
+    "rotary": rotary,
     "gelu": gelu,
     "linear": linear,
+    "gated_linear": gated_linear,
     "linear_cross_entropy": linear_cross_entropy,
     "quantized_linear": quantized_linear,
 }
@@ -107,6 +170,12 @@ BY_HAND: dict[str, Callable[..., list[Any]]] = {
 
 def rows(x: Tensor) -> list[list[float]]:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).tolist()
+
+
+def added(x: Tensor, residual: Tensor) -> Tensor:
+    pairs = zip(rows(x), rows(residual), strict=True)
+    total = [[a + b for a, b in zip(*pair, strict=True)] for pair in pairs]
+    return torch.tensor(total, dtype=torch.float64).view(x.shape)
 
 
 def dot(a: Sequence[float], b: Sequence[float]) -> float:
@@ -118,6 +187,8 @@ def numbers(bias: Tensor | None, like: Any) -> list[float]:
 
 
 def activated(x: float, activation: str | None) -> float:
+    if activation == "silu":
+        return x / (1 + math.exp(-x))
     if activation == "gelu_tanh":
         return x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return x / 2 * (1 + math.erf(x / math.sqrt(2))) if activation == "gelu" else x
@@ -163,7 +234,7 @@ def test_every_op_is_written_by_hand() -> None:
 @pytest.mark.parametrize("case", named([case for case in SMALL if case.differentiable and case.elements]))
 def test_the_gradients_of_the_reference_are_finite_differences(case: Case) -> None:
     tensors = case.make(torch.float64, "cpu")
-    leaves = {name: t.requires_grad_() for name, t in tensors.items() if t is not None and t.is_floating_point()}
+    leaves = {name: t for name, t in case.leaves(tensors).items() if t is not None and t.requires_grad}
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
         return case.call(reference, {**tensors, **dict(zip(leaves, values, strict=True))})
@@ -196,6 +267,16 @@ def test_a_known_value_of_each_op() -> None:
     assert reference.gelu(torch.tensor([1.0]), "tanh").item() == pytest.approx(0.8411919906082768)
     product = reference.linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0]))
     assert product.tolist() == [16.0]
+    assert reference.rms_norm(torch.tensor([1.0, 7.0]), torch.tensor([2.0, 5.0]), eps=11.0).tolist() == pytest.approx(
+        [2 / 6, 35 / 6]
+    )
+    quarter = (torch.zeros(1, 1, 1), torch.ones(1, 1, 1))  # a quarter turn takes (1, 0) to (0, 1)
+    assert reference.rotary(torch.tensor([[[[1.0, 0.0, 5.0]]]]), *quarter).tolist() == [[[[0.0, 1.0, 5.0]]]]
+    gate = torch.tensor([[math.log(3)]])  # silu(log 3) is 3/4 log 3
+    gated = reference.gated_linear(torch.ones(1), gate, torch.tensor([[8.0]]))
+    assert gated.item() == pytest.approx(6 * math.log(3))
+    both = reference.bidirectional_attention(one, ramp, torch.tensor([[[[4.0], [8.0]]]]), scale=1.0)
+    assert both.flatten().tolist() == pytest.approx([7.0, 7.0])
     # two of three rows count: log 4 - log 3 and log 4
     logits = torch.tensor([[math.log(3), 0.0]] * 3)
     loss = reference.linear_cross_entropy(logits, torch.eye(2), torch.tensor([0, 1, 7]), ignore_index=7)

@@ -17,14 +17,20 @@ from llmfast.benchmarking.timing import Effort
 from llmfast.contract import cases
 
 ONCE = Effort(seconds=0.0, rounds=(1, 1), turn=0.0)
-C, V = 768, 50257
+C, V, N = 768, 50257, 2048
 SMALL = {
     "causal_attention": cases.causal_attention("", 1, 2, 2, 300, 300, 16, fused=True),
+    "window_attention": cases.causal_attention("", 1, 2, 2, 300, 300, 16, fused=True, window=50),
+    "bidirectional_attention": cases.bidirectional_attention("", 1, 2, 2, 300, 300, 16, fused=True),
     "decode_attention": cases.causal_attention("", 1, 2, 2, 1, 300, 16),
     "layer_norm": cases.layer_norm("", (300, 24)),
     "add_layer_norm": cases.add_layer_norm("", (300, 24)),
+    "rms_norm": cases.rms_norm("", (300, 24)),
+    "add_rms_norm": cases.add_rms_norm("", (300, 24)),
+    "rotary": cases.rotary("", 1, 2, 300, 16, 16, fused=True),
     "gelu": cases.gelu("", (300, 40), "tanh"),
     "linear": cases.linear("", (300, 24), 10),
+    "gated_linear": cases.gated_linear("", (300, 24), 10),
     "linear_cross_entropy": cases.linear_cross_entropy("", (300,), 24, 90),
 }
 
@@ -37,12 +43,20 @@ def test_the_counts_by_hand():
     # Two tokens see three pairs; each pair is two products of 768 numbers.
     assert counts("causal_attention", 2) == (3 * 2 * C, 2 * C, 3 * 2 * 2 * C)
     assert counts("causal_attention", 2, "backward") == (5 * 2 * C, 3 * 2 * C, 5 * 3 * 2 * C)
+    # Of 300 tokens the first 256 see all before them and themselves, the others 256.
+    assert counts("window_attention", 300)[2] == (256 * 257 // 2 + 44 * 256) * 4 * C
+    assert counts("bidirectional_attention", 3, "backward") == (5 * 3 * C, 3 * 3 * C, 5 * 9 * 2 * C)
     assert counts("decode_attention", 10) == ((2 * 10 + 1) * C, C, 10 * 2 * 2 * C)
     assert counts("layer_norm", 5) == (5 * C, 5 * C, 8 * 5 * C)
     assert counts("add_layer_norm", 5) == (10 * C, 10 * C, 9 * 5 * C)
+    assert counts("rms_norm", 5, "backward") == (10 * C, 5 * C, 9 * 5 * C)
+    assert counts("add_rms_norm", 5) == (10 * C, 10 * C, 5 * 5 * C)
+    assert counts("rotary", 5) == (5 * C, 5 * C, 3 * 5 * C)
     assert counts("gelu", 5) == (20 * C, 20 * C, 400 * C)
     assert counts("linear", 5) == (5 * C + 4 * C * C, 20 * C, 2 * 5 * 4 * C * C)
     assert counts("linear", 5, "backward") == (25 * C + 4 * C * C, 5 * C + 4 * C * C, 4 * 5 * 4 * C * C)
+    assert counts("gated_linear", 5) == (5 * C + 2 * C * N, 5 * N, 2 * 2 * 5 * C * N)
+    assert counts("gated_linear", 5, "backward") == (5 * C + 15 * N + 2 * C * N, 5 * C + 2 * C * N, 8 * 5 * C * N)
     assert counts("linear_cross_entropy", 5) == ((5 + V) * C, 0, 2 * 5 * C * V)
     assert counts("linear_cross_entropy", 5, "backward")[2] == 6 * 5 * C * V
 
@@ -87,7 +101,7 @@ def test_one_wrong_row_is_noticed(op, where):
         if first.ndim == 0:
             spoiled = spoiled * 1.01
         else:
-            spoiled.movedim(2 if case.op == "causal_attention" else 0, 0)[row] += 0.1
+            spoiled.movedim(2 if spoiled.ndim == 4 else 0, 0)[row] += 0.1
         return (spoiled, *results[1:]) if isinstance(results, tuple) else spoiled
 
     functions = types.SimpleNamespace(**{case.op: wrong})

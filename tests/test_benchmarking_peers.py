@@ -188,7 +188,7 @@ LIMITS = {
 class FakeWorker:
     """Answers at once; the slower an engine, the longer its made-up times. One engine computes nonsense."""
 
-    def __init__(self, engine: Engine, models: Path, threads: int):
+    def __init__(self, engine: Engine, models: Path, capacity: int, threads: int):
         self.engine, self.turns = engine, 0
         self.slowness = 1.0 + 0.25 * (engine.library != OURS)
 

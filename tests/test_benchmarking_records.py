@@ -54,7 +54,7 @@ def test_a_spread_is_of_its_rounds():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"group": "speeds"}, "group must be one of ops, prefill"),
+        ({"group": "speeds"}, "group must be one of ops, launches, prefill"),
         ({"seconds": None}, "needs one of seconds, bytes and problem"),
         ({"bytes": 3}, "needs one of"),
         ({"rates": {"miles_per_hour": 1.0}}, "miles_per_hour"),

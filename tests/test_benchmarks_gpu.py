@@ -21,7 +21,7 @@ from llmfast import GPT, GPTConfig  # noqa: E402
 from llmfast.benchmarking import records  # noqa: E402
 from llmfast.benchmarking.comparison import WrongResult  # noqa: E402
 from llmfast.benchmarking.records import Record, Spread, Versus  # noqa: E402
-from llmfast.inference import generation  # noqa: E402
+from llmfast.inference import execution  # noqa: E402
 from llmfast.inference.decoders import DecoderPool, StaticDecoder, cuda_graph  # noqa: E402
 
 
@@ -128,7 +128,7 @@ def test_decoding_sets_the_graph_beside_the_eager_decoder(monkeypatch):
     here = bench.Bench("cpu", "tiny", deadline=float("inf"))
     wanted = lambda model: None if os.environ["LLMFAST_CUDA_GRAPH"] == "1" else "not wanted"  # noqa: E731
     monkeypatch.setattr(cuda_graph, "why_not", wanted)
-    monkeypatch.setattr(generation, "DecoderPool", lambda: DecoderPool(StaticDecoder))
+    monkeypatch.setattr(execution, "DecoderPool", lambda: DecoderPool(StaticDecoder))
     model = decoding.in_precision(GPT(decoding.TINY).eval(), "fp32", torch.float32)
     decoding.decode(here, model, "fp32", ["pytorch"], 2, decoding.Text(3, 5, 7))
     eager, graph = here.records

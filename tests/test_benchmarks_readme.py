@@ -22,6 +22,8 @@ BEFORE = """# Title
 <!-- peers: made -->
 old
 <!-- end of peers -->
+<!-- llama-peers: made -->
+<!-- end of llama-peers -->
 middle
 <!-- quality: made -->
 <!-- end of quality -->

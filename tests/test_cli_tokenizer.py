@@ -124,7 +124,7 @@ def test_a_token_shows_the_merges_that_made_it():
     [
         (["train", "CORPUS", "-o", "OUT", "--kind", "char", "--trace"], "the kind char has none"),
         (["train", "CORPUS", "-o", "OUT", "--kind", "word", "--lowercase"], "--lowercase is not an option of the kind"),
-        (["train", "CORPUS", "-o", "OUT", "--vocab-size", "9"], "vocab_size must be at least 257"),
+        (["train", "CORPUS", "-o", "OUT", "--vocab-size", "9"], "--vocab-size must be at least 257"),
         (["train", "CORPUS", "-o", "OUT", "--trace", "--json"], "choose one of them"),
         (["train", "nowhere.txt", "-o", "OUT"], "no file or folder nowhere.txt"),
         (["encode", "text", "-t", "OUT"], "OUT"),

@@ -39,7 +39,7 @@ def test_backend_agrees_with_the_reference(task: Task) -> None:
 # results and gradients in float32, 3 were beyond twice the tolerance: attention with few queries, at 12 eps at most.
 AT_ANY_SHAPE = {"slack": 2.0, "floor": 16.0}
 
-ACTIVATIONS = st.sampled_from([None, "gelu", "gelu_tanh"])
+ACTIVATIONS = st.sampled_from([None, *ops.ACTIVATIONS])
 
 
 @st.composite
@@ -52,12 +52,22 @@ def any_case(draw: st.DrawFn, longest: int = 70, widest: int = 150, heads: int =
     heads, D = kv_heads * group, draw(st.integers(1, widest))
     eps = draw(st.sampled_from([0.1, 1.0]))  # a row of one or two elements may have no variance: then 1e-5 is ill-posed
     ignored = draw(st.sampled_from([-100, 0])) if out > 1 else -100
+    window = draw(st.none() | st.integers(1, S + 2))
+    turning = 2 * draw(st.integers(0, D // 2))
+    tables, interleaved = draw(st.sampled_from([1, batch])), draw(st.booleans())
+    gate_bias, up_bias, activation = draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from(ops.ACTIVATIONS))
+    attention = (batch, heads, kv_heads, rows, S, D, lengths)
+    across = (batch, heads, kv_heads, rows, out, D, lengths)
+    turned = (batch, heads, rows, D, turning, tables)
     return draw(
         st.sampled_from(
             [
-                cases.causal_attention(
-                    f"{(batch, heads, kv_heads, rows, S, D, lengths)}", batch, heads, kv_heads, rows, S, D, lengths
-                ),
+                cases.causal_attention(f"{(*attention, window)}", *attention, window=window),
+                cases.bidirectional_attention(f"{across}", *across),
+                cases.rotary(f"{(*turned, interleaved)}", *turned, interleaved=interleaved),
+                cases.rms_norm(f"{(rows, width, eps)}", (rows, width), eps=eps),
+                cases.add_rms_norm(f"{(rows, width, eps)}", (rows, width), eps=eps),
+                cases.gated_linear(f"{(rows, width, out)}", (rows, width), out, gate_bias, up_bias, activation),
                 cases.layer_norm(f"{(rows, width, eps)}", (rows, width), eps=eps),
                 cases.add_layer_norm(f"{(rows, width, eps)}", (rows, width), eps=eps),
                 cases.linear(f"{(rows, width, out)}", (rows, width), out, activation=draw(ACTIVATIONS)),
@@ -113,6 +123,29 @@ def test_heads_merge_back_without_a_copy(backend: str) -> None:
     assert out.shape == (2, 4, 8, 16) and merged.shape == (2, 8, 64)
 
 
+@pytest.mark.parametrize("backend", every_backend("rotary"))
+def test_turned_heads_merge_back_without_a_copy(backend: str) -> None:
+    x = torch.randn(2, 8, 4, 16).transpose(1, 2).requires_grad_()
+    angles = torch.randn(1, 8, 8)
+    with llmfast.use_backend(backend):
+        out = ops.rotary(x, angles.cos(), angles.sin())
+        (grad,) = torch.autograd.grad(out.square().sum(), x)
+    if backend != "pytorch":  # whose own operations lay them out
+        assert out.transpose(1, 2).is_contiguous() and grad.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(grad, 2 * x.detach())  # a rotation keeps lengths
+
+
+@pytest.mark.parametrize("backend", every_backend("gated_linear"))
+def test_silu_far_out_on_the_axis(backend: str) -> None:
+    x = torch.tensor([-1e30, -200.0, -90.0, -20.0, 20.0, 90.0, 1e30]).unsqueeze(1).requires_grad_()
+    with llmfast.use_backend(backend):
+        out = ops.linear(x, torch.ones(1, 1), None, "silu")
+        (slope,) = torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(out, torch.nn.functional.silu(x), rtol=1e-6, atol=1e-7)
+    expected = torch.tensor([0.0, 0.0, 0.0, -3.916e-8, 1.0, 1.0, 1.0]).unsqueeze(1)
+    torch.testing.assert_close(slope, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.skipif("cpp" not in every_backend("gelu"), reason="the C++ extension is not built here")
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 def test_cpp_gelu_everywhere_on_the_axis(approximate: str) -> None:
@@ -130,15 +163,18 @@ def test_cpp_gelu_everywhere_on_the_axis(approximate: str) -> None:
 
 
 @pytest.mark.parametrize("backend", every_backend("add_layer_norm"))
+@pytest.mark.parametrize(
+    "op, shapes", [("add_layer_norm", [(3, 8), (3, 8), 8, 8]), ("add_rms_norm", [(3, 8), (3, 8), 8])]
+)
 @pytest.mark.parametrize("used", [0, 1])
-def test_gradients_where_only_one_result_is_used(backend: str, used: int) -> None:
+def test_gradients_where_only_one_result_is_used(backend: str, op: str, shapes: list[Any], used: int) -> None:
     torch.manual_seed(0)
-    tensors = [torch.randn(3, 8), torch.randn(3, 8), torch.randn(8), torch.randn(8)]
+    tensors = [torch.randn(shape) for shape in shapes]
 
     def gradients(name: str) -> tuple[Tensor | None, ...]:
         leaves = [t.clone().requires_grad_() for t in tensors]
         with llmfast.use_backend(name):
-            result = ops.add_layer_norm(*leaves, eps=1e-5)[used]
+            result = getattr(ops, op)(*leaves, eps=1e-5)[used]
         return torch.autograd.grad((result * torch.arange(8.0)).sum(), leaves, allow_unused=True)
 
     for got, expected in zip(gradients(backend), gradients("pytorch"), strict=True):
@@ -163,6 +199,25 @@ BAD_CALLS = {
     "x must be": lambda: ops.linear(torch.ones(2, 3), torch.ones(4, 5)),
     "bias must be": lambda: ops.linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(3)),
     "activation must be": lambda: ops.linear(torch.ones(2, 3), torch.ones(4, 3), None, "relu"),
+    "window must be": lambda: ops.causal_attention(*[torch.ones(1, 1, 2, 8)] * 3, window=0),
+    "cos \\(B or 1, T, R/2\\), got x \\(1, 2, 3, 4\\)": lambda: ops.rotary(
+        torch.ones(1, 2, 3, 4), torch.ones(1, 2, 2), torch.ones(1, 2, 2)
+    ),
+    "R ≤ D": lambda: ops.rotary(torch.ones(1, 2, 3, 4), torch.ones(1, 3, 3), torch.ones(1, 3, 3)),
+    "cos and sin must be float32": lambda: ops.rotary(
+        torch.ones(1, 2, 3, 4), torch.ones(1, 3, 2).double(), torch.ones(1, 3, 2).double()
+    ),
+    "no gradients for cos and sin": lambda: ops.rotary(
+        torch.ones(1, 2, 3, 4), torch.ones(1, 3, 2, requires_grad=True), torch.ones(1, 3, 2)
+    ),
+    "gate_weight \\(N, K\\)": lambda: ops.gated_linear(torch.ones(2, 3), torch.ones(4, 5), torch.ones(4, 5)),
+    "up_weight must have": lambda: ops.gated_linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(5, 3)),
+    "up_bias must be": lambda: ops.gated_linear(
+        torch.ones(2, 3), torch.ones(4, 3), torch.ones(4, 3), None, torch.ones(3)
+    ),
+    "one of 'silu', 'gelu', 'gelu_tanh', got None": lambda: ops.gated_linear(
+        torch.ones(2, 3), torch.ones(4, 3), torch.ones(4, 3), activation=None
+    ),
     "hidden must be": lambda: ops.linear_cross_entropy(torch.ones(2, 3), torch.ones(4, 5), torch.zeros(2).long()),
     "targets must be": lambda: ops.linear_cross_entropy(torch.ones(2, 3), torch.ones(4, 3), torch.zeros(3).long()),
     "one dtype and one device": lambda: ops.linear(torch.ones(2, 3), torch.ones(4, 3).double()),

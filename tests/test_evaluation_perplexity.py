@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from conftest import PARROT_TEXT, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import llmfast
 from llmfast.cli import cli
@@ -24,6 +26,7 @@ from llmfast.evaluation.perplexity import (
     loses_text,
     text_perplexity,
 )
+from llmfast.inference.decoders import EagerReader
 from llmfast.inference.scoring import half_overlapping
 from llmfast.tokenizers import BPETokenizer
 from llmfast.training.prepare import prepare
@@ -58,7 +61,7 @@ def direct(model: llmfast.GPT, documents) -> tuple[float, int]:
 @given(DOCUMENTS, st.sampled_from([1, 20, 8192]))
 def test_it_is_what_the_definition_says_however_the_blocks_are_batched(model, documents, tokens_per_batch):
     nats, tokens = direct(model, documents)
-    result = document_perplexity(model, documents, END, tokens_per_batch)
+    result = document_perplexity(EagerReader(model), documents, END, tokens_per_batch)
     assert result.tokens == tokens == sum(len(ids) + 1 for ids, _ in documents)
     assert result.nats == pytest.approx(nats, rel=1e-5)
     assert result.bytes == sum(length for _, length in documents)
@@ -70,7 +73,7 @@ def test_every_backend_measures_the_same(model, place):
     moved = llmfast.GPT(model.config).to(device).eval()
     moved.load_state_dict(model.state_dict())
     with llmfast.use_backend(backend):
-        result = document_perplexity(moved, documents, END)
+        result = document_perplexity(EagerReader(moved), documents, END)
     assert result.nats == pytest.approx(direct(model, documents)[0], rel=1e-4)
 
 
@@ -83,13 +86,13 @@ def test_the_numbers_it_is_stated_by():
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
     model = llmfast.GPT(tiny_config(initializer_range=1e-6)).eval()
-    assert document_perplexity(model, [([1, 2, 3], 3)], END).perplexity == pytest.approx(19, rel=1e-3)
+    assert document_perplexity(EagerReader(model), [([1, 2, 3], 3)], END).perplexity == pytest.approx(19, rel=1e-3)
 
 
 def test_a_trained_model_finds_its_text_less_surprising_than_noise(parrot):
     ids = parrot.tokenizer.encode("The ☃ said: naïve")
-    text = document_perplexity(parrot.model, [(ids, 20)], parrot.tokenizer.end_of_text)
-    noise = document_perplexity(parrot.model, [(ids[::-1], 20)], parrot.tokenizer.end_of_text)
+    text = document_perplexity(EagerReader(parrot.model), [(ids, 20)], parrot.tokenizer.end_of_text)
+    noise = document_perplexity(EagerReader(parrot.model), [(ids[::-1], 20)], parrot.tokenizer.end_of_text)
     assert text.nats_per_token < 0.5 * noise.nats_per_token
 
 
@@ -190,7 +193,7 @@ def test_a_tokenizer_that_loses_text_is_noticed(parrot):
 def test_documents_are_what_document_perplexity_says(storyteller):
     documents = ["The cat.", "☃", "A dog liked to run in the park."]
     encoded = [(storyteller.tokenizer.encode(each), len(each.encode())) for each in documents]
-    expected = document_perplexity(storyteller.model, encoded, storyteller.tokenizer.end_of_text)
+    expected = document_perplexity(EagerReader(storyteller.model), encoded, storyteller.tokenizer.end_of_text)
     result = documents_perplexity(storyteller, documents)
     assert (result.tokens, result.bytes) == (expected.tokens, expected.bytes)
     assert result.nats == pytest.approx(expected.nats, rel=1e-5)
@@ -245,6 +248,25 @@ def test_the_command_scores_what_prepared_data_keep_out_of_training(storyteller,
     assert json.loads(result.stdout)["bytes"] == len(kept_out) and result.stderr == ""
     prepare([tmp_path / "text.txt"], tmp_path / "lossy", "word", 8, validation=0.3)
     assert "can't give all of its text back" in run(storyteller_directory, tmp_path / "lossy").stderr
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_model_that_gives_no_probabilities_has_no_perplexity(precision, storyteller_directory, stories, tmp_path):
+    shutil.copytree(storyteller_directory, tmp_path / "poisoned")
+    tensors = load_file(tmp_path / "poisoned" / "model.safetensors")
+    tensors["transformer.ln_f.weight"][3] = float("nan")
+    save_file(tensors, tmp_path / "poisoned" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "The cat was.", "sentence_bad": "The was cat."}\n')
+    for command in (
+        ["perplexity", stories],
+        ["perplexity", stories, "--documents"],
+        ["blimp", tmp_path / "pairs.jsonl"],
+    ):
+        name, file, *options = map(str, command)
+        arguments = ["eval", name, str(tmp_path / "poisoned"), file, *options, "--precision", precision, "--json"]
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 2 and result.stdout == "" and "logits are not finite" in result.stderr, result.output
+        assert len([line for line in result.stderr.splitlines() if not line.startswith("note")]) == 1
 
 
 def test_a_file_has_as_many_tokens_in_evaluation_as_in_training(storyteller_directory, tmp_path):

@@ -19,7 +19,7 @@ from llmfast import GPT, GPTConfig
 from llmfast.inference.decoders import NativeDecoder
 from llmfast.quantization.formats import quantize
 from llmfast.quantization.plan import plan
-from llmfast.weights import checkpoint
+from llmfast.weights.saving import save
 
 OPS = torch.ops.llmfast
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 8, 17, 33])
@@ -70,14 +70,15 @@ def test_attention_survives(data):
     )
     seed = data.draw(st.none() | st.integers(-(2**63), 2**63 - 1).map(torch.tensor))
     p = data.draw(st.sampled_from([0.0, 0.0, 0.5, 1.0, -1.0, 2.0]))
-    survives(OPS.causal_attention, q, k, v, 0.1, p, seed, lengths)
+    window, causal = data.draw(st.sampled_from([0, 0, 1, 7, 2**40, -1])), data.draw(st.booleans())
+    survives(OPS.causal_attention, q, k, v, 0.1, p, seed, lengths, window, causal)
     out, lse = data.draw(tensors([B, H * group, T, D], dtype)), data.draw(tensors([B, H * group, T], torch.float32))
-    survives(OPS.causal_attention_backward, out, q, k, v, out, lse, 0.1, p, seed, lengths)
+    survives(OPS.causal_attention_backward, out, q, k, v, out, lse, 0.1, p, seed, lengths, window, causal)
 
 
 @fuzz
 @given(data=st.data())
-def test_layer_norm_gelu_and_linear_survive(data):
+def test_norms_gelu_and_products_survive(data):
     M, N, K = (data.draw(SIZES) for _ in range(3))
     dtype = data.draw(DTYPES)
     x, other = data.draw(tensors([M, N], dtype)), data.draw(tensors([M, N], dtype))
@@ -88,13 +89,35 @@ def test_layer_norm_gelu_and_linear_survive(data):
     survives(OPS.layer_norm_backward, other, x, weight, mean, rstd)
     survives(OPS.add_layer_norm, x, other, weight, bias, 1e-5)
     survives(OPS.add_layer_norm_backward, other, other, x, weight, mean, rstd)
+    survives(OPS.rms_norm, x, weight, 1e-6)
+    survives(OPS.rms_norm_backward, other, x, weight, rstd)
+    survives(OPS.add_rms_norm, x, other, weight, 1e-6)
+    survives(OPS.add_rms_norm_backward, other, data.draw(st.sampled_from([None, other])), x, weight, rstd)
     survives(OPS.gelu, x, kind)
     survives(OPS.gelu_backward, other, x, kind)
     matrix, row = data.draw(tensors([K, N], dtype)), data.draw(st.none() | tensors([K], dtype))
-    activation = data.draw(st.sampled_from(["", "gelu", "gelu_tanh", "relu"]))
+    activation = data.draw(st.sampled_from(["", "silu", "gelu", "gelu_tanh", "relu"]))
     survives(OPS.linear, x, matrix, row, activation, True)
     grad, before = data.draw(tensors([M, K], dtype)), data.draw(tensors([M, K], dtype))
     survives(OPS.linear_backward, grad, x, matrix, before, activation, True, True, True)
+    up, up_row, up_before = data.draw(tensors([K, N], dtype)), data.draw(st.none() | tensors([K], dtype)), before
+    save = data.draw(st.booleans())
+    survives(OPS.gated_linear, x, matrix, up, row, up_row, activation, save)
+    needed = data.draw(st.lists(st.booleans(), min_size=5, max_size=5))
+    survives(OPS.gated_linear_backward, grad, x, matrix, up, before, up_before, activation, *needed)
+
+
+@fuzz
+@given(data=st.data())
+def test_rotary_survives(data):
+    B, H, T, D, half = (data.draw(SIZES) for _ in range(5))
+    x = data.draw(tensors([B, H, T, D], data.draw(DTYPES)))
+    tables = data.draw(st.sampled_from([1, B]))
+    half = data.draw(st.sampled_from([half, D // 2]))
+    cos, sin = (data.draw(tensors([tables, T, half], torch.float32)) for _ in range(2))
+    interleaved = data.draw(st.booleans())
+    survives(OPS.rotary, x, cos, sin, interleaved)
+    survives(OPS.rotary_backward, x, cos, sin, interleaved)
 
 
 @fuzz
@@ -199,7 +222,7 @@ def quantised(tmp_path_factory) -> dict[str, bytes]:
     state = GPT(config).state_dict()
     formats = plan(config, "int4")
     state = {name: quantize(t, formats[name]) if name in formats else t for name, t in state.items()}
-    checkpoint.save(directory, config, state, precision="int4")
+    save(directory, config, state, precision="int4")
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import llmfast
 from llmfast.inference.cache import KVCache
-from llmfast.inference.decoders import EagerDecoder, UncachedDecoder
+from llmfast.inference.decoders import EagerDecoder, EagerReader, UncachedDecoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,7 +79,7 @@ def test_ragged_rows_continue_as_each_would_alone(model, rows_and_chunks, seed):
 )
 def test_decoders_agree_with_the_model_and_start_over_at_prefill(model, rows, steps, seed):
     torch.manual_seed(seed)
-    decoders = [EagerDecoder(model, len(rows)), UncachedDecoder(model)]
+    decoders = [EagerDecoder(model, len(rows)), UncachedDecoder(EagerReader(model))]
     for decoder in decoders:
         decoder.prefill([[1] * 3 for _ in rows])  # forgotten again
     sequences = [list(row) for row in rows]
@@ -150,4 +150,4 @@ def test_clear_forgets_tokens_and_raggedness(model):
 
 def test_nbytes_is_the_memory_of_keys_and_values():
     cache = KVCache(CONFIG, batch=2, capacity=10, dtype=torch.bfloat16)
-    assert cache.nbytes == 2 * 2 * CONFIG.n_layer * 2 * 10 * CONFIG.n_embd
+    assert cache.nbytes == 2 * 2 * CONFIG.blocks * 2 * 10 * CONFIG.key_heads * CONFIG.head_dim

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_inference_native import TOLERANCE, rounded, tokens
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from llmfast.inference.decoders.native import BLOCK_ROWS, PRECISIONS
 from llmfast.models.llama import LlamaConfig
 from llmfast.models.rotary import RotarySettings
 from llmfast.quantization.formats import quantize
-from test_inference_native import TOLERANCE, rounded, tokens
 
 pytestmark = pytest.mark.skipif(
     cpp.why_not("linear", torch.device("cpu"), torch.float32) is not None, reason="the C++ kernels are not built"

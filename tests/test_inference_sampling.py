@@ -7,17 +7,22 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from llmfast.backends import cpp
 from llmfast.inference.sampling import (
+    Sampler,
     SamplingSettings,
     apply_repetition_penalty,
+    draw,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     next_token,
+    row_generators,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+NO_KERNELS = cpp.why_not("linear", torch.device("cpu"), torch.float32)
 # Quarters are exact in float32, and tie now and then.
 LOGITS = st.lists(st.integers(-40, 40).map(lambda n: n / 4), min_size=1, max_size=12)
 
@@ -156,6 +161,27 @@ def test_tokens_come_as_often_as_their_probability_says(settings):
     assert chi_square < 20.5  # 5 degrees of freedom: one run in a thousand is beyond, and the seed is fixed
 
 
+QUARTERS = torch.tensor([[0.0, 0.25, 0.25, 0.0, 0.5, 0.0]])
+
+
+@pytest.mark.parametrize(
+    "uniform, token",
+    [(0.0, 1), (0.2499, 1), (0.25, 2), (0.4999, 2), (0.5, 4), (1 - 2**-53, 4)],
+)
+def test_a_number_at_the_end_of_a_tokens_share_draws_the_next_token(uniform, token):
+    """Shares are half open, [begin, end), and a token without one is never drawn."""
+    assert draw(QUARTERS, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+
+
+@pytest.mark.skipif(NO_KERNELS is not None, reason=str(NO_KERNELS))
+@pytest.mark.parametrize("uniform", [0.0, 0.2499, 0.25, 0.4999, 0.5, 1 - 2**-53])
+def test_the_native_sampler_draws_the_same_token_at_the_ends_of_shares(uniform):
+    expected = draw(QUARTERS, torch.tensor([uniform], dtype=torch.float64))
+    number = torch.tensor([uniform], dtype=torch.float64)
+    logits = torch.where(QUARTERS > 0, QUARTERS.log(), -200.0)  # whose probability float32 rounds to zero
+    assert torch.equal(torch.ops.llmfast.sample(logits, 6, 1.0, 0, 1.0, 0.0, number), expected)
+
+
 def test_each_row_draws_from_its_own_generator():
     logits = torch.randn(3, 50, generator=generator(5))
     settings = SamplingSettings(temperature=1.5)
@@ -218,3 +244,28 @@ def test_any_valid_settings_choose_a_token(values, temperature, top_k, top_p, mi
 def test_an_invalid_setting_is_named(name, value):
     with pytest.raises(ValueError, match=name):
         SamplingSettings(**{name: value})
+
+
+def test_a_sampler_draws_from_its_seed_and_remembers_what_was_seen():
+    settings = SamplingSettings(temperature=1.0, repetition_penalty=5.0)
+    logits = torch.randn(2, 60, generator=generator(3)).abs()
+    rows, device = [[1, 2], [2]], torch.device("cpu")
+    samplers = [Sampler.of(settings, 50, seed, rows, device) for seed in (7, 7, 8)]
+    first, again, other = ([sampler.choose(logits).tolist() for _ in range(8)] for sampler in samplers)
+    assert first == again != other
+    expected = torch.zeros(2, 50, dtype=torch.bool)  # of the vocabulary, not of the padded logits
+    for number, row in enumerate(rows):
+        expected[number, [*row, *(tokens[number] for tokens in first)]] = True
+    assert torch.equal(samplers[0].seen, expected)
+    assert Sampler.of(SamplingSettings(temperature=1.0), 50, 7, rows, device).seen is None
+    greedy = Sampler.of(SamplingSettings(temperature=0), 50, 7, rows, device)
+    assert greedy.generators is None and greedy.choose(logits).tolist() == logits[:, :50].argmax(-1).tolist()
+
+
+def test_rows_draw_from_seeds_of_their_own_up_to_the_largest():
+    first, second = row_generators(2**63 - 1, 2)
+    assert first.initial_seed() == 2**63 - 1 and second.initial_seed() == 0
+    torch.manual_seed(1)
+    drawn = [row_generators(None, 1)[0].initial_seed() for _ in range(2)]
+    torch.manual_seed(1)
+    assert drawn[0] != drawn[1] and drawn[0] == row_generators(None, 1)[0].initial_seed()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import llmfast
 from llmfast.backends import cpp
 from llmfast.inference import scoring
-from llmfast.inference.decoders import NativeDecoder, NativeModel
+from llmfast.inference.decoders import EagerReader, NativeDecoder, NativeModel, NativeReader
 from llmfast.inference.scoring import Window, batches, half_overlapping, predictions, windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,6 +24,16 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 18), min_size=2, max_size=40), min_
 def model() -> llmfast.GPT:
     torch.manual_seed(0)
     return llmfast.GPT(tiny_config(n_positions=8, initializer_range=0.5)).eval()
+
+
+@pytest.fixture(scope="module")
+def eager(model) -> EagerReader:
+    return EagerReader(model)
+
+
+@pytest.fixture(scope="module")
+def native(packed) -> NativeReader:
+    return NativeReader(packed)
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +89,16 @@ def test_batches_hold_everything_once_and_stay_small(lengths, tokens):
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= tokens
 
 
-@pytest.mark.parametrize("runner", ["model", "packed"])
+@pytest.mark.parametrize("reader", ["eager", "native"])
 @settings(max_examples=30)
 @given(SEQUENCES, st.sampled_from([1, 3, 8]), st.sampled_from([1, 20, 8192]), st.sampled_from([19, 60, 1 << 24]))
 def test_predictions_are_those_of_each_window_alone(
-    model, runner, request, sequences, stride, tokens_per_batch, at_once
+    model, reader, request, sequences, stride, tokens_per_batch, at_once
 ):
     pieces = [window for sequence in sequences for window in windows(sequence, 8, stride)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "LOGITS_AT_ONCE", at_once)  # down to one row of logits at a time
-        results = dict(predictions(request.getfixturevalue(runner), pieces, tokens_per_batch))
+        results = dict(predictions(request.getfixturevalue(reader), pieces, tokens_per_batch))
     assert sorted(results) == list(range(len(pieces)))
     for index, window in enumerate(pieces):
         expected, logits = direct(model, window)
@@ -105,7 +115,7 @@ def test_every_backend_says_the_same(model, place):
     moved.load_state_dict(model.state_dict())
     pieces = windows([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], 8, 4)
     with llmfast.use_backend(backend):
-        results = dict(predictions(moved, pieces))
+        results = dict(predictions(EagerReader(moved), pieces))
     for index, window in enumerate(pieces):
         torch.testing.assert_close(
             results[index].log_probabilities, direct(model, window)[0], rtol=1e-4, atol=1e-4, check_device=True
@@ -115,7 +125,7 @@ def test_every_backend_says_the_same(model, place):
 def test_progress_counts_predicted_tokens(model):
     heard = []
     pieces = windows(list(range(19)), 8, 4)
-    list(predictions(model, pieces, 16, lambda done, total: heard.append((done, total))))
+    list(predictions(EagerReader(model), pieces, 16, lambda done, total: heard.append((done, total))))
     assert [total for _, total in heard] == [18] * len(heard) and heard[-1][0] == 18 and len(heard) > 1
     assert sorted(heard) == heard
 
@@ -123,7 +133,9 @@ def test_progress_counts_predicted_tokens(model):
 def test_a_model_in_training_is_scored_without_dropout_and_left_in_training():
     torch.manual_seed(0)
     model = llmfast.GPT(tiny_config(resid_pdrop=0.5, embd_pdrop=0.5)).train()
-    twice = [[p.log_probabilities for _, p in predictions(model, windows([1, 2, 3], 16))] for _ in range(2)]
+    twice = [
+        [p.log_probabilities for _, p in predictions(EagerReader(model), windows([1, 2, 3], 16))] for _ in range(2)
+    ]
     assert torch.equal(twice[0][0], twice[1][0]) and model.training
 
 

@@ -75,8 +75,8 @@ def test_past_the_context_too():
 @pytest.mark.parametrize(
     "prompt, settings, words",
     [
-        ("The cat", dict(speculate=16), "speculate must be 0 to 15"),
-        ("The cat", dict(speculate=-1), "speculate must be 0 to 15"),
+        ("The cat", dict(speculate=16), "speculate must be an integer from 0 to 15"),
+        ("The cat", dict(speculate=-1), "speculate must be an integer from 0 to 15"),
         (["The cat", "A dog"], dict(speculate=2), "one sequence"),
         ("The cat", dict(speculate=2, use_cache=False), "native decoder and its cache"),
     ],

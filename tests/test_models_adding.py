@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_runs import SMALL, TEXT, losses
 
 import llmfast
 from llmfast.models import FAMILIES
+from llmfast.training.configuration import configure
+from llmfast.training.run import train
 from llmfast.weights.quantizing import quantize_checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -53,6 +56,19 @@ def test_it_is_read_and_generates_cached_uncached_and_past_its_context(saved):
         assert int(model(text[None, :-1])[0, -1].argmax()) == int(text[-1])
     with pytest.warns(UserWarning, match="outgrew the context"):
         assert len(llm.generate(ids, max_new_tokens=50, temperature=0)) == 55
+
+
+def test_it_trains_and_resumes_to_the_bit(family, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    changes = SMALL | {"family": "parallel", "dropout": 0.0, "schedule": "constant"}
+    whole = train([tmp_path / "text.txt"], tmp_path / "whole", configure(changes=changes), quiet=True)
+    train([tmp_path / "text.txt"], tmp_path / "out", configure(changes=changes | {"steps": 12}), quiet=True)
+    train([], tmp_path / "out", changes={"steps": 30}, resume=True, quiet=True)
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole") and whole.loss < losses(tmp_path / "whole")[0] - 0.5
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert weights[0] == weights[1] and llmfast.load(tmp_path / "out").config.model_types == ("parallel",)
+    with pytest.raises(ValueError, match="parallel has no dropout"):
+        train([tmp_path / "text.txt"], tmp_path / "no", configure(changes=changes | {"dropout": 0.1}), quiet=True)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

@@ -6,7 +6,7 @@ from conftest import fit, tiny_config
 
 import llmfast
 from llmfast.tokenizers import BPETokenizer, CharTokenizer, WordPieceTokenizer, WordTokenizer, load_tokenizer
-from llmfast.weights import checkpoint
+from llmfast.weights.saving import save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,7 +72,7 @@ def test_the_tokenizer_travels_with_its_model(llm, directory, tmp_path):
     assert loaded.tokenizer.encode(text) == llm.tokenizer.encode(text)
     assert loaded.tokenizer.special_tokens == llm.tokenizer.special_tokens
     assert loaded.generate("A naïve", temperature=0) == llm.generate("A naïve", temperature=0)
-    checkpoint.save(tmp_path / "copy", llm.config, llm.model.state_dict(), tokenizer_from=directory)
+    save(tmp_path / "copy", llm.config, llm.model.state_dict(), tokenizer_from=directory)
     assert load_tokenizer(tmp_path / "copy").encode(text) == llm.tokenizer.encode(text)
 
 

@@ -28,7 +28,7 @@ def test_a_preset_survives_being_printed_and_read(name, tmp_path):
 
 
 def test_the_presets_asked_for_are_there():
-    assert set(PRESETS) == {"shakespeare-char", "shakespeare-char-cpu", "stories", "gpt2"}
+    assert set(PRESETS) == {"shakespeare-char", "shakespeare-char-cpu", "stories", "llama-small", "gpt2"}
     cpu = TrainingConfig.preset("shakespeare-char-cpu")
     assert (cpu.model.n_layer, cpu.model.n_head, cpu.model.n_embd, cpu.model.n_positions) == (4, 4, 128, 64)
     assert (cpu.data.batch_size, cpu.run.steps, cpu.model.dropout) == (12, 2000, 0.0)

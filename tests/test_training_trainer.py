@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import llmfast
 from llmfast.evaluation.perplexity import document_perplexity
+from llmfast.inference.decoders import EagerReader
 from llmfast.models import Shape, create, shaped
 from llmfast.training import checkpoints
 from llmfast.training.configuration import configure
@@ -196,8 +197,9 @@ def test_a_gradient_is_scaled_down_to_the_limit_and_never_up():
         torch.testing.assert_close(weights.gradients, before * expected / size, rtol=1e-4, atol=0)
 
 
-def test_activations_computed_again_give_the_same_bits():
-    assert run(trainer(dropout=0.2, activation_checkpointing=True)) == run(trainer(dropout=0.2))
+@pytest.mark.parametrize("family", [{"dropout": 0.2}, LLAMA | {"attention_dropout": 0.2}])
+def test_activations_computed_again_give_the_same_bits(family):
+    assert run(trainer(**family, activation_checkpointing=True)) == run(trainer(**family))
 
 
 @pytest.mark.slow
@@ -237,7 +239,7 @@ def test_rows_of_documents_are_learned_and_each_is_scored_alone():
     held_out = documents_of([4, 8, 9, 21])
     stream = [token for document in held_out for token in [*document, end]]
     result = made.evaluate(TokenDataset.from_tokens(stream))
-    expected = document_perplexity(made.model, [(document, 1) for document in held_out], end)
+    expected = document_perplexity(EagerReader(made.model), [(document, 1) for document in held_out], end)
     assert result.tokens == expected.tokens == len(stream)
     assert result.nats == pytest.approx(expected.nats, rel=1e-5)
 
@@ -284,6 +286,24 @@ def test_a_trainer_put_back_from_its_checkpoint_goes_on_with_the_same_bits(optim
         other.load(path, checkpoints.read_state(path))
         assert run(one, 5) == run(other, 5)
         assert torch.equal(one.weights.values, other.weights.values)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", [{"dropout": 0.1}, LLAMA | {"attention_dropout": 0.1}])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_on_a_gpu_a_trainer_learns_and_goes_on_with_the_same_bits(optimizer, family, tmp_path):
+    group = Processes(device=torch.device("cuda"))
+    config = configure(changes=BASE | family | {"optimizer": optimizer, "precision": "bf16", "device": "cuda"})
+    data = TokenDataset.from_tokens(tokens())
+    one, other = (Trainer(config, data, VOCABULARY, group=group) for _ in range(2))
+    losses = run(one, 20)
+    assert sum(losses[-5:]) < sum(losses[:5]) - 1
+    one.checkpoint(tmp_path, 1, tmp_path, {"version": checkpoints.VERSION})
+    path = checkpoints.found(tmp_path)[0]
+    other.load(path, checkpoints.read_state(path))
+    assert run(one, 5) == run(other, 5)
+    assert torch.equal(one.weights.values, other.weights.values)
+    assert one.evaluate(data).loss == pytest.approx(other.evaluate(data).loss, rel=1e-6)
 
 
 def test_a_checkpoint_without_the_optimizer_it_needs_is_damaged(tmp_path):

@@ -26,15 +26,15 @@ from llmfast.files import write_atomic
 # Seconds for each at most, starting its process included: ten minutes in all, and 200 s with --quick. What is asked
 # most comes first, so that a run which is ended early has it.
 SECTIONS = {
-    "limits": (18, 12),
+    "limits": (18, 8),
     "correctness": (80, 40),
-    "launches": (25, 12),
-    "decoding": (120, 45),
-    "training": (125, 40),
-    "layers": (110, 25),
-    "llama_layers": (60, 20),
-    "attention": (95, 20),
-    "memory": (20, 6),
+    "launches": (25, 16),
+    "decoding": (110, 42),
+    "training": (115, 32),
+    "layers": (95, 22),
+    "llama_layers": (55, 14),
+    "attention": (85, 20),
+    "memory": (15, 6),
 }
 GRACE = (30, 15)  # after its time a section finishes the task at hand; then it is stopped
 CONSOLE = Console(stderr=True)

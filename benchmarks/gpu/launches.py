@@ -53,19 +53,18 @@ def run(bench: Bench) -> None:
         ("linear_cross_entropy", lambda h, w: ops.linear_cross_entropy(h, w, targets),
          lambda h, w: F.cross_entropy(F.linear(h, w).float(), targets), (x, bench.randn(V, C))),
     )  # fmt: skip
-    for name, ours, torch_own, inputs in both:
-        launching(bench, f"{name} forward", call(ours, inputs), call(torch_own, inputs))
-        leaves = tuple(t.detach().requires_grad_() for t in inputs)
-        makers = (lambda f=f, i=leaves: gradients(call(f, i)(), i) for f in (ours, torch_own))
-        launching(bench, f"{name} backward", *makers)
     alone = (
         ("decode attention", lambda q, k: ops.causal_attention(q, k, k, kv_lengths=lengths),
          lambda q, k: attention(q, k, k, attn_mask=mask), (one, keys)),
         ("quantized_linear", lambda x: ops.quantized_linear(x, stored.values, stored.scale),
          lambda x: F.linear(x, matrix), (x[:1],)),
     )  # fmt: skip
-    for name, ours, torch_own, inputs in alone:
-        launching(bench, name, call(ours, inputs), call(torch_own, inputs))
+    for name, ours, torch_own, inputs in (*both, *alone):
+        launching(bench, f"{name} forward", call(ours, inputs), call(torch_own, inputs))
+    for name, ours, torch_own, inputs in both:
+        leaves = tuple(t.detach().requires_grad_() for t in inputs)
+        makers = (lambda f=f, i=leaves: gradients(call(f, i)(), i) for f in (ours, torch_own))
+        launching(bench, f"{name} backward", *makers)
 
 
 def call(function: Callable[..., object], inputs: tuple[Tensor, ...]) -> Callable[[], Call]:

@@ -10,7 +10,18 @@ from dataclasses import replace
 
 import torch
 
-from .. import attention_forward, causal_attention, gelu, layer_norm, linear, linear_cross_entropy, quantized_linear
+from .. import (
+    attention_forward,
+    causal_attention,
+    gated_linear,
+    gelu,
+    layer_norm,
+    linear,
+    linear_cross_entropy,
+    quantized_linear,
+    rms_norm,
+    rotary,
+)
 from ..attention_forward import ForwardTile
 from ..configurations import configuration, configurations, using
 from ..launch import gpu_family
@@ -20,7 +31,7 @@ Call = tuple[str, str, Callable[[], object]]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 HEAD_DIMS = (16, 32, 64, 128, 256)
-# A width for every line of LayerNorm's tables, GPT-2's narrowest and widest, and one that is read in pieces.
+# A width for every line of the norms' tables, GPT-2's narrowest and widest, and one that is read in pieces.
 WIDTHS = (48, 127, 256, 512, 768, 1600, 3072, 8192, 10240)
 # The plainest call, and for each configuration, ordinary or "heavy", the most burdened one that it serves.
 PLAIN, ORDINARY, HEAVY = "", "ragged, padded, negative scale", "dropout, grouped, ragged, padded"
@@ -35,7 +46,7 @@ def calls(family: str) -> Iterator[Call]:
     yield from _attention("bfloat16", HEAD_DIMS, (ORDINARY, HEAVY, WINDOW, HEAVY_WINDOW, BIDIRECTIONAL))
     yield from _attention("bfloat16", HEAD_DIMS, (HEAVY_BIDIRECTIONAL,))
     yield from _attention("bfloat16", (64, 128), (PLAIN,))
-    yield from _attention("float32", HEAD_DIMS, (ORDINARY, HEAVY, WINDOW, HEAVY_WINDOW, BIDIRECTIONAL))
+    yield from _attention("float32", HEAD_DIMS, (ORDINARY, HEAVY, HEAVY_WINDOW))
     yield from _attention("float16", (64,), (PLAIN,))
     yield from _decoding("bfloat16", HEAD_DIMS, (PLAIN, "grouped, ragged", "window, grouped, ragged"))
     yield from _decoding("float32", HEAD_DIMS, ("grouped, ragged", "window, grouped, ragged"))
@@ -45,12 +56,19 @@ def calls(family: str) -> Iterator[Call]:
     yield from _layer_norm("bfloat16", WIDTHS)
     yield from _layer_norm("float32", (768, 8192, 10240))
     yield from _layer_norm("float16", (768,))
+    yield from _rms_norm("bfloat16", WIDTHS)
+    yield from _rms_norm("float32", (768, 8192, 10240))
+    yield from _rms_norm("float16", (768,))
     yield from _linear("bfloat16", family)
     yield from _linear("float32", family)
     yield from _linear("float16", family)
+    yield from _gated_linear("bfloat16", family)
+    yield from _gated_linear("float32", family)
+    yield from _gated_linear("float16", family)
     for name in DTYPES:
         yield from _quantized_linear(name, family)
         yield from _gelu(name)
+        yield from _rotary(name)
         yield from _cross_entropy(name)
 
 
@@ -135,6 +153,38 @@ def _layer_norm(name: str, widths: tuple[int, ...]) -> Iterator[Call]:
         yield name, f"width {width}, add", call_add
 
 
+def _rms_norm(name: str, widths: tuple[int, ...]) -> Iterator[Call]:
+    for width in widths:
+
+        def call(width: int = width) -> None:
+            x, weight = torch.empty(4096, width, dtype=DTYPES[name]), torch.empty(width, dtype=DTYPES[name])
+            y, rstd = rms_norm.rms_norm(x, weight, 1e-6)
+            rms_norm.rms_norm_backward(y, x, weight, rstd)
+
+        def call_add(width: int = width) -> None:
+            x, weight = torch.empty(4096, width, dtype=DTYPES[name]), torch.empty(width, dtype=DTYPES[name])
+            y, total, rstd = rms_norm.add_rms_norm(x, x, weight, 1e-6)
+            rms_norm.add_rms_norm_backward(y, y, total, weight, rstd)
+
+        yield name, f"width {width}", call
+        yield name, f"width {width}, add", call_add
+
+
+def _rotary(name: str) -> Iterator[Call]:
+    # Channels of a head, and of those that turn: Llama's, a part of them, and an odd part of rows that start anywhere.
+    for head_dim, turned in ((64, 64), (128, 128), (80, 32), (50, 20)):
+        for interleaved in (False, True):
+
+            def call(head_dim: int = head_dim, turned: int = turned, interleaved: bool = interleaved) -> None:
+                x = torch.empty(2, 256, 8, head_dim, dtype=DTYPES[name]).transpose(1, 2)
+                angles = torch.empty(1, 256, turned // 2)
+                rotary.rotary(x, angles, angles, interleaved)
+                rotary.rotary_backward(x, angles, angles, interleaved)
+
+            pairs = "interleaved" if interleaved else ""
+            yield name, _words(f"head dim {head_dim}", f"{turned} turned" if turned < head_dim else "", pairs), call
+
+
 def _gelu(name: str) -> Iterator[Call]:
     for approximate in ("tanh", "none"):
 
@@ -167,6 +217,28 @@ def _linear(name: str, family: str) -> Iterator[Call]:
                         linear.linear(x, weight, bias, "gelu", False)
                         few = x[:256]  # backward splits the inner dimension
                         linear.linear_backward(y[:256], few, weight, before[:256], "gelu", True, True, True)
+
+            yield name, _words(f"{line['size']} tile", "odd" if odd else ""), call
+
+
+def _gated_linear(name: str, family: str) -> Iterator[Call]:
+    for key, tile in configurations("gated_linear", MatrixTile, family).items():
+        line = dict(key)
+        if line["element_bytes"] != DTYPES[name].itemsize:
+            continue
+        for odd in (False, True) if name == "bfloat16" else (False,):
+
+            def call(odd: bool = odd, tile: MatrixTile = tile) -> None:
+                inner, columns = (573, 1535) if odd else (576, 1536)
+                x = torch.empty(4096, inner, dtype=DTYPES[name])
+                weight, bias = torch.empty(columns, inner, dtype=x.dtype), torch.empty(columns, dtype=x.dtype)
+                with using("gated_linear", tile):
+                    y, gate, up = gated_linear.gated_linear(x, weight, weight, bias, bias, "gelu", True)
+                    gated_linear.gated_linear(x, weight, weight, None, None, "silu", False)
+                for activation, biases in (("gelu", True), ("silu", False)):
+                    gated_linear.gated_linear_backward(
+                        y, x, weight, weight, gate, up, activation, False, False, False, biases, biases
+                    )
 
             yield name, _words(f"{line['size']} tile", "odd" if odd else ""), call
 

@@ -7,7 +7,8 @@ A backend is a module, a flat list of functions with the names and signatures of
 
 What is chosen, first match first: the innermost `use_backend` of this thread, the environment variable
 `LLMFAST_BACKEND`, and "auto": triton on a GPU, cpp on a CPU, pytorch where neither can. A backend chosen by name that
-can't run raises `BackendUnavailable`; only "auto" looks further.
+can't run raises `BackendUnavailable`; only "auto" looks further. Inside a derivative by `torch.func` or in forward mode
+no backend runs that says `TRANSFORMABLE = False`, as cpp and triton do.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 
+from llmfast.backends.derivatives import ADVICE, differentiating
 from llmfast.backends.importing import import_module_or_file
 
 OPS = (
@@ -172,6 +174,8 @@ def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype, head_
         return f"it does not define {op}"
     if head_dim > getattr(module, "MAX_HEAD_DIM", head_dim):
         return f"its attention takes heads of up to {module.MAX_HEAD_DIM} channels, not {head_dim}"
+    if differentiating() and not getattr(module, "TRANSFORMABLE", True):
+        return f"its kernels have no derivatives by torch.func or in forward mode ({ADVICE})"
     check = getattr(module, "why_not", None)
     return check(op, device, dtype) if check is not None else None
 

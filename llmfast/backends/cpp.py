@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfast.backends.registered import contract_functions, register, undefined
+from llmfast.backends.registered import contract_functions, register
 from llmfast.quantization.formats import dequantize
 
 MAX_HEAD_DIM = 256
+TRANSFORMABLE = False  # by torch.func or forward-mode differentiation
 PACKAGE = Path(__file__).parents[1]
 DEQUANTIZES = "; the weights are made floats in every call (the native decoder multiplies integers)"
 HOW_TO_GET_IT = "install a C++17 compiler (such as g++) and install llmfast-kernels again"
@@ -50,7 +51,6 @@ def isa() -> str:
 
 
 _missing = _load_extension()
-_undefined = undefined("llmfast")
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -61,7 +61,7 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return "the C++ kernels run on a CPU"
     if dtype not in (torch.float32, torch.bfloat16):
         return "the C++ kernels know float32 and bfloat16"
-    return f"it does not define {op}" if op in _undefined else None
+    return None
 
 
 def describe(op: str, *args: Any, **kwargs: Any) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llmfast.backends.derivatives import transformed
 from llmfast.backends.philox import dropout_keep
 from llmfast.quantization.formats import dequantize
 
@@ -43,7 +46,7 @@ def causal_attention(
     T, S = q.shape[2], k.shape[2]
     if dropout_p == 0 and kv_lengths is None and window is None and T == S > 0 and q.numel() > 0:
         # SDPA's own causal mask is aligned top-left, the contract's bottom-right.
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
+        return _sdpa(q, k, v, is_causal=True, scale=scale)
     if T == 1 and kv_lengths is None and window is None:
         visible = None
     else:
@@ -82,17 +85,16 @@ def _attention(
     (B, H, T, _), S = q.shape, k.shape[2]
     if q.numel() == 0 or S == 0:
         return q * 0.0 + (k.sum() + v.sum()) * 0.0  # nothing to compute, but k and v have gradients (of zeros) too
-    grouped = k.shape[1] != H
     seeing = None
     if visible is not None and not seeing_all:
         seeing = visible.any(-1, keepdim=True)
         # A row that sees nothing looks at key 0, so that its softmax is finite, and is zeroed afterwards.
         visible = visible | (~seeing & (torch.arange(S, device=q.device) == 0))
     if dropout_p == 0:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=grouped)
+        out = _sdpa(q, k, v, attn_mask=visible, scale=scale)
     else:
         assert dropout_seed is not None
-        if grouped:
+        if k.shape[1] != H:
             k, v = (x.repeat_interleave(H // k.shape[1], dim=1) for x in (k, v))
         scores = scale * (q @ k.transpose(-2, -1)).float()
         if visible is not None:
@@ -100,6 +102,12 @@ def _attention(
         weights = torch.softmax(scores, dim=-1) * dropout_keep(dropout_seed, dropout_p, B, H, T, S) / (1 - dropout_p)
         out = weights.to(v.dtype) @ v
     return out if seeing is None else torch.where(seeing, out, torch.zeros((), dtype=out.dtype, device=out.device))
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
+    # SDPA's fused kernels have backward only; what it does without them, MATH, has every derivative.
+    with sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=k.shape[1] != q.shape[1], **settings)
 
 
 def visible_keys(T: int, S: int, kv_lengths: Tensor | None, device: torch.device, window: int | None = None) -> Tensor:
@@ -112,14 +120,20 @@ def visible_keys(T: int, S: int, kv_lengths: Tensor | None, device: torch.device
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+    if not transformed():
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+    # PyTorch's forward derivative of layer_norm's gradient is wrong (pytorch/pytorch#196700); the formula's is not.
+    centred = x.to(torch.promote_types(x.dtype, torch.float32))
+    centred = centred - centred.mean(-1, keepdim=True)
+    normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * weight
+    return (normed if bias is None else normed + bias).to(x.dtype)
 
 
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     total = x + residual
-    return F.layer_norm(total, weight.shape, weight, bias, eps), total
+    return layer_norm(total, weight, bias, eps), total
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -173,7 +187,24 @@ def quantized_linear(
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
-    return _LinearCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), ignore_index)
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    if transformed():
+        return _loss(hidden, weight, targets, ignore_index)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index)
+
+
+def _loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """All rows at once: PyTorch knows every derivative of this, and all logits are in memory."""
+    counted = targets != ignore_index
+    losses, _ = _row_losses(hidden, weight, torch.where(counted, targets, 0))
+    return torch.where(counted, losses, 0.0).sum() / counted.sum()
+
+
+def _row_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """-log softmax(hidden weightᵀ)[target], and the log-sum-exp that is part of it, of each row in float32."""
+    logits = F.linear(hidden, weight).float()
+    lse = torch.logsumexp(logits, dim=-1)
+    return lse - logits.gather(1, targets[:, None]).squeeze(1), lse
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -185,23 +216,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, limit // (4 * max(1, weight.shape[0])))
         counted = targets != ignore_index
         safe_targets = torch.where(counted, targets, 0)
-        losses, lses = [], []
-        for start in range(0, hidden.shape[0], rows):
-            logits = F.linear(hidden[start : start + rows], weight).float()
-            lse = torch.logsumexp(logits, dim=-1)
-            losses.append(lse - logits.gather(1, safe_targets[start : start + rows, None]).squeeze(1))
-            lses.append(lse)
-        loss = torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
-        lse = torch.cat(lses) if lses else loss
+        starts = range(0, hidden.shape[0], rows)
+        chunks = [_row_losses(hidden[at : at + rows], weight, safe_targets[at : at + rows]) for at in starts]
+        empty = hidden.new_zeros(0, dtype=torch.float32)
+        loss, lse = (torch.cat(parts) for parts in zip(*chunks or [(empty, empty)], strict=True))
         count = counted.sum()
-        ctx.rows = rows
-        ctx.save_for_backward(hidden, weight, safe_targets, counted, count, lse)
+        ctx.rows, ctx.ignore_index = rows, ignore_index
+        ctx.save_for_backward(hidden, weight, targets, safe_targets, counted, count, lse)
         return torch.where(counted, loss, 0.0).sum() / count
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        hidden, weight, targets, counted, count, lse = ctx.saved_tensors
+        hidden, weight, all_targets, targets, counted, count, lse = ctx.saved_tensors
         (grad_loss,) = grad_outputs
+        if torch.is_grad_enabled():  # the gradients are to be differentiated again
+            needed = ctx.needs_input_grad[:2]
+            # Views, so that a weight that hidden was computed from gets no gradient by way of hidden.
+            views = hidden.view_as(hidden), weight.view_as(weight)
+            inputs = [view for view, need in zip(views, needed, strict=True) if need]
+            loss = _loss(*views, all_targets, ctx.ignore_index)
+            grads = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=True))
+            return (*(next(grads) if need else None for need in needed), None, None)
         row_scale = torch.where(counted, grad_loss / count, 0.0)
         dweight = torch.zeros_like(weight, dtype=torch.float32)
         dhidden = []

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfast.backends.registered import SCHEMAS, contract_functions, register, undefined
+from llmfast.backends.registered import SCHEMAS, contract_functions, register
 
 # For inference: it has no gradients, so it stands beside the operators that have them.
 QUANTIZED_LINEAR = "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str activation) -> Tensor"
@@ -27,6 +27,7 @@ KERNEL_FILE = {
 }
 
 MAX_HEAD_DIM = 256
+TRANSFORMABLE = False  # by torch.func or forward-mode differentiation
 CAPTURABLE = True  # in a CUDA graph
 # Triton reads this variable when a kernel is defined, so it is fixed from the first import on.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -36,8 +37,7 @@ BFLOAT16_GPU = torch.cuda.is_available() and torch.cuda.is_bf16_supported(includ
 
 def _kernels(op: str) -> Any:
     """The file of `kernels/` that holds an op."""
-    name = f"llmfast.kernels.{KERNEL_FILE.get(op, op)}"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+    return importlib.import_module(f"llmfast.kernels.{KERNEL_FILE.get(op, op)}")
 
 
 def _define_operators() -> str | None:
@@ -47,8 +47,6 @@ def _define_operators() -> str | None:
     try:
         for op, schema in (*SCHEMAS.items(), ("quantized_linear", QUANTIZED_LINEAR)):
             module = _kernels(op.removesuffix("_backward"))
-            if not hasattr(module, op):
-                continue
             torch.library.define(f"llmfast_triton::{op}", schema)
             # One implementation for every device: CUDA and ROCm tensors run for real, CPU tensors in the interpreter.
             torch.library.impl(f"llmfast_triton::{op}", "CompositeExplicitAutograd")(getattr(module, op))
@@ -63,7 +61,6 @@ def _define_operators() -> str | None:
 
 
 _missing = _define_operators()
-_undefined = undefined("llmfast_triton")
 
 
 def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -80,7 +77,7 @@ def why_not(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return "this GPU has no bfloat16 arithmetic (compute capability below 8.0)"
     if INTERPRETED and dtype == torch.bfloat16:
         return "Triton's interpreter does not multiply bfloat16 matrices"
-    return f"it does not define {op}" if op in _undefined else None
+    return None
 
 
 def describe(op: str, *args: Any, **kwargs: Any) -> str:

@@ -21,7 +21,7 @@ from llmfast.benchmarking.comparison import Entry, WrongResult
 from llmfast.benchmarking.peers.counting import Formats
 from llmfast.benchmarking.peers.models import prompt_ids
 from llmfast.inference.decoders import EagerDecoder
-from llmfast.inference.loading import PRECISIONS
+from llmfast.inference.execution import PRECISIONS
 from llmfast.models import FLOATS, PRESETS, ModelConfig, create
 from llmfast.quantization.plan import PRECISIONS as QUANTISED
 from llmfast.weights.checkpoint import stream

@@ -1,20 +1,33 @@
 """Single operations at GPT-2's width, forward and backward, by backend, precision and number of tokens.
 
-T tokens of C = 768 channels in 12 heads of 64, a feed-forward layer of 4 C, a vocabulary of V = 50257; e bytes an
-element. What the work needs, counted once, however often a kernel really reads:
+T tokens of C = 768 channels in 12 heads of 64, a feed-forward layer of 4 C (where it is gated of N = 2048), a
+vocabulary of V = 50257, a window of 256; e bytes an element. What the work needs, counted once, however often a kernel
+really reads:
 
     op                        bytes read            written         operations
     causal_attention          3 T C e               T C e           2 T (T + 1) C: two products over half a square
       backward                5 T C e               3 T C e         5 T (T + 1) C: five, the scores made again
+    window_attention          3 T C e               T C e           4 P C, for P pairs of a query and a key it sees
+      backward                5 T C e               3 T C e         10 P C
+    bidirectional_attention   3 T C e               T C e           4 T² C
+      backward                5 T C e               3 T C e         10 T² C
     decode_attention          (2 S + 1) C e         C e             4 S C, for S keys
     layer_norm                T C e                 T C e           8 T C
       backward                2 T C e               T C e           12 T C
     add_layer_norm            2 T C e               2 T C e         9 T C
       backward                3 T C e               T C e           13 T C
+    rms_norm                  T C e                 T C e           4 T C
+      backward                2 T C e               T C e           9 T C
+    add_rms_norm              2 T C e               2 T C e         5 T C
+      backward                3 T C e               T C e           10 T C
+    rotary                    T C e                 T C e           3 T C
+      backward                T C e                 T C e           3 T C
     gelu (of 4 C)             4 T C e               4 T C e         80 T C
       backward                8 T C e               4 T C e         120 T C
     linear (C to 4 C)         (T C + 4 C²) e        4 T C e         8 T C²
       backward                (5 T C + 4 C²) e      (T C + 4 C²) e  16 T C²
+    gated_linear (C to N)     (T C + 2 C N) e       T N e           4 T C N
+      backward                (T C + 3 T N + 2 C N) e  (T C + 2 C N) e  8 T C N
     linear_cross_entropy      (T + V) C e           –               2 T C V
       backward                (T + V) C e           (T + V) C e     6 T C V: the logits made again
 
@@ -45,7 +58,7 @@ from llmfast.contract.cases import Case, Tensors
 
 COMPILED = "pytorch compiled"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WIDTH, HEADS, VOCABULARY = 768, 12, 50257
+WIDTH, HEADS, VOCABULARY, GATED, WINDOW = 768, 12, 50257, 2048, 256
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,25 @@ class Op:
 
 def causal_attention(T: int) -> Op:
     case = contract.causal_attention("", 1, HEADS, HEADS, T, T, WIDTH // HEADS, fused=True)
-    C, pairs = WIDTH, T * (T + 1)
-    backward = OpWork(5 * T * C, 3 * T * C, 5 * pairs * C)
-    return Op("causal_attention", case, OpWork(3 * T * C, T * C, 2 * pairs * C), backward, _sizes(T), products=True)
+    return _attention("causal_attention", case, T, T * (T + 1) // 2)
+
+
+def window_attention(T: int) -> Op:
+    case = contract.causal_attention("", 1, HEADS, HEADS, T, T, WIDTH // HEADS, fused=True, window=WINDOW)
+    short = min(T, WINDOW)  # the queries that see all before them
+    return _attention("window_attention", case, T, short * (short + 1) // 2 + (T - short) * WINDOW)
+
+
+def bidirectional_attention(T: int) -> Op:
+    case = contract.bidirectional_attention("", 1, HEADS, HEADS, T, T, WIDTH // HEADS, fused=True)
+    return _attention("bidirectional_attention", case, T, T * T)
+
+
+def _attention(name: str, case: Case, T: int, pairs: int) -> Op:
+    """With `pairs` of a query and a key that it sees."""
+    n = T * WIDTH
+    forward, backward = OpWork(3 * n, n, 4 * pairs * WIDTH), OpWork(5 * n, 3 * n, 10 * pairs * WIDTH)
+    return Op(name, case, forward, backward, _sizes(T), products=True)
 
 
 def decode_attention(S: int) -> Op:
@@ -95,6 +124,24 @@ def add_layer_norm(T: int) -> Op:
     return Op("add_layer_norm", case, OpWork(2 * n, 2 * n, 9 * n), OpWork(3 * n, n, 13 * n), _sizes(T))
 
 
+def rms_norm(T: int) -> Op:
+    n = T * WIDTH
+    case = contract.rms_norm("", (T, WIDTH))
+    return Op("rms_norm", case, OpWork(n, n, 4 * n), OpWork(2 * n, n, 9 * n), _sizes(T))
+
+
+def add_rms_norm(T: int) -> Op:
+    n = T * WIDTH
+    case = contract.add_rms_norm("", (T, WIDTH))
+    return Op("add_rms_norm", case, OpWork(2 * n, 2 * n, 5 * n), OpWork(3 * n, n, 10 * n), _sizes(T))
+
+
+def rotary(T: int) -> Op:
+    n, D = T * WIDTH, WIDTH // HEADS
+    case = contract.rotary("", 1, HEADS, T, D, D, fused=True)
+    return Op("rotary", case, OpWork(n, n, 3 * n), OpWork(n, n, 3 * n), _sizes(T))
+
+
 def gelu(T: int) -> Op:
     n = 4 * T * WIDTH
     case = contract.gelu("", (T, 4 * WIDTH), "tanh")
@@ -108,6 +155,14 @@ def linear(T: int) -> Op:
     forward = OpWork(T * C + C * N, T * N, 2 * T * C * N)
     backward = OpWork(T * (C + N) + C * N, T * C + C * N, 4 * T * C * N)
     return Op("linear", case, forward, backward, _sizes(T) | {"outputs": N}, products=True)
+
+
+def gated_linear(T: int) -> Op:
+    C, N = WIDTH, GATED
+    case = contract.gated_linear("", (T, C), N)
+    forward = OpWork(T * C + 2 * C * N, T * N, 4 * T * C * N)
+    backward = OpWork(T * (C + 3 * N) + 2 * C * N, T * C + 2 * C * N, 8 * T * C * N)
+    return Op("gated_linear", case, forward, backward, _sizes(T) | {"outputs": N}, products=True)
 
 
 def linear_cross_entropy(T: int) -> Op:
@@ -124,11 +179,17 @@ def _sizes(T: int) -> dict[str, int]:
 
 OPS: dict[str, Callable[[int], Op]] = {
     "causal_attention": causal_attention,
+    "window_attention": window_attention,
+    "bidirectional_attention": bidirectional_attention,
     "decode_attention": decode_attention,
     "layer_norm": layer_norm,
     "add_layer_norm": add_layer_norm,
+    "rms_norm": rms_norm,
+    "add_rms_norm": add_rms_norm,
+    "rotary": rotary,
     "gelu": gelu,
     "linear": linear,
+    "gated_linear": gated_linear,
     "linear_cross_entropy": linear_cross_entropy,
 }
 
@@ -245,8 +306,9 @@ def _backward(case: Case, functions: Any, rotation: Rotation, device: str) -> Ca
         tensors = rotation.next()
         given = [t for n, t in tensors.items() if n.startswith("given") and t is not None]
         inputs: Tensors = {n: t for n, t in tensors.items() if not n.startswith("given")}
-        leaves = {n: t.detach().requires_grad_() for n, t in inputs.items() if t is not None and t.is_floating_point()}
-        waiting.append((case.call(functions, {**inputs, **leaves}), list(leaves.values()), given))
+        leaves = case.leaves(inputs)
+        wanted = [t for t in leaves.values() if t is not None and t.requires_grad]
+        waiting.append((case.call(functions, leaves), wanted, given))
 
     def prepare() -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
         while len(waiting) <= len(rotation) // 2:

@@ -21,7 +21,13 @@ from llmfast.contract.checking import Comparison, allowed
 
 ROWS = 64
 SLACK = 2  # times the contract's tolerance: PyTorch's own error, part of the rule, may be small by luck at one size
-TOKEN_ROWS = ("x", "residual", "hidden", "targets")  # arguments with a row for each token, but for attention's
+ATTENTION = ("causal_attention", "bidirectional_attention")
+TOKEN_ROWS = (
+    "x",
+    "residual",
+    "hidden",
+    "targets",
+)  # arguments with a row for each token, where that is the first dimension
 
 
 class OpCheck:
@@ -29,7 +35,7 @@ class OpCheck:
 
     def __init__(self, case: Case, tensors: Tensors, backward: bool):
         self.case, self.backward = case, backward
-        self.dim = 2 if case.op == "causal_attention" else 0  # of the tokens
+        self.dim = 2 if case.op in (*ATTENTION, "rotary") else 0  # of the tokens
         first = next(t for t in tensors.values() if t is not None)
         self.rows = checked_rows(first.shape[self.dim])
         # Tokens that are not checked do not count in a mean over tokens.
@@ -61,7 +67,7 @@ class OpCheck:
     def _expected(self) -> dict[str, Tensor]:
         """By the reference, from the checked rows alone."""
         doubles = {n: t.double() if t is not None and t.is_floating_point() else t for n, t in self.tensors.items()}
-        leaves = _leaves(doubles)
+        leaves = self.case.leaves(doubles)
         parts = [part_of(self.case.op, leaves, rows) for rows in self.rows]
         if self.case.op == "linear_cross_entropy":  # one mean over all rows
             parts = [leaves | {n: torch.cat([part[n] for part in parts]) for n in ("hidden", "targets")}]  # type: ignore
@@ -71,7 +77,7 @@ class OpCheck:
 
     def _found(self, functions: Any) -> dict[str, Tensor]:
         """By somebody's functions, from all rows, as it will be timed."""
-        leaves = _leaves(self.tensors) if self.backward else self.tensors
+        leaves = self.case.leaves(self.tensors) if self.backward else self.tensors
         with torch.inference_mode(not self.backward):
             results = self.case.call(functions, leaves)
         if len(results) != len(self.given) or not all(isinstance(r, Tensor) for r in results):
@@ -111,18 +117,18 @@ def checked_rows(tokens: int) -> list[slice]:
 
 
 def part_of(op: str, tensors: Tensors, rows: slice) -> Tensors:
-    """The arguments that give just these rows of the result. A query sees the keys up to its own."""
-    if op != "causal_attention":
-        return {n: t[rows] if n in TOKEN_ROWS and t is not None else t for n, t in tensors.items()}
-    q, k, v = tensors["q"], tensors["k"], tensors["v"]
-    assert q is not None and k is not None and v is not None
-    keys = slice(0, k.shape[2] - q.shape[2] + rows.stop)
-    return {"q": q[:, :, rows], "k": k[:, :, keys], "v": v[:, :, keys]}
-
-
-def _leaves(tensors: Tensors) -> Tensors:
-    floats = {n: t.detach().requires_grad_() for n, t in tensors.items() if t is not None and t.is_floating_point()}
-    return tensors | floats
+    """The arguments that give just these rows of the result."""
+    if op in ATTENTION:
+        q, k, v = tensors["q"], tensors["k"], tensors["v"]
+        assert q is not None and k is not None and v is not None
+        # A causal query sees the keys up to its own.
+        keys = slice(0, k.shape[2] - q.shape[2] + rows.stop if op == "causal_attention" else None)
+        return {"q": q[:, :, rows], "k": k[:, :, keys], "v": v[:, :, keys]}
+    if op == "rotary":
+        x, cos, sin = tensors["x"], tensors["cos"], tensors["sin"]
+        assert x is not None and cos is not None and sin is not None
+        return {"x": x[:, :, rows], "cos": cos[:, rows], "sin": sin[:, rows]}
+    return {n: t[rows] if n in TOKEN_ROWS and t is not None else t for n, t in tensors.items()}
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

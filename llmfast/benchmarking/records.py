@@ -27,7 +27,7 @@ GROUPS = {
     "training": "a step of training",
     "tokenizer": "text to tokens and back, and learning a vocabulary",
     "memory": "the most memory at once",
-    "peers": "GPT-2 124M beside other libraries",
+    "peers": "models of known shapes beside other libraries",
 }
 RATES = ("tokens_per_second", "megabytes_per_second", "gigabytes_per_second", "gigaflops_per_second")
 LIMITS = ("read", "copy", "fp32", "bf16", "fp16", "int8")

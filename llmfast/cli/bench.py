@@ -17,7 +17,7 @@ from rich.table import Table
 from llmfast.backends import BackendUnavailable, load_backend
 from llmfast.backends import backends as supported
 from llmfast.cli.common import common_options
-from llmfast.inference.loading import PRECISIONS
+from llmfast.inference.execution import PRECISIONS
 
 MEASURED = ("ops", "prefill", "decode", "generate", "latency", "training", "tokenizer", "memory")
 TARGETS = (*MEASURED, "peers", "limits", "all")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -39,8 +40,20 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def fail(error: Exception) -> None:
     """One line, exit code 2."""
-    click.echo(f"llmfast: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+    click.echo(f"llmfast: {in_options(' '.join(str(error).split())) or type(error).__name__}", err=True)
     sys.exit(2)
+
+
+def in_options(text: str) -> str:
+    """Advice of the package, in which the arguments of its functions are named as this command's options:
+    `truncate=True` as `--truncate`, `top_k` as `--top-k`."""
+    context = click.get_current_context(silent=True)
+    for option in context.command.params if context is not None else []:
+        if isinstance(option, click.Option) and option.name is not None:
+            name = max(option.opts, key=len)
+            spelled = rf"\b{option.name}=True\b" + (rf"|\b{option.name}\b" if "_" in option.name else "")
+            text = re.sub(spelled, name, text)
+    return text
 
 
 def backend_option(text: str) -> str | dict[str, str]:

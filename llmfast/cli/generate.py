@@ -8,12 +8,9 @@ import time
 from typing import Any
 
 import click
-import torch
 
 import llmfast
-from llmfast.backends import cpp, resolve
 from llmfast.cli.common import backend_option, common_options
-from llmfast.threads import thread_count
 
 
 @click.command()
@@ -85,19 +82,6 @@ def generate(
         f", {(stream.tokens - 1) / (end - first):,.0f} tokens/s" if first and stream.tokens > 1 and end > first else ""
     )
     waited = f", the first after {1000 * (first - start):.0f} ms" if first else ""
-    click.echo(f"[{stream.tokens} tokens{waited}{rate}; {_how(llm, cache)}]", err=True)
+    click.echo(f"[{stream.tokens} tokens{waited}{rate}; {stream.how}]", err=True)
     if interrupted:
         sys.exit(130)
-
-
-def _how(llm: Any, cache: bool) -> str:
-    """Who generates, in which precision and with how many threads, in a few words."""
-    if llm.native() is not None:
-        return f"native ({cpp.isa()}), {llm.precision}, {thread_count()} threads"
-    model = llm.model
-    op = "linear" if model.quantized_to is None else "quantized_linear"
-    with llm.using_backend():
-        backend, _ = resolve(op, model.device, model.dtype)
-    where = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else str(model.device)
-    graph = ", CUDA graph" if cache and llm.why_not_cuda_graph() is None else ""
-    return f"{backend}, {llm.precision}, {where}{graph}"

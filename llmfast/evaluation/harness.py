@@ -21,8 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 import llmfast
-from llmfast.inference.generation import LLM
-from llmfast.inference.scoring import Window, half_overlapping, predictions, windows
+from llmfast.inference.llm import LLM
+from llmfast.inference.scoring import Window, half_overlapping, windows
 
 try:
     from lm_eval.api.instance import Instance
@@ -94,11 +94,8 @@ class HarnessLM(TemplateLM):
             owners += [owner] * len(made)
         totals, greedy = [0.0] * len(requests), [True] * len(requests)
         total = sum(len(window.ids) - window.first for window in pieces)
-        with self.llm.using_backend(), tqdm(total=total, desc="tokens scored", disable=disable_tqdm) as bar:
-            scored = predictions(
-                self.llm.native() or self.llm.model, pieces, progress=lambda done, _: bar.update(done - bar.n)
-            )
-            for index, prediction in scored:
+        with tqdm(total=total, desc="tokens scored", disable=disable_tqdm) as bar:
+            for index, prediction in self.llm.predictions(pieces, progress=lambda done, _: bar.update(done - bar.n)):
                 totals[owners[index]] += float(prediction.log_probabilities.double().sum())
                 greedy[owners[index]] &= bool(prediction.likeliest.all())
         return list(zip(totals, greedy, strict=True))

@@ -10,14 +10,14 @@ arXiv:1912.00582): 67 paradigms of 1,000 pairs each. A model that knows nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from statistics import fmean
 
 from llmfast.documents import Source, find_sources
-from llmfast.inference.generation import LLM
-from llmfast.inference.scoring import Window, half_overlapping, predictions, windows
+from llmfast.inference.llm import LLM
+from llmfast.inference.scoring import Progress, Window, half_overlapping, windows
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def read_pairs(path: str | Path) -> list[MinimalPair]:
     return pairs
 
 
-def minimal_pair_outcomes(
-    llm: LLM, pairs: Sequence[MinimalPair], progress: Callable[[int, int], object] | None = None
-) -> list[float]:
+def minimal_pair_outcomes(llm: LLM, pairs: Sequence[MinimalPair], progress: Progress | None = None) -> list[float]:
     """For every pair 1 where the model finds the good sentence likelier, 0 where the bad one, ½ where neither.
 
     A sentence's log-probability is the sum over its tokens, the first one given end-of-text, where the model has that
@@ -83,9 +81,8 @@ def minimal_pair_outcomes(
         made = windows(sentence, context, half_overlapping(context))
         pieces += made
         owners += [sentence] * len(made)
-    with llm.using_backend():
-        for index, prediction in predictions(llm.native() or llm.model, pieces, progress=progress):
-            totals[owners[index]] += float(prediction.log_probabilities.double().sum())
+    for index, prediction in llm.predictions(pieces, progress=progress):
+        totals[owners[index]] += float(prediction.log_probabilities.double().sum())
     return [0.5 + 0.5 * _sign(totals[good] - totals[bad]) for good, bad in encoded]
 
 

@@ -7,16 +7,13 @@ A file is one running text (`text_perplexity`), or a collection of documents tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmfast.inference.decoders import NativeModel
-from llmfast.inference.generation import LLM
-from llmfast.inference.scoring import TOKENS_AT_ONCE, Window, predictions, windows
-from llmfast.models import LanguageModel
+from llmfast.inference.decoders import Reader
+from llmfast.inference.llm import LLM
+from llmfast.inference.scoring import TOKENS_AT_ONCE, Prediction, Progress, Window, predictions, windows
 from llmfast.tokenizers import Tokenizer
-
-Progress = Callable[[int, int], object]  # tokens done, tokens in all
 
 
 @dataclass(frozen=True)
@@ -53,44 +50,46 @@ def text_perplexity(llm: LLM, text: str, stride: int | None = None, progress: Pr
     if (start := llm.start_token) is None:
         size -= len(tokenizer.decode_bytes(ids[:1]))
     pieces = windows(ids if start is None else [start, *ids], llm.config.context, stride)
-    with llm.using_backend():
-        nats, tokens = _total(llm.native() or llm.model, pieces, TOKENS_AT_ONCE, progress)
-    return _checked(nats, tokens, size)
+    return _perplexity(llm.predictions(pieces, progress=progress), size)
 
 
 def documents_perplexity(
     llm: LLM, documents: Sequence[str], stride: int | None = None, progress: Progress | None = None
 ) -> Perplexity:
-    """`document_perplexity` of texts, by whoever runs the model."""
+    """`document_perplexity` of texts, by an `LLM`."""
     tokenizer = llm.need_tokenizer()
     encoded = [(tokenizer.encode(document), len(document.encode())) for document in documents]
     if (end := llm.start_token) is None:
         encoded = [(ids, size - len(tokenizer.decode_bytes(ids[:1]))) for ids, size in encoded]
-    with llm.using_backend():
-        return document_perplexity(llm.native() or llm.model, encoded, end, stride=stride, progress=progress)
+    pieces = document_windows(encoded, end, llm.config.context, stride)
+    return _perplexity(llm.predictions(pieces, progress=progress), sum(size for _, size in encoded))
 
 
 def document_perplexity(
-    model: LanguageModel | NativeModel,
+    reader: Reader,
     documents: Sequence[tuple[Sequence[int], int]],
     end_of_text: int | None,
     tokens_per_batch: int = TOKENS_AT_ONCE,
     stride: int | None = None,
     progress: Progress | None = None,
 ) -> Perplexity:
-    """Scores each document alone: a list of (token ids, length in bytes).
+    """Scores each document alone: a list of (token ids, length in bytes). Runs under the backends chosen around it.
 
     A document is predicted from its start, after one end-of-text token, and its own end-of-text is predicted too (its
     nats count, its bytes do not). With None for `end_of_text` a document's first token is context only, and nothing is
     predicted after its last. A document longer than the context is scored in windows `stride` tokens apart, by default
     in blocks that share no context.
     """
-    pieces: list[Window] = []
-    for ids, _ in documents:
-        sequence = ids if end_of_text is None else [end_of_text, *ids, end_of_text]
-        pieces += windows(sequence, model.config.context, stride)
-    nats, tokens = _total(model, pieces, tokens_per_batch, progress)
-    return _checked(nats, tokens, sum(length for _, length in documents))
+    pieces = document_windows(documents, end_of_text, reader.config.context, stride)
+    return _perplexity(predictions(reader, pieces, tokens_per_batch, progress), sum(size for _, size in documents))
+
+
+def document_windows(
+    documents: Sequence[tuple[Sequence[int], int]], end_of_text: int | None, context: int, stride: int | None
+) -> list[Window]:
+    """The windows of every document, from an end-of-text to its own."""
+    sequences = (ids if end_of_text is None else [end_of_text, *ids, end_of_text] for ids, _ in documents)
+    return [window for sequence in sequences for window in windows(sequence, context, stride)]
 
 
 def loses_text(tokenizer: Tokenizer, text: str) -> bool:
@@ -98,18 +97,12 @@ def loses_text(tokenizer: Tokenizer, text: str) -> bool:
     return tokenizer.decode_bytes(tokenizer.encode(text)) != text.encode()
 
 
-def _total(
-    model: LanguageModel | NativeModel, pieces: Sequence[Window], tokens_per_batch: int, progress: Progress | None
-) -> tuple[float, int]:
-    """The nats and the number of the tokens predicted."""
+def _perplexity(predicted: Iterable[tuple[int, Prediction]], size: int) -> Perplexity:
+    """Of a text of `size` bytes, from all its predictions."""
     nats, tokens = 0.0, 0
-    for _, prediction in predictions(model, pieces, tokens_per_batch, progress):
+    for _, prediction in predicted:
         nats -= float(prediction.log_probabilities.double().sum())
         tokens += len(prediction.log_probabilities)
-    return nats, tokens
-
-
-def _checked(nats: float, tokens: int, size: int) -> Perplexity:
     if tokens == 0:
         raise ValueError("the text is too short: it has no token to predict")
     return Perplexity(nats, tokens, size)

@@ -50,7 +50,9 @@ class KVCache:
         return self.keys.nbytes + self.values.nbytes
 
     def clear(self) -> None:
-        """Forgets every token; the memory stays."""
+        """Forgets every token; the memory stays, and is zero again: what a text left there may not be finite."""
+        for store in (self.keys, self.values):
+            store[:, :, :, : self.longest].zero_()
         self.lengths.zero_()
         self.longest = 0
         self.ragged = False

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmfast.inference.arguments import is_finite, whole_number
+from llmfast.inference.finite import are_finite, check_chosen
+from llmfast.threads import fork_safe_torch
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -20,16 +24,58 @@ class SamplingSettings:
     repetition_penalty: float = 1.0  # above 1: tokens that are already there become less likely
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be a number of at least 0, got {self.temperature}")
-        if self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 1):
-            raise ValueError(f"top_k must be an integer of at least 1, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ValueError(f"repetition_penalty must be a number above 0, got {self.repetition_penalty}")
+        if not (is_finite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a number of at least 0, got {self.temperature!r}")
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", whole_number("top_k", self.top_k, least=1))
+        if self.top_p is not None and not (is_finite(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p!r}")
+        if self.min_p is not None and not (is_finite(self.min_p) and 0 <= self.min_p <= 1):
+            raise ValueError(f"min_p must be in [0, 1], got {self.min_p!r}")
+        if not (is_finite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"repetition_penalty must be a number above 0, got {self.repetition_penalty!r}")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the tokens of one text, or of a batch of B, are chosen: by `settings`, among the first `vocabulary` tokens.
+
+    `generators`, one a row, give the random numbers (None where nothing is drawn). `seen` (B, vocabulary) bool marks
+    the tokens that a repetition penalty applies to, and is kept up to date; None where there is no penalty.
+    """
+
+    settings: SamplingSettings
+    vocabulary: int
+    generators: list[torch.Generator] | None = None
+    seen: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, settings: SamplingSettings, vocabulary: int, seed: int | None, rows: list[list[int]], device: torch.device
+    ) -> Sampler:
+        """For texts that begin with `rows`. Row i draws from `seed` + i; without a seed torch's generator gives one."""
+        generators = row_generators(seed, len(rows)) if settings.temperature > 0 else None
+        if settings.repetition_penalty == 1:
+            return cls(settings, vocabulary, generators)
+        seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device)
+        for number, row in enumerate(rows):
+            seen[number, row] = True
+        return cls(settings, vocabulary, generators, seen)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """(B, V) logits -> (B,) int64. `NonFiniteLogits` where they are not finite."""
+        with fork_safe_torch():
+            tokens = next_token(logits[:, : self.vocabulary], self.settings, self.generators, self.seen)
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens.unsqueeze(1), True)
+        return tokens
+
+
+def row_generators(seed: int | None, rows: int) -> list[torch.Generator]:
+    """On the CPU, wherever the model is: one number a token, and the same ones everywhere."""
+    if seed is None:
+        seed = int(torch.randint(2**62, (1,)))  # torch.manual_seed makes this repeatable too
+    return [torch.Generator().manual_seed((seed + row) % 2**63) for row in range(rows)]
 
 
 def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -75,18 +121,12 @@ def next_token(
 
     Every row draws from a generator of its own, so that a row's text does not depend on its neighbours, and one number
     a token, so that the same seed gives the same text to whoever computes the same logits. `seen` (B, V) marks the
-    tokens that the repetition penalty applies to. `ValueError` where logits are not finite.
+    tokens that the repetition penalty applies to. `NonFiniteLogits` where logits are not finite.
     """
     uniform = None if settings.temperature == 0 else uniform_numbers(len(logits), generators, logits.device)
     tokens = choose(logits, settings, uniform, seen)
-    check(tokens)
+    check_chosen(tokens)
     return tokens
-
-
-def check(tokens: Tensor) -> None:
-    """`ValueError` where `choose` could not choose. Waits for the device."""
-    if tokens.numel() and int(tokens.min()) < 0:
-        raise ValueError("the logits are not finite: no token can be chosen")
 
 
 def choose(logits: Tensor, settings: SamplingSettings, uniform: Tensor | None, seen: Tensor | None = None) -> Tensor:
@@ -95,10 +135,11 @@ def choose(logits: Tensor, settings: SamplingSettings, uniform: Tensor | None, s
     It never waits for the device, so that a CUDA graph can record it; a row of logits that are not finite gives -1.
     """
     logits = logits.float()
+    finite = are_finite(logits)
     if settings.repetition_penalty != 1 and seen is not None:
         logits = apply_repetition_penalty(logits, seen, settings.repetition_penalty)
     if settings.temperature == 0:
-        return logits.argmax(-1)
+        return torch.where(finite, logits.argmax(-1), -1)
     # The likeliest token has logit 0 from here on: a tiny temperature can't overflow to infinity. Nor may it be
     # rounded to zero, as float32 does below its smallest normal number.
     temperature = max(settings.temperature, torch.finfo(torch.float32).tiny)
@@ -110,7 +151,7 @@ def choose(logits: Tensor, settings: SamplingSettings, uniform: Tensor | None, s
     if settings.min_p is not None:
         logits = keep_min_p(logits, settings.min_p)
     assert uniform is not None
-    return draw(torch.softmax(logits, dim=-1), uniform)
+    return torch.where(finite, draw(torch.softmax(logits, dim=-1), uniform), -1)
 
 
 def uniform_numbers(rows: int, generators: list[torch.Generator] | None, device: torch.device) -> Tensor:
@@ -125,11 +166,11 @@ def uniform_numbers(rows: int, generators: list[torch.Generator] | None, device:
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """The first token at which the cumulative probability exceeds `uniform` (B,): (B, V) -> (B,) int64.
 
-    -1 where probabilities are not finite.
+    -1 where probabilities are not finite, as after a repetition penalty that overflows.
     """
     sums = probabilities.double().cumsum(-1)
     total = sums[:, -1:]
     tokens = torch.searchsorted(sums, uniform.unsqueeze(1) * total, right=True)
     last = (sums < total).sum(-1, keepdim=True)  # the last that can be: rounding may carry the product to the total
     tokens = torch.minimum(tokens, last).squeeze(1)
-    return torch.where(torch.isfinite(probabilities).all(-1), tokens, -1)
+    return torch.where(total.squeeze(1) < math.inf, tokens, -1)

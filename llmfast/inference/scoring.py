@@ -7,19 +7,19 @@ Everything that measures a model stands on this: `LLM.score`, perplexity, minima
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llmfast.inference.decoders import NativeDecoder, NativeModel
-from llmfast.models import LanguageModel
+from llmfast.inference.decoders import Reader
+from llmfast.inference.finite import NonFiniteLogits, are_finite
 from llmfast.threads import fork_safe_torch
 
 TOKENS_AT_ONCE = 8192  # of a batch, padding included
 LOGITS_AT_ONCE = 1 << 24  # numbers: 64 MB of float32
+Progress = Callable[[int, int], object]  # tokens done, tokens in all
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,15 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 @torch.inference_mode()
 def predictions(
-    model: LanguageModel | NativeModel,
+    reader: Reader,
     windows: Sequence[Window],
     tokens_per_batch: int = TOKENS_AT_ONCE,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[int, Prediction]]:
     """(index, prediction) of every window, in the order that is best for batches.
 
-    Runs under the backends chosen around it. `progress(done, total)` hears of tokens predicted.
+    Runs under the backends chosen around it. `progress(done, total)` hears of tokens predicted. `NonFiniteLogits` where
+    the model gives no probabilities.
     """
     lengths = [len(window.ids) - 1 for window in windows]
     total, done = sum(len(window.ids) - window.first for window in windows), 0
@@ -93,10 +94,12 @@ def predictions(
         targets = torch.tensor([token for window in chosen for token in window.ids[window.first :]])
         chances, likeliest = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool)
         start = 0
-        for logits in batch_logits(model, chosen):
+        for logits in batch_logits(reader, chosen):
             rows = slice(start, start + len(logits))
             target = targets[rows, None].to(logits.device)
             with fork_safe_torch():
+                if not bool(are_finite(logits).all()):
+                    raise NonFiniteLogits("they give no probabilities")
                 chances[rows] = torch.log_softmax(logits, dim=-1).gather(1, target)[:, 0].cpu()
                 likeliest[rows] = (logits.gather(1, target)[:, 0] >= logits.amax(dim=-1)).cpu()
             start = rows.stop
@@ -107,31 +110,7 @@ def predictions(
             progress(done, total)
 
 
-def batch_logits(model: LanguageModel | NativeModel, batch: Sequence[Window]) -> Iterator[Tensor]:
+def batch_logits(reader: Reader, batch: Sequence[Window]) -> Iterator[Tensor]:
     """The logits (n, V) float32 that predict the windows' tokens, one window after the other, some rows at a time."""
-    if isinstance(model, NativeModel):
-        rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-        decoder = NativeDecoder(model, len(batch), max(len(window.ids) for window in batch) - 1)
-        yield from decoder.read([list(w.ids[:-1]) for w in batch], [w.first - 1 for w in batch], rows)
-        return
-    width = max(len(window.ids) for window in batch) - 1
-    ids = torch.zeros(len(batch), width, dtype=torch.int64)
-    predicting = torch.zeros(len(batch), width, dtype=torch.bool)
-    for row, window in enumerate(batch):  # padded on the right, where causal attention never looks
-        ids[row, : len(window.ids) - 1] = torch.as_tensor(window.ids[:-1])
-        predicting[row, window.first - 1 : len(window.ids) - 1] = True
-    with evaluating(model):
-        hidden = model.hidden(ids.to(model.device))[predicting.to(model.device)]  # (n, C): the head is for these alone
-        for some in hidden.split(max(1, LOGITS_AT_ONCE // model.config.vocab_size)):
-            yield model.lm_head(some).float()
-
-
-@contextlib.contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
-    """Without dropout, whoever is training it."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+    rows = max(1, LOGITS_AT_ONCE // reader.config.vocab_size)
+    yield from reader.read([list(window.ids[:-1]) for window in batch], [window.first - 1 for window in batch], rows)

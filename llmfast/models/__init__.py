@@ -15,7 +15,7 @@ import torch
 from llmfast.models import gpt2, llama
 from llmfast.models.architecture import ENDS, MATRICES, Arithmetic, ModelConfig, Parameter, Rotary, Shape
 from llmfast.models.gpt2 import GPT, GPTConfig
-from llmfast.models.language_model import FLOATS, LanguageModel
+from llmfast.models.language_model import FLOATS, LanguageModel, float_name
 from llmfast.models.llama import Llama, LlamaConfig
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Shape",
     "config_from_document",
     "create",
+    "float_name",
     "from_pretrained",
     "register_family",
     "shaped",

@@ -169,8 +169,8 @@ class ModelConfig:
 
     @classmethod
     def shaped(cls, shape: Shape, model_type: str) -> ModelConfig:
-        """A new model to train. `ValueError` for what the family has no place for."""
-        raise NotImplementedError
+        """A new model to train. `ValueError` for what the family has no place for: by default, all of it."""
+        raise ValueError(f"{model_type} models are not trained from nothing: {cls.__name__} has no `shaped`")
 
     def parameters(self) -> list[Parameter]:
         """Every tensor of a model of this shape, in the order in which it computes; a tied head is not one."""

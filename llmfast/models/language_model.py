@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def float_name(dtype: torch.dtype) -> str:
+    """fp32, bf16 or fp16; of another dtype PyTorch's name."""
+    return next((name for name, own in FLOATS.items() if own == dtype), str(dtype))
+
+
 class LanguageModel(nn.Module):
     """Token ids in, logits out.
 
@@ -96,7 +101,7 @@ class LanguageModel(nn.Module):
     @property
     def precision(self) -> str:
         """fp32, bf16 or fp16; int8, int4 or int4-all of a quantised model (`llmfast/quantization/modules.py`)."""
-        return self.quantized_to or next(name for name, dtype in FLOATS.items() if dtype == self.dtype)
+        return self.quantized_to or float_name(self.dtype)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> Self:

@@ -54,7 +54,7 @@ class Quantization:
         if not isinstance(document, dict):
             raise ValueError(f"it should be an object, not {document!r}")
         precision, group_size = document.get("precision"), document.get("group_size")
-        if precision not in PRECISIONS:
+        if not isinstance(precision, str) or precision not in PRECISIONS:
             raise ValueError(f"its precision must be {', '.join(PRECISIONS)}, not {precision!r}")
         if group_size != GROUP_SIZE:
             raise ValueError(f"its group_size must be {GROUP_SIZE}, not {group_size!r}")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from llmfast.files import write_atomic
-from llmfast.inference.generation import LLM, chosen_backend
+from llmfast.inference.execution import chosen_backend
+from llmfast.inference.llm import LLM
 from llmfast.models import FLOATS
 from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.training import checkpoints, directory, memory

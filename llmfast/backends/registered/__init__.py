@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from llmfast.backends.registered.base import Operator
 from llmfast.backends.registered.causal_attention import CausalAttention
 from llmfast.backends.registered.gated_linear import GatedLinear
@@ -55,11 +53,4 @@ def contract_functions(namespace: str) -> dict[str, Callable[..., Any]]:
 def register(namespace: str) -> None:
     """Gives the operators of `namespace`, already defined and implemented, their fake kernels and gradients."""
     for operator in OPERATORS:
-        if hasattr(getattr(torch.ops, namespace), operator.name):
-            operator(namespace).register()
-
-
-def undefined(namespace: str) -> set[str]:
-    """The functions of the contract whose operators `namespace` does not define."""
-    there = getattr(torch.ops, namespace)
-    return {name for operator in OPERATORS if not hasattr(there, operator.name) for name in operator.functions}
+        operator(namespace).register()

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from llmfast.backends.derivatives import ADVICE, differentiating, transformed
+
 
 class Operator:
     """An operator and its gradient, in one namespace (`llmfast` or `llmfast_triton`).
@@ -53,56 +55,71 @@ class Operator:
         if torch.compiler.is_compiling():
             return getattr(getattr(torch.ops, self._namespace), self.name)(*inputs)
         if self._eager is None:  # at first use: the operators of an extension that was not built are not there
-            self._eager = self._eager_call()
+            self._eager = with_gradient(self._operator(), self.setup_context, self.backward)
         return self._eager(*inputs)
 
     def run_backward(self, *inputs: Any) -> Any:
-        """The backward operator."""
-        return getattr(getattr(torch.ops, self._namespace), f"{self.name}_backward")(*inputs)
+        """The backward operator; where its own gradient is not wanted, below the dispatcher's autograd.
+
+        Not around all of `backward`: what is saved may first have to be computed again (activation checkpointing), with
+        a gradient.
+        """
+        operator = getattr(getattr(torch.ops, self._namespace), f"{self.name}_backward")
+        # The registered operator refuses second derivatives.
+        if torch.is_grad_enabled() or transformed() or torch.compiler.is_compiling():
+            return operator(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
 
     def register(self) -> None:
         """Gives the two operators, already defined and implemented, their fake kernels and gradients."""
         qualified = f"{self._namespace}::{self.name}"
         torch.library.register_fake(qualified, self.fake)
         torch.library.register_fake(f"{qualified}_backward", self.fake_backward)
-        torch.library.register_autograd(qualified, self.backward, setup_context=self.setup_context)
-        torch.library.register_autograd(f"{qualified}_backward", _refuse)
+        kernel = with_gradient(self._operator(), self.setup_context, self.backward)
+        torch.library.impl(qualified, "Autograd")(kernel)
+        kernel = with_gradient(self._operator("_backward"), lambda *_: None, self._refuse)
+        torch.library.impl(f"{qualified}_backward", "Autograd")(kernel)
 
-    def _eager_call(self) -> Callable[..., Any]:
-        """The operator for eager calls, differentiable as its registration makes it, at half the time a call.
+    def _operator(self, suffix: str = "") -> Any:
+        return getattr(getattr(torch.ops, self._namespace), self.name + suffix).default
 
-        The registered gradient is reached through the dispatcher's Python kernel for autograd, 5 to 20 microseconds a
-        call, which a small model feels. Here autograd is dealt with first and the dispatcher starts below it.
-        """
-        operator = getattr(getattr(torch.ops, self._namespace), self.name).default
-        setup_context, differentiate = self.setup_context, self.backward
+    def _refuse(self, ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"the gradients of {self.name} can't be differentiated again: its kernels have one derivative, backward. "
+            f"{ADVICE}, attention's inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+        )
 
-        class Function(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *inputs: Any) -> Any:
-                with torch._C._AutoDispatchBelowAutograd():
-                    output = operator(*inputs)
-                setup_context(ctx, inputs, output)
-                return output
 
-            @staticmethod
-            def backward(ctx: Any, *grads: Any) -> Any:
-                if torch.is_grad_enabled():  # second derivatives are wanted: the registered operator refuses them
-                    return differentiate(ctx, *grads)
-                with torch._C._AutoDispatchBelowAutograd():
-                    return differentiate(ctx, *grads)
+def with_gradient(operator: Any, setup_context: Any, backward: Any) -> Callable[..., Any]:
+    """A function that runs `operator`, differentiable by going backward once and in no other way.
 
-        def call(*inputs: Any) -> Any:
-            if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-                return Function.apply(*inputs)
+    It is the operator's kernel for autograd, as `torch.library.register_autograd` would make one, but that one drops
+    the tangents of forward-mode differentiation. And it is what eager calls use: they deal with autograd here, and
+    enter the dispatcher below it, which saves 5 to 20 microseconds a call.
+    """
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
-                return operator(*inputs)
+                output = operator(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
 
-        return call
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
 
+    def call(*inputs: Any) -> Any:
+        if differentiating():
+            raise RuntimeError(f"{operator} has no derivatives by torch.func or in forward mode; {ADVICE}")
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return Function.apply(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
 
-def _refuse(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("these gradients can't be differentiated again; use the pytorch backend for second derivatives")
+    return call
 
 
 def differentiate_the_first(ctx: Any, output: Any) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 import torch
 
-from llmfast.backends import BackendUnavailable, capturable, resolve
+from llmfast.backends import BackendUnavailable, capturable
+from llmfast.inference.decoders.eager import backends_of
 from llmfast.inference.decoders.static import StaticDecoder
-from llmfast.inference.sampling import SamplingSettings
+from llmfast.inference.sampling import Sampler
 from llmfast.models import LanguageModel
 
 WARM_UPS = 2  # the first run of a kernel may compile, load and allocate, which a recording may not
@@ -31,17 +32,11 @@ def why_not(model: LanguageModel) -> str | None:
     if os.environ.get("LLMFAST_CUDA_GRAPH", "1") == "0":
         return "LLMFAST_CUDA_GRAPH is 0"
     try:
-        names = _backends_of(model)
+        names = backends_of(model)
     except BackendUnavailable as error:
         return str(error)
     unsafe = [name for name in dict.fromkeys(names) if not capturable(name)]
     return f"backend {unsafe[0]!r} does not say that it is capturable" if unsafe else None
-
-
-def _backends_of(model: LanguageModel) -> tuple[str, ...]:
-    """Who runs each op of the model."""
-    ops = (*model.config.ops, *([] if model.quantized_to is None else ["quantized_linear"]))
-    return tuple(resolve(op, model.device, model.dtype, model.config.head_dim)[0] for op in ops)
 
 
 class CudaGraphDecoder(StaticDecoder):
@@ -62,7 +57,7 @@ class CudaGraphDecoder(StaticDecoder):
         return super().prefill(prompts)
 
     def _record_model(self) -> None:
-        now = (*_backends_of(self.model), *(p.data_ptr() for p in self.model.parameters()))
+        now = (*backends_of(self.model), *(p.data_ptr() for p in self.model.parameters()))
         if now == self._recorded_from:
             return
         self._model_graph = self._choose_graph = None  # their memory first
@@ -71,11 +66,13 @@ class CudaGraphDecoder(StaticDecoder):
         self._pool = torch.cuda.graph_pool_handle()
         self.cache.clear()
         self._model_graph = self._record(self._model_step)
+        self.cache.longest = WARM_UPS  # so much it holds of warming up, which the next `clear` removes
         self._recorded_from = now
 
-    def _prepare(self, settings: SamplingSettings, vocabulary: int) -> None:
-        super()._prepare(settings, vocabulary)
+    def begin(self, sampler: Sampler) -> None:
+        super().begin(sampler)
         self._record_model()
+        settings, vocabulary = sampler.settings, sampler.vocabulary
         now = (settings, vocabulary, self.seen.data_ptr())
         if now != self._chosen_by:
             self._choose_graph = None
@@ -106,11 +103,14 @@ class CudaGraphDecoder(StaticDecoder):
         assert self._choose_graph is not None
         self._choose_graph.replay()
 
+    def describe(self, weights: str) -> str:
+        return f"{super().describe(weights)}, CUDA graph"
+
 
 class DecoderPool:
     """Recorded decoders of one model that wait for their next use, because recording takes longer than short texts.
 
-    Whoever takes one has it alone until giving it back. Capacities are rounded up, so that few sizes are recorded.
+    A decoder that is taken has one user, until its `close`. Capacities are rounded up, so that few sizes are recorded.
     """
 
     def __init__(self, kind: type[StaticDecoder] = CudaGraphDecoder):
@@ -120,14 +120,20 @@ class DecoderPool:
 
     def take(self, model: LanguageModel, batch: int, capacity: int) -> StaticDecoder:
         capacity = min(model.config.context, max(SMALLEST_CAPACITY, 1 << (capacity - 1).bit_length()))
+        decoder = self._waiting_one(model, batch, capacity) or self._kind(model, batch, capacity)
+        decoder.give_back = self._give_back
+        return decoder
+
+    def _waiting_one(self, model: LanguageModel, batch: int, capacity: int) -> StaticDecoder | None:
         with self._lock:
             for decoder in reversed(self._waiting):
                 if (decoder.batch, decoder.capacity) == (batch, capacity) and _fits(decoder, model):
                     self._waiting.remove(decoder)
                     return decoder
-        return self._kind(model, batch, capacity)
+        return None
 
-    def give_back(self, decoder: StaticDecoder) -> None:
+    def _give_back(self, decoder: StaticDecoder) -> None:
+        decoder.give_back = None  # which held the pool: while it waits, only the pool holds it
         with self._lock:
             self._waiting = [*self._waiting, decoder][-KEPT:]
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from llmfast.backends import BackendUnavailable, cpp, resolve
-from llmfast.inference.sampling import SamplingSettings, uniform_numbers
+from llmfast.inference.decoders.protocol import Decoder, precision_label
+from llmfast.inference.finite import check_chosen
+from llmfast.inference.sampling import Sampler, SamplingSettings, uniform_numbers
 from llmfast.models import ModelConfig
 from llmfast.models.architecture import Parameter
 from llmfast.quantization.formats import QuantizedWeight, quantize
@@ -58,8 +60,8 @@ class NativeModel:
 
     `tensors` are (name, tensor) pairs under the names of `config.parameters()`, taken one at a time; quantised ones are
     used as they are where `formats` says so, others are brought into the precision asked for. `formats` gives the
-    matrices that differ from "fp32" or "bf16", as `quantization.plan` does; it defaults to that plan. `ValueError` names
-    a weight that is unknown, missing or of another shape.
+    matrices that differ from "fp32" or "bf16", as `quantization.plan` does; it defaults to that plan. `ValueError`
+    names a weight that is unknown, missing or of another shape.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ def next_token(
     logits: Tensor, settings: SamplingSettings, generators: list[torch.Generator] | None, vocabulary: int
 ) -> Tensor:
     """`sampling.next_token` in one C++ call, among the first `vocabulary` tokens; without a repetition penalty."""
-    return torch.ops.llmfast.sample(
+    tokens = torch.ops.llmfast.sample(
         logits,
         vocabulary,
         settings.temperature,
@@ -122,6 +124,24 @@ def next_token(
         settings.min_p or 0.0,
         uniform_numbers(len(logits), generators, logits.device),
     )
+    check_chosen(tokens)
+    return tokens
+
+
+def chosen(logits: Tensor, best: Tensor, sampler: Sampler) -> Tensor:
+    """What `sampler` chooses from a step's logits, of which `best` (B,) are the largest: a native step has found them
+    on its way, and C++ draws a token faster than PyTorch's operators."""
+    if sampler.seen is not None:
+        return sampler.choose(logits)
+    check_chosen(best)
+    if sampler.settings.temperature == 0:
+        return best
+    return next_token(logits, sampler.settings, sampler.generators, sampler.vocabulary)
+
+
+def describe(model: NativeModel, weights: str) -> str:
+    """`Decoder.describe` of what runs packed weights."""
+    return f"native ({cpp.isa()}), {precision_label(weights, model.precision)}, {thread_count()} threads"
 
 
 def _native_model(config: ModelConfig, parameters: Sequence[Parameter], formats: Mapping[str, str]) -> int:
@@ -165,7 +185,7 @@ def _in_format(tensor: Tensor | QuantizedWeight, form: str | None) -> tuple[Tens
     return (tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()), None
 
 
-class NativeDecoder:
+class NativeDecoder(Decoder):
     """`batch` sequences of up to `capacity` tokens, one C++ call a step: see `Decoder` for the protocol.
 
     The cache holds fp32, bf16 or int8 (with a scale for each token and head), by default fp32 for fp32 weights and
@@ -190,7 +210,8 @@ class NativeDecoder:
         self.capacity = config.context if capacity is None else capacity
         self.vocabulary = config.vocab_size if vocabulary is None else vocabulary
         self.lengths = [0] * batch
-        self.best = torch.empty(0, dtype=torch.int64)  # of the last step's logits, the largest below `vocabulary`
+        # Of the last step's logits, the largest below `vocabulary`; -1 where one of those is not finite.
+        self.best = torch.empty(0, dtype=torch.int64)
         self._most_rows = max(batch, min(MOST_ROWS, batch * self.capacity))
         self._number = torch.ops.llmfast.native_decoder(
             model._number, batch, self.capacity, self._most_rows, cache_precision
@@ -221,9 +242,18 @@ class NativeDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         """One token more for every sequence: (B,) int64 -> logits (B, V)."""
-        segments = [(slot, length, 1) for slot, length in enumerate(self.lengths)]
-        logits = self._run(tokens, segments)
-        self.lengths = [length + 1 for length in self.lengths]
+        return self.extend(tokens.unsqueeze(1))
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """T tokens more for every sequence: (B, T) int64 -> the logits after the last of them (B, V).
+
+        Up to `BLOCK_ROWS` tokens the logits have the same bits as after as many steps.
+        """
+        count = tokens.shape[1]
+        logits = self._run(
+            tokens.flatten().contiguous(), [(slot, length, count) for slot, length in enumerate(self.lengths)]
+        )
+        self.lengths = [length + count for length in self.lengths]
         return logits
 
     def step_block(self, tokens: Tensor) -> Tensor:
@@ -283,11 +313,48 @@ class NativeDecoder:
         )
         return logits
 
+    def begin(self, sampler: Sampler) -> None:
+        self.vocabulary = sampler.vocabulary
+
+    def choose(self, logits: Tensor, sampler: Sampler) -> Tensor:
+        return chosen(logits, self.best, sampler)
+
+    def describe(self, weights: str) -> str:
+        return describe(self.model, weights)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> NativeDecoder:
         raise TypeError("a decoder can't be copied: make another from the same NativeModel")
 
     def __reduce__(self) -> Any:
         raise TypeError("a decoder can't be pickled: make another from the model")
+
+
+class NativeReader:
+    """A `Reader` that runs packed weights: every call is a decoder of its own."""
+
+    def __init__(self, model: NativeModel):
+        self.model = model
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    def read(self, sequences: list[list[int]], skip: list[int], rows: int) -> Iterator[Tensor]:
+        yield from NativeDecoder(self.model, len(sequences), max(map(len, sequences))).read(sequences, skip, rows)
+
+    def replay(self, prompts: list[list[int]], following: list[Tensor]) -> Tensor:
+        """As `Reader.replay`, to the bit what a decoder's steps gave."""
+        decoder = NativeDecoder(self.model, len(prompts), max(map(len, prompts)) + len(following))
+        logits = decoder.prefill(prompts)
+        if following:
+            for tokens in torch.stack(following, dim=1).split(
+                max(1, min(BLOCK_ROWS, MOST_ROWS // len(prompts))), dim=1
+            ):
+                logits = decoder.extend(tokens)
+        return logits
+
+    def describe(self, weights: str) -> str:
+        return describe(self.model, weights)
 
 
 def _tokens(sequences: list[list[int]], piece: list[tuple[int, int, int]]) -> Tensor:

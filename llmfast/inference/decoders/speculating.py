@@ -11,7 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmfast.inference.decoders.native import BLOCK_ROWS, NativeDecoder
+from llmfast.inference.arguments import whole_number
+from llmfast.inference.decoders.native import BLOCK_ROWS, NativeDecoder, chosen
+from llmfast.inference.decoders.protocol import Decoder
+from llmfast.inference.sampling import Sampler
+
+MOST_GUESSES = BLOCK_ROWS - 1  # with the token before them, as many as have the same bits as in a step of their own
 
 
 class PromptLookup:
@@ -43,15 +48,13 @@ class PromptLookup:
         return []
 
 
-class SpeculatingDecoder:
+class SpeculatingDecoder(Decoder):
     """A `NativeDecoder` of one sequence that takes up to `guesses` guessed tokens along with every step."""
 
     def __init__(self, decoder: NativeDecoder, guesses: int):
         if decoder.batch != 1:
             raise ValueError("guessing ahead works on one sequence at a time")
-        if not 1 <= guesses < BLOCK_ROWS:
-            raise ValueError(f"speculate must be 0 to {BLOCK_ROWS - 1} tokens, got {guesses}")
-        self.decoder, self.guesses = decoder, guesses
+        self.decoder, self.guesses = decoder, whole_number("speculate", guesses, least=1, most=MOST_GUESSES)
         self.steps = 0  # of the decoder below
         self._forget([])
 
@@ -82,3 +85,12 @@ class SpeculatingDecoder:
             self._best, self._row = self.decoder.best, 0
             self.steps += 1
         return self._logits[self._row : self._row + 1]
+
+    def begin(self, sampler: Sampler) -> None:
+        self.decoder.begin(sampler)
+
+    def choose(self, logits: Tensor, sampler: Sampler) -> Tensor:
+        return chosen(logits, self.best, sampler)
+
+    def describe(self, weights: str) -> str:
+        return f"{self.decoder.describe(weights)}, up to {self.guesses} tokens guessed"

@@ -8,22 +8,21 @@ never moves, and never look at a value, so a CUDA graph can record them: `CudaGr
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
 
 from llmfast.inference.cache import StaticKVCache
-from llmfast.inference.decoders.eager import pad_left
-from llmfast.inference.sampling import SamplingSettings, check, choose
+from llmfast.inference.decoders import eager
+from llmfast.inference.decoders.protocol import Decoder
+from llmfast.inference.finite import check_chosen
+from llmfast.inference.sampling import Sampler, SamplingSettings, choose
 from llmfast.models import LanguageModel
 
 
-class StaticDecoder:
-    """`batch` sequences of up to `capacity` tokens: see `Decoder` for the protocol, and `generate` for a whole text.
-
-    Not for two threads at once.
-    """
+class StaticDecoder(Decoder):
+    """`batch` sequences of up to `capacity` tokens, whose `generate` chooses on the device."""
 
     def __init__(self, model: LanguageModel, batch: int = 1, capacity: int | None = None):
         config, device = model.config, model.device
@@ -33,10 +32,11 @@ class StaticDecoder:
         self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
         self.logits = torch.zeros(batch, config.vocab_size, dtype=torch.float32, device=device)
         # One number a token and row, drawn beforehand, and how many rows of them are used.
-        self.uniform = torch.zeros(config.context + 1, batch, dtype=torch.float64, device=device)
+        self.uniform = torch.zeros(self.capacity + 1, batch, dtype=torch.float64, device=device)
         self.drawn = torch.zeros(1, dtype=torch.int64, device=device)
         # The tokens that a repetition penalty applies to; made when there is one.
         self.seen = torch.zeros(batch, 0, dtype=torch.bool, device=device)
+        self.give_back: Callable[[StaticDecoder], None] | None = None  # called by `close`
 
     # --- what is recorded: no sync, no size that varies, no tensor that leaves its place ---------------------------
 
@@ -58,9 +58,11 @@ class StaticDecoder:
 
     # --- how it is run, which a subclass replaces -----------------------------------------------------------------
 
-    def _prepare(self, settings: SamplingSettings, vocabulary: int) -> None:
-        """Before a text, and before its buffers are filled: what it takes to run `_choose_step` so."""
-        self._settings, self._vocabulary = settings, vocabulary
+    def begin(self, sampler: Sampler) -> None:
+        """Before a text's buffers are filled: what `_run_choose` does, and memory for what it marks."""
+        self._settings, self._vocabulary = sampler.settings, sampler.vocabulary
+        if sampler.seen is not None and self.seen.shape != sampler.seen.shape:
+            self.seen = torch.zeros_like(sampler.seen)
 
     def _run_model(self) -> None:
         self._model_step()
@@ -76,7 +78,7 @@ class StaticDecoder:
         if len(prompts) != self.batch or not all(prompts):
             raise ValueError(f"prefill takes {self.batch} prompts of at least one token")
         self.cache.clear()
-        ids = pad_left(prompts, self.model.device)
+        ids = eager.pad_left(prompts, self.model.device)
         hidden = self.model.hidden(ids, self.cache, lengths=[len(prompt) for prompt in prompts])
         self.logits.copy_(self.model.lm_head(hidden[:, -1]))
         return self.logits.clone()
@@ -95,33 +97,17 @@ class StaticDecoder:
         self.cache.longest += 1
 
     @torch.inference_mode()
-    def generate(
-        self,
-        prompts: list[list[int]],
-        count: int,
-        settings: SamplingSettings,
-        vocabulary: int,
-        generators: list[torch.Generator] | None = None,
-        seen: Tensor | None = None,
-    ) -> Generator[Tensor, None, None]:
-        """Prefills, and yields `count` times the next token of every sequence, (B,) int64 on the host.
-
-        Tokens are fed back on the device; the host reads them a step behind, while the next step runs. `generators`
-        and `seen` (B, V) are those of `next_token`; `self.seen` is what they become. Tokens from `vocabulary` on are
-        never chosen. `ValueError` where logits are not finite.
-        """
+    def generate(self, prompts: list[list[int]], count: int, sampler: Sampler) -> Generator[Tensor, None, None]:
+        """As `Decoder.generate`: tokens are fed back on the device, and the host reads them a step
+        behind, while the next step runs."""
         longest = max(map(len, prompts))
         if longest + count - 1 > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, {longest} + {count - 1} do not fit")
-        if seen is not None:
-            seen = seen.clone()  # it may be `self.seen`, which preparing may write to
-            if self.seen.shape != seen.shape:
-                self.seen = torch.zeros_like(seen)
-        self._prepare(settings, vocabulary)
-        if seen is not None:
-            self.seen.copy_(seen)
-        if generators is not None:
-            columns = [torch.rand(count, generator=g, dtype=torch.float64, device=g.device) for g in generators]
+        self.begin(sampler)
+        if sampler.seen is not None:
+            self.seen.copy_(sampler.seen)
+        if sampler.generators is not None:
+            columns = [torch.rand(count, generator=g, dtype=torch.float64, device=g.device) for g in sampler.generators]
             self.uniform[:count].copy_(torch.stack(columns, dim=1))
             self.drawn.zero_()
         self.prefill(prompts)
@@ -143,12 +129,21 @@ class StaticDecoder:
                 yield _when_there(arrived, events, count - 1)
         finally:
             if events:
-                events[-1].synchronize()  # whoever uses the buffers next may do so on another stream
+                events[-1].synchronize()  # the buffers' next user may be on another stream
+            if sampler.seen is not None:
+                sampler.seen.copy_(self.seen)
+
+    def close(self) -> None:
+        if self.give_back is not None:
+            self.give_back(self)
+
+    def describe(self, weights: str) -> str:
+        return eager.describe(self.model, weights)
 
 
 def _when_there(arrived: Tensor, events: list[torch.cuda.Event], step: int) -> Tensor:
     """A row of `arrived`, after its event if it comes from a GPU."""
     if events:
         events[step].synchronize()
-    check(arrived[step])
+    check_chosen(arrived[step])
     return arrived[step]

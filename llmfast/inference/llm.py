@@ -1,0 +1,328 @@
+"""`LLM`: a model and its tokenizer, from prompts to text and to log-probabilities.
+
+prompt -> tokenizer -> ids -> decode loop -> ids -> text
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfast.inference.arguments import whole_number
+from llmfast.inference.decoders import Decoder, NativeModel
+from llmfast.inference.decoders.speculating import MOST_GUESSES
+from llmfast.inference.decoding import Windows, decode
+from llmfast.inference.execution import Runner, chosen_backend, each_under
+from llmfast.inference.sampling import Sampler, SamplingSettings
+from llmfast.inference.scoring import (
+    TOKENS_AT_ONCE,
+    Prediction,
+    Progress,
+    Window,
+    half_overlapping,
+    predictions,
+    windows,
+)
+from llmfast.inference.text import TextStream, TextWriter, stop_strings
+from llmfast.models import LanguageModel, ModelConfig
+from llmfast.tokenizers import Tokenizer, gpt2_tokenizer
+
+GPT2_VOCAB_SIZE = 50257
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a text: its tokens and the natural logarithm of each one's probability."""
+
+    ids: list[int]
+    log_probabilities: Tensor  # (len(ids),) float32; nan where nothing comes before the first token
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the whole."""
+        return float(self.log_probabilities.nansum())
+
+
+class LLM:
+    """A model, its tokenizer (None where it has none), and the backend that they run on.
+
+    `model` is a `LanguageModel`, put into evaluation mode, or a function that reads one, called when `LLM.model` is
+    first asked for. `native` holds the same weights packed for this CPU: with it, generating runs natively wherever the
+    backends chosen are the C++ ones, and the module is not needed (see `execution.Runner`).
+
+    Generating from several threads at once is safe.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel | Callable[[], LanguageModel],
+        tokenizer: Tokenizer | None = None,
+        backend: str | Mapping[str, str] = "auto",
+        native: NativeModel | None = None,
+    ):
+        self.runner = Runner(model, native)
+        self.tokenizer = tokenizer
+        self.backend = backend
+        if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only {self.config.vocab_size}"
+            )
+
+    def __repr__(self) -> str:
+        family = type(self.config).__name__.removesuffix("Config")
+        tokenizer = "no tokenizer" if self.tokenizer is None else type(self.tokenizer).__name__
+        size = f"{self.config.num_parameters:,} parameters"
+        return f"LLM({family}, {size}, {tokenizer}, {self.precision}, backend {self.backend!r} on {self.runner.device})"
+
+    @property
+    def model(self) -> LanguageModel:
+        """The PyTorch module."""
+        return self.runner.model
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.runner.config
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16, fp16, int8, int4 or int4-all."""
+        return self.runner.precision
+
+    def native(self) -> NativeModel | None:
+        """The packed weights, where generating runs natively under the current choice of backends; else None."""
+        with self.using_backend():
+            return self.runner.packed()
+
+    def why_not_cuda_graph(self) -> str | None:
+        """Why generating does not replay CUDA graphs under the current choice of backends, or None where it does."""
+        with self.using_backend():
+            return self.runner.why_not_cuda_graph()
+
+    def decoder(self, batch: int = 1, capacity: int | None = None) -> Decoder:
+        """A decoder with a KV cache for `batch` sequences of up to `capacity` tokens (default: the whole context).
+
+        Its `prefill` and `step` give logits; generating natively it is a `NativeDecoder`, on a GPU a
+        `CudaGraphDecoder`. Use it under `using_backend`.
+        """
+        with self.using_backend():
+            return self.runner.decoder(batch, self.config.context if capacity is None else capacity)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes model and tokenizer into the directory `path`, in Hugging Face's layout."""
+        self.model.save_pretrained(path)
+        if self.tokenizer is not None:
+            self.tokenizer.save(path)
+
+    def generate(
+        self,
+        prompt: str | list[str] | Tensor,
+        max_new_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        num_return_sequences: int = 1,
+        truncate: bool = False,
+        use_cache: bool = True,
+        speculate: int = 0,
+    ) -> Any:
+        """Continues `prompt`; what comes back includes it.
+
+        A string gives a string, a list of strings (of any lengths, run as one batch) a list, and a tensor of token
+        ids (T,) or (B, T) a tensor (…, T + max_new_tokens). With `num_return_sequences` n > 1 a string gives a list
+        of n, a list gives a list of lists, and a tensor gives n rows for each of its own.
+
+        Text ends at the tokenizer's end-of-text (left out), before a string in `stop`, or after `max_new_tokens`;
+        ids run to `max_new_tokens`. `temperature=0` is greedy; the other settings are those of `SamplingSettings`. The
+        same `seed` gives the same text on the same backend; row i draws from `seed + i`. A prompt longer than the
+        context is a `ValueError`, unless `truncate` keeps only its end. Generation past the context drops the oldest
+        half of what the model sees, with one warning. `use_cache=False` computes everything again for every token: the
+        same text. `NonFiniteLogits` where the model gives no probabilities to choose by.
+
+        `speculate=k` guesses up to k tokens ahead from what the text has said before, and checks them in one step: the
+        same text, sooner where it repeats itself (one sequence, generating natively).
+        """
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
+        count = whole_number("num_return_sequences", num_return_sequences, least=1)
+        if isinstance(prompt, Tensor):
+            if stop:
+                raise ValueError("stop strings need a text prompt, not token ids")
+            rows = [row for row in self._check_ids(prompt) for _ in range(count)]
+            steps, _ = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, speculate)
+            new = [tokens.tolist() for tokens in steps]
+            result = torch.tensor([[*row, *(tokens[i] for tokens in new)] for i, row in enumerate(rows)])
+            return result[0].to(prompt.device) if prompt.ndim == 1 and count == 1 else result.to(prompt.device)
+
+        if not isinstance(prompt, (str, Sequence)) or isinstance(prompt, bytes):
+            raise ValueError(f"a prompt must be a string, strings, or a tensor of ids, got {type(prompt).__name__}")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = [ids for text in prompts for ids in [self._encode(text)] for _ in range(count)]
+        writers = [TextWriter(self.need_tokenizer(), stop_strings(stop)) for _ in rows]
+        pieces: list[list[str]] = [[] for _ in rows]
+        finished: set[int] = set()
+        if rows:
+            vocabulary = writers[0].tokenizer.vocab_size
+            steps, _ = self._decode(
+                rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, finished, vocabulary
+            )
+            with contextlib.closing(steps):
+                for tokens in steps:
+                    for row, token in enumerate(tokens.tolist()):
+                        pieces[row].append(writers[row].push(token))
+                        if writers[row].finished:
+                            finished.add(row)
+                    if len(finished) == len(rows):
+                        break
+        new_texts = ["".join([*text, writer.close()]) for text, writer in zip(pieces, writers, strict=True)]
+        grouped = [[text + new for new in new_texts[i * count : (i + 1) * count]] for i, text in enumerate(prompts)]
+        results = grouped if count > 1 else [group[0] for group in grouped]
+        return results[0] if isinstance(prompt, str) else results
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        truncate: bool = False,
+        use_cache: bool = True,
+        speculate: int = 0,
+    ) -> TextStream:
+        """The text that `generate` would add to `prompt`, piece by piece as it is made.
+
+        A piece never ends inside a UTF-8 character, nor inside what may become a stop string. Arguments are checked
+        at once, not at the first piece. `TextStream.tokens` counts the tokens made so far, and `TextStream.how` says
+        who makes them.
+        """
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
+        writer = TextWriter(self.need_tokenizer(), stop_strings(stop))
+        rows, vocabulary = [self._encode(prompt)], writer.tokenizer.vocab_size
+        steps, how = self._decode(
+            rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, vocabulary=vocabulary
+        )
+        return TextStream(steps, writer, how)
+
+    @property
+    def start_token(self) -> int | None:
+        """What a text's first token is predicted from: end-of-text, or None where the model has none."""
+        start = self.tokenizer.end_of_text if self.tokenizer is not None else self.config.bos_token_id
+        # Hugging Face's small configurations keep GPT-2's id.
+        return None if start is not None and start >= self.config.vocab_size else start
+
+    def score(self, text: str | Tensor) -> Score:
+        """The log-probability of every token of `text` (or of ids (T,)) given those before it.
+
+        The first token is predicted from end-of-text, where the model has one. Texts longer than the context are
+        scored in windows that overlap by half, so that every token sees at least half a context. `NonFiniteLogits`
+        where the model gives no probabilities.
+        """
+        if isinstance(text, Tensor) and text.ndim != 1:
+            raise ValueError(f"score takes one text: ids of shape (T,), got {tuple(text.shape)}")
+        ids = self._check_ids(text)[0] if isinstance(text, Tensor) else self._encode(text, allow_empty=True)
+        start = self.start_token
+        sequence = ids if start is None else [start, *ids]
+        context = self.config.context
+        pieces = windows(sequence, context, half_overlapping(context))
+        values: list[Tensor] = [torch.empty(0)] * len(pieces)
+        for index, prediction in self.predictions(pieces):
+            values[index] = prediction.log_probabilities
+        unpredicted = torch.full((len(ids) - sum(map(len, values)),), float("nan"))
+        return Score(ids, torch.cat([unpredicted, *values]))
+
+    def predictions(
+        self, windows: Sequence[Window], tokens_per_batch: int = TOKENS_AT_ONCE, progress: Progress | None = None
+    ) -> Iterator[tuple[int, Prediction]]:
+        """`scoring.predictions` of this model."""
+        with self.using_backend():
+            reader = self.runner.reader()
+        return each_under(self.using_backend, predictions(reader, windows, tokens_per_batch, progress))
+
+    def _decode(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        settings: SamplingSettings,
+        seed: int | None,
+        truncate: bool,
+        use_cache: bool,
+        speculate: int,
+        finished: Collection[int] = (),
+        vocabulary: int | None = None,
+    ) -> tuple[Generator[Tensor, None, None], str]:
+        """Checks the arguments, and returns an iterator over the new tokens of all rows, (B,) int64 a step, with words
+        on who makes them.
+
+        The caller may add rows to `finished` meanwhile: what becomes of them no longer matters. Tokens from
+        `vocabulary` on are never chosen: an embedding may be larger than its tokenizer.
+        """
+        context = self.config.context
+        count = whole_number("max_new_tokens", max_new_tokens, least=0)
+        guesses = whole_number("speculate", speculate, least=0, most=MOST_GUESSES)
+        if seed is not None:
+            seed = whole_number("seed", seed, least=0, most=2**63 - 1)
+        longest = max(map(len, prompts))
+        if longest > context and not truncate:
+            raise ValueError(
+                f"the prompt has {longest} tokens, the model's context only {context}; "
+                "shorten it, or pass truncate=True to keep its end"
+            )
+        rows = [prompt[-context:] for prompt in prompts]
+        with self.using_backend():
+            decoder = self.runner.decoder(
+                len(rows), min(context, longest + count), use_cache, guesses, keep_recorded=True
+            )
+            how = decoder.describe(self.precision)
+        vocabulary = self.config.vocab_size if vocabulary is None else vocabulary
+        sampler = Sampler.of(settings, vocabulary, seed, rows, self.runner.device)
+        return decode(decoder, Windows(rows, context, finished), count, sampler, self.using_backend), how
+
+    def using_backend(self) -> contextlib.AbstractContextManager[None]:
+        """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
+        return chosen_backend(self.backend)
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. A checkpoint of GPT-2's vocabulary without files of its own gets GPT-2's."""
+        if self.tokenizer is None:
+            instead = "give token ids (a tensor) instead of text"
+            if self.config.vocab_size != GPT2_VOCAB_SIZE:
+                raise ValueError(f"this model has no tokenizer: {instead}")
+            try:
+                self.tokenizer = gpt2_tokenizer()
+            except FileNotFoundError as error:
+                raise ValueError(f"this model has no tokenizer files: {instead}. {error}") from None
+        return self.tokenizer
+
+    def _encode(self, text: str, allow_empty: bool = False) -> list[int]:
+        tokenizer = self.need_tokenizer()
+        if not isinstance(text, str):
+            raise ValueError(f"a prompt must be a string, got {type(text).__name__}")
+        ids = tokenizer.encode(text)
+        if not ids and not allow_empty:
+            if tokenizer.end_of_text is None:
+                raise ValueError("the prompt is empty, and the tokenizer has no end-of-text token to start from")
+            return [tokenizer.end_of_text]
+        return ids
+
+    def _check_ids(self, ids: Tensor) -> list[list[int]]:
+        kind = ids.dtype
+        if ids.ndim not in (1, 2) or kind.is_floating_point or kind.is_complex or kind == torch.bool or not ids.numel():
+            raise ValueError(f"token ids must be integers of shape (T,) or (B, T), got {kind} {tuple(ids.shape)}")
+        rows: list[list[int]] = ids.reshape(-1, ids.shape[-1]).tolist()
+        for wrong in (min(map(min, rows)), max(map(max, rows))):
+            if not 0 <= wrong < self.config.vocab_size:
+                raise ValueError(f"token id {wrong} is not in the vocabulary of {self.config.vocab_size}")
+        return rows
