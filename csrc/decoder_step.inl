@@ -78,20 +78,18 @@ struct Input {
   const uint8_t* shared;  // what was prepared together, or null
   mutable bool ready;     // the thread's copy, at its first chunk of the product
 
-  const uint8_t* read(Commit& commit) const {
+  // For a chunk that reads `panel` first, which is on its way from memory meanwhile.
+  const uint8_t* read(Commit& commit, const uint8_t* panel) const {
     if (!own) return shared;
-    const i64 bytes = prepared_bytes(m);
-    if (!ready && shared) {
-      memcpy(own, shared, size_t(rows * bytes));
-    } else if (!ready) {
-      Scratch row(round_up(m.K, W));
-      for (i64 r = 0; r < rows; r++) {
-        source(r, row.data);
-        prepare_row(m, row.data, own + r * bytes);
-      }
-    }
+    const i64 bytes = prepared_bytes(m), stride = round_up(m.K, W);
+    const bool round = !ready && !shared;
+    Scratch floats(round ? rows * stride : 1);
+    for (i64 i = 0; !ready && i < AHEAD; i += 64) prefetch(panel + i);
+    for (i64 r = 0; round && r < rows; r++) source(r, floats.data + r * stride);
+    if (!ready && shared) memcpy(own, shared, size_t(rows * bytes));
+    commit.detach();  // before the rounding, which takes the longest
+    for (i64 r = 0; round && r < rows; r++) prepare_row(m, floats.data + r * stride, own + r * bytes);
     ready = true;
-    commit.detach();
     return own;
   }
 };
@@ -121,8 +119,8 @@ void multiply(Worker& w, const PackedMatrix& m, i64 rows, const Input& input, co
   const i64 panels = ceil_div(m.N, TILE_COLS), blocks = ceil_div(rows, ROWS_PER_CHUNK);
   Scratch tile(min_of(rows, ROWS_PER_CHUNK) * m.terms * TILE_COLS);
   phase(w, panels * blocks, [&](i64 chunk, Commit& commit) {
-    const uint8_t* prepared = input.read(commit);
     const i64 panel = chunk / blocks, r0 = chunk % blocks * ROWS_PER_CHUNK, n = min_of(ROWS_PER_CHUNK, rows - r0);
+    const uint8_t* prepared = input.read(commit, panel_of(m, panel));
     const i64 column = panel * TILE_COLS;
     panel_product(m, panel, n, prepared + r0 * prepared_bytes(m), tile.data);
     for (i64 r = 0; r < n; r++) {
@@ -133,6 +131,27 @@ void multiply(Worker& w, const PackedMatrix& m, i64 rows, const Input& input, co
     }
     if (commit()) finish(r0, n, column, min_of<i64>(TILE_COLS, m.N - column), tile.data);
   });
+}
+
+// The largest of the first n logits of a row of a tile, the first of several. Where one is not finite the index is -1, and
+// the value above every other tile's.
+LLMFAST_INLINE BestLogit best_logit(const float* row, i64 column, i64 n) {
+  if (n <= 0) return {-INFINITY, int32_t(column)};
+  vf high = splat(-INFINITY), difference = zeros();  // x - x is 0, and NaN where x is not finite
+  for (i64 j = 0; j < n; j += W) {
+    const vf x = load_upto(row + j, n - j);
+    difference += x - x;
+    high = vmax(first_lanes(x, n - j, splat(-INFINITY)), high);
+  }
+  if (sum_lanes(difference) != 0.0f) return {INFINITY, -1};
+  const float top = max_lanes(high);
+  vi before = splat_int(INT32_MIN);  // minus the place
+  for (i64 j = 0; j < n; j += W) {
+    const vi place = -(lane_index() + int32_t(j));
+    const vi here = first_lanes(load_upto(row + j, n - j), n - j, splat(-INFINITY)) == top ? place : splat_int(INT32_MIN);
+    before = here > before ? here : before;
+  }
+  return {top, int32_t(column) - max_lanes(before)};
 }
 
 constexpr auto UNCHANGED = [](i64, i64, float*) {};
@@ -442,17 +461,7 @@ struct DecoderStep {
       for (i64 r = 0; r < n; r++) {
         const float* row = tile + r * TILE_COLS;
         if (w.job.logits) memcpy(w.job.logits + (r0 + r) * V + column, row, size_t(columns) * 4);
-        const i64 known = min_of(columns, w.job.vocabulary - column);
-        BestLogit best{-INFINITY, int32_t(column)};
-        for (i64 j = 0; j < known; j++)
-          if (row[j] > best.value) best = {row[j], int32_t(column + j)};
-        vf difference = zeros();  // x - x is 0, and NaN where x is not finite
-        for (i64 j = 0; j < known; j += W) {
-          const vf x = load_upto(row + j, known - j);
-          difference += x - x;
-        }
-        if (sum_lanes(difference) != 0.0f) best = {INFINITY, -1};  // above every other panel's
-        d.best[(r0 + r) * panels + column / TILE_COLS] = best;
+        d.best[(r0 + r) * panels + column / TILE_COLS] = best_logit(row, column, min_of(columns, w.job.vocabulary - column));
       }
     });
   }

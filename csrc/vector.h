@@ -162,6 +162,9 @@ LLMFAST_INLINE float sum_lanes(vf a) {
 LLMFAST_INLINE int32_t sum_lanes(vi a) {
   return ((vi)fold_lanes((vf)a, [](vf x, vf y) { return (vf)((vi)x + (vi)y); }))[0];
 }
+LLMFAST_INLINE int32_t max_lanes(vi a) {
+  return ((vi)fold_lanes((vf)a, [](vf x, vf y) { return (vf)((vi)x > (vi)y ? (vi)x : (vi)y); }))[0];
+}
 LLMFAST_INLINE float max_lanes(vf a) {
   return fold_lanes(a, [](vf x, vf y) { return vmax(x, y); })[0];
 }
