@@ -24,7 +24,6 @@ LLMFAST_INLINE i64 cache_row_bytes(CacheType type, i64 D) {
   return type == CacheType::f32 ? 4 * D : type == CacheType::bf16 ? 2 * D : D + 4;
 }
 LLMFAST_INLINE i64 runs_of(i64 keys) { return max_of<i64>(1, ceil_div(keys, KEYS_PER_RUN)); }
-LLMFAST_INLINE i64 partial_floats_of(i64 D) { return round_up(D, W) + 2; }  // unnormalised output, maximum, sum
 
 LLMFAST_INLINE void normalise_row(Norm kind, const NormWeights& norm, const float* x, i64 N, float eps, float* out) {
   const float mean = kind == Norm::rms ? 0.0f : sum_over(N, [&](i64 j, i64 n) { return load_upto(x + j, n); }) / float(N);
@@ -79,20 +78,18 @@ struct Input {
   const uint8_t* shared;  // what was prepared together, or null
   mutable bool ready;     // the thread's copy, at its first chunk of the product
 
-  const uint8_t* read(Commit& commit) const {
+  // For a chunk that reads `panel` first, which is on its way from memory meanwhile.
+  const uint8_t* read(Commit& commit, const uint8_t* panel) const {
     if (!own) return shared;
-    const i64 bytes = prepared_bytes(m);
-    if (!ready && shared) {
-      memcpy(own, shared, size_t(rows * bytes));
-    } else if (!ready) {
-      Scratch row(round_up(m.K, W));
-      for (i64 r = 0; r < rows; r++) {
-        source(r, row.data);
-        prepare_row(m, row.data, own + r * bytes);
-      }
-    }
+    const i64 bytes = prepared_bytes(m), stride = round_up(m.K, W);
+    const bool round = !ready && !shared;
+    Scratch floats(round ? rows * stride : 1);
+    for (i64 i = 0; !ready && i < AHEAD; i += 64) prefetch(panel + i);
+    for (i64 r = 0; round && r < rows; r++) source(r, floats.data + r * stride);
+    if (!ready && shared) memcpy(own, shared, size_t(rows * bytes));
+    commit.detach();  // before the rounding, which takes the longest
+    for (i64 r = 0; round && r < rows; r++) prepare_row(m, floats.data + r * stride, own + r * bytes);
     ready = true;
-    commit.detach();
     return own;
   }
 };
@@ -122,8 +119,8 @@ void multiply(Worker& w, const PackedMatrix& m, i64 rows, const Input& input, co
   const i64 panels = ceil_div(m.N, TILE_COLS), blocks = ceil_div(rows, ROWS_PER_CHUNK);
   Scratch tile(min_of(rows, ROWS_PER_CHUNK) * m.terms * TILE_COLS);
   phase(w, panels * blocks, [&](i64 chunk, Commit& commit) {
-    const uint8_t* prepared = input.read(commit);
     const i64 panel = chunk / blocks, r0 = chunk % blocks * ROWS_PER_CHUNK, n = min_of(ROWS_PER_CHUNK, rows - r0);
+    const uint8_t* prepared = input.read(commit, panel_of(m, panel));
     const i64 column = panel * TILE_COLS;
     panel_product(m, panel, n, prepared + r0 * prepared_bytes(m), tile.data);
     for (i64 r = 0; r < n; r++) {
@@ -136,6 +133,27 @@ void multiply(Worker& w, const PackedMatrix& m, i64 rows, const Input& input, co
   });
 }
 
+// The largest of the first n logits of a row of a tile, the first of several. Where one is not finite the index is -1, and
+// the value above every other tile's.
+LLMFAST_INLINE BestLogit best_logit(const float* row, i64 column, i64 n) {
+  if (n <= 0) return {-INFINITY, int32_t(column)};
+  vf high = splat(-INFINITY), difference = zeros();  // x - x is 0, and NaN where x is not finite
+  for (i64 j = 0; j < n; j += W) {
+    const vf x = load_upto(row + j, n - j);
+    difference += x - x;
+    high = vmax(first_lanes(x, n - j, splat(-INFINITY)), high);
+  }
+  if (sum_lanes(difference) != 0.0f) return {INFINITY, -1};
+  const float top = max_lanes(high);
+  vi before = splat_int(INT32_MIN);  // minus the place
+  for (i64 j = 0; j < n; j += W) {
+    const vi place = -(lane_index() + int32_t(j));
+    const vi here = first_lanes(load_upto(row + j, n - j), n - j, splat(-INFINITY)) == top ? place : splat_int(INT32_MIN);
+    before = here > before ? here : before;
+  }
+  return {top, int32_t(column) - max_lanes(before)};
+}
+
 constexpr auto UNCHANGED = [](i64, i64, float*) {};
 
 struct DecoderStep {
@@ -143,7 +161,7 @@ struct DecoderStep {
   DecoderState& d;
   const DecoderModel& m;
   const i64 C, H, Hkv, group, D, R;
-  const i64 row_bytes_cached, partial_floats, most_runs;
+  const i64 row_bytes_cached, row_floats, most_runs;
   const bool whole_heads;     // queries, keys and values wait in `inner` until their heads are whole
   bool prompts = false;       // some sequence has more than SHORT rows
   const float* rotations;     // (rows, 2, R)
@@ -152,7 +170,7 @@ struct DecoderStep {
 
   DecoderStep(Worker& worker, uint8_t* own, float* own_rotations)
       : w(worker), d(worker.d), m(*worker.d.model), C(m.width), H(m.heads), Hkv(m.key_heads), group(H / Hkv), D(m.head_dim),
-        R(m.rotary_dim), row_bytes_cached(cache_row_bytes(d.cache_type, D)), partial_floats(partial_floats_of(D)),
+        R(m.rotary_dim), row_bytes_cached(cache_row_bytes(d.cache_type, D)), row_floats(partial_floats(D)),
         most_runs(runs_of(d.capacity)), whole_heads(d.cache_type == CacheType::i8 || m.norms_heads),
         rotations(w.job.rows <= SHORT ? own_rotations : d.rotations), own(own), own_rotations(own_rotations) {
     for (i64 i = 0; i < w.job.segments; i++) prompts |= w.segments[i].count > SHORT;
@@ -284,13 +302,12 @@ struct DecoderStep {
 
   // What a run of keys gives one head of one row of a short segment.
   float* partial_of(const Segment& s, i64 row, i64 head, i64 run) const {
-    return d.partials + (((s.slot * SHORT + row - s.row) * H + head) * most_runs + run) * partial_floats;
+    return d.partials + (((s.slot * SHORT + row - s.row) * H + head) * most_runs + run) * row_floats;
   }
 
-  // One head of keys, one run of them, all rows of a short segment and all heads of queries that share these keys: what
-  // attention_decode.inl does, into `partials`.
+  // One head of keys, one run of them, all rows of a short segment and all heads of queries that share these keys.
   template <class T>
-  void attend_run(i64 block, const Segment& s, i64 key_head, i64 run, Commit& commit) const {
+  void attend_keys(i64 block, const Segment& s, i64 key_head, i64 run, Commit& commit) const {
     const i64 s0 = run * KEYS_PER_RUN, keys = min_of(KEYS_PER_RUN, s.start + s.count - s0), D_padded = round_up(D, W);
     const i64 rows = group * s.count, stride = row_bytes_cached / i64(sizeof(T));
     const T* k = reinterpret_cast<const T*>(cached(d.keys, block, s.slot, key_head, s0));
@@ -298,8 +315,8 @@ struct DecoderStep {
     const auto head_of = [&](i64 r) { return key_head * group + r / s.count; };
     const auto row_of = [&](i64 r) { return s.row + r % s.count; };
     const bool finish = whole_heads && !prompts;
-    Scratch memory(rows * (D_padded + KEYS_PER_RUN + partial_floats) + D_padded);
-    float *q = memory.data, *scores = q + rows * D_padded, *out = scores + rows * KEYS_PER_RUN, *whole = out + rows * partial_floats;
+    Scratch memory(rows * (D_padded + row_floats) + D_padded);
+    float *q = memory.data, *out = q + rows * D_padded, *whole = out + rows * row_floats;
     for (i64 r = 0; r < rows; r++) {
       const float* from = finish ? whole : d.q + (row_of(r) * H + head_of(r)) * D;
       if (finish) finish_query(block, row_of(r), head_of(r), whole);
@@ -310,46 +327,22 @@ struct DecoderStep {
       if (const i64 i = s.start + row - s.row - s0; i >= 0 && i < keys) finish_key_and_value(block, s, row, key_head);
     commit.detach();  // the rows of the cache stay: a step that goes back waits for us (native_decoder.cpp)
 
-    const i64 from = max_of<i64>(0, first_key(block, s.start) - s0) / W * W;  // what the first row sees, in whole vectors
-    // 8-bit keys and values are widened once for all rows.
-    constexpr bool widen = sizeof(T) == 1;
-    Scratch wide(widen ? 2 * keys * D : 1);
-    float *wide_k = wide.data, *wide_v = wide.data + keys * D;
-    if constexpr (widen) {
+    const auto first = [&](i64 t) { return max_of<i64>(0, first_key(block, s.start + t) - s0); };
+    const auto end = [&](i64 t) { return min_of(keys, s.start + t + 1 - s0); };
+    if constexpr (sizeof(T) == 1) {  // 8-bit keys and values are widened once for all rows
+      const i64 from = first(0);
+      Scratch wide(2 * keys * D);
+      float *wide_k = wide.data, *wide_v = wide.data + keys * D;
       copy_rows(k + from * stride, stride, keys - from, D, wide_k + from * D, D);
       copy_rows(v + from * stride, stride, keys - from, D, wide_v + from * D, D);
-      decode_scores(q, rows, D, D_padded, wide_k + from * D, D, keys - from, scores + from);
+      for (i64 i = from / W * W * D; i < from * D; i++) wide_k[i] = 0.0f;  // read with the others of a vector of keys
+      attend_run<float>(q, group, s.count, D, wide_k, D, wide_v, D, first, end, false, out);
     } else {
-      decode_scores(q, rows, D, D_padded, k + from * stride, stride, keys - from, scores + from);
-    }
-    for (i64 r = 0; r < rows; r++) {
-      float *p = scores + r * KEYS_PER_RUN, *partial = out + r * partial_floats;
-      const i64 position = s.start + r % s.count;
-      const i64 first = max_of<i64>(0, first_key(block, position) - s0), visible = min_of(keys, position + 1 - s0);
-      partial[D_padded] = -INFINITY;
-      partial[D_padded + 1] = 0.0f;
-      if (visible <= first) continue;
-      const i64 begin = first / W * W;
-      for (i64 i = begin; i < first; i++) p[i] = -INFINITY;
-      for (i64 i = visible; i < round_up(visible, W); i++) p[i] = -INFINITY;
-      vf high = splat(-INFINITY), total = zeros();
-      for (i64 i = begin; i < visible; i += W) high = vmax(load(p + i), high);
-      const float top = max_lanes(high), pivot = top == -INFINITY ? 0.0f : top;
-      for (i64 i = begin; i < visible; i += W) {
-        const vf e = exp_nonpositive(load(p + i) - pivot);
-        store(p + i, e);
-        total += e;
-      }
-      partial[D_padded] = top;
-      partial[D_padded + 1] = sum_lanes(total);
-      if constexpr (widen)
-        decode_values(p + first, visible - first, D, wide_v + first * D, D, partial);
-      else
-        decode_values(p + first, visible - first, D, v + first * stride, stride, partial);
+      attend_run<T>(q, group, s.count, D, k, stride, v, stride, first, end, run + 1 < runs_of(s.start + s.count), out);
     }
     if (!commit()) return;
     for (i64 r = 0; r < rows; r++)
-      memcpy(partial_of(s, row_of(r), head_of(r), run), out + r * partial_floats, size_t(partial_floats) * 4);
+      memcpy(partial_of(s, row_of(r), head_of(r), run), out + r * row_floats, size_t(row_floats) * 4);
   }
 
   template <class T>
@@ -382,8 +375,8 @@ struct DecoderStep {
     phase(w, chunks, [&](i64 chunk, Commit& commit) {
       const Segment* s = w.segments;
       for (; chunk >= attention_chunks(block, *s); s++) chunk -= attention_chunks(block, *s);
-      if (s->count <= SHORT)
-        attend_run<T>(block, *s, chunk % Hkv, first_run(block, *s) + chunk / Hkv, commit);
+      if (const i64 runs = attention_chunks(block, *s) / Hkv; s->count <= SHORT)  // neighbouring runs of a head lie in a row
+        attend_keys<T>(block, *s, chunk / runs, first_run(block, *s) + chunk % runs, commit);
       else  // the tiles with the most keys first
         attend_tile<T>(block, *s, chunk % H, ceil_div(s->count, QUERIES_PER_TASK) - 1 - chunk / H, commit);
     });
@@ -405,28 +398,9 @@ struct DecoderStep {
       memcpy(out, d.attended + row * H * D, size_t(H * D) * 4);
       return;
     }
-    const i64 position = s.start + row - s.row, D_padded = round_up(D, W);
-    const i64 first = first_key(block, position) / KEYS_PER_RUN, runs = runs_of(position + 1) - first;
-    for (i64 head = 0; head < H; head++) {
-      const float* partials = partial_of(s, row, head, first);
-      float top = -INFINITY, sum = 0.0f;
-      for (i64 run = 0; run < runs; run++) top = max_of(top, partials[run * partial_floats + D_padded]);
-      vf o[16];
-      const i64 vectors = D_padded / W;
-      float* to = out + head * D;
-      for (i64 j0 = 0; j0 < vectors; j0 += 16) {
-        const i64 n = min_of<i64>(16, vectors - j0);
-        for (i64 j = 0; j < n; j++) o[j] = zeros();
-        sum = 0.0f;
-        for (i64 run = 0; run < runs; run++) {
-          const float* partial = partials + run * partial_floats;
-          const float factor = runs == 1 ? 1.0f : ::expf(partial[D_padded] - top);
-          sum += partial[D_padded + 1] * factor;
-          for (i64 j = 0; j < n; j++) o[j] += load(partial + (j0 + j) * W) * factor;
-        }
-        for (i64 j = 0; j < n; j++) store_upto(to + (j0 + j) * W, o[j] * (1.0f / sum), D - (j0 + j) * W);
-      }
-    }
+    const i64 position = s.start + row - s.row, first = first_key(block, position) / KEYS_PER_RUN;
+    for (i64 head = 0; head < H; head++)
+      merge_runs(partial_of(s, row, head, first), row_floats, runs_of(position + 1) - first, D, out + head * D);
   }
 
   template <class Input>
@@ -487,17 +461,7 @@ struct DecoderStep {
       for (i64 r = 0; r < n; r++) {
         const float* row = tile + r * TILE_COLS;
         if (w.job.logits) memcpy(w.job.logits + (r0 + r) * V + column, row, size_t(columns) * 4);
-        const i64 known = min_of(columns, w.job.vocabulary - column);
-        BestLogit best{-INFINITY, int32_t(column)};
-        for (i64 j = 0; j < known; j++)
-          if (row[j] > best.value) best = {row[j], int32_t(column + j)};
-        vf difference = zeros();  // x - x is 0, and NaN where x is not finite
-        for (i64 j = 0; j < known; j += W) {
-          const vf x = load_upto(row + j, known - j);
-          difference += x - x;
-        }
-        if (sum_lanes(difference) != 0.0f) best = {INFINITY, -1};  // above every other panel's
-        d.best[(r0 + r) * panels + column / TILE_COLS] = best;
+        d.best[(r0 + r) * panels + column / TILE_COLS] = best_logit(row, column, min_of(columns, w.job.vocabulary - column));
       }
     });
   }
@@ -511,7 +475,7 @@ i64 decoder_row_bytes(const DecoderModel& m) {
 
 i64 decoder_partial_floats(const DecoderState& d) {
   const DecoderModel& m = *d.model;
-  return d.batch * SHORT * m.heads * runs_of(d.capacity) * partial_floats_of(m.head_dim);
+  return d.batch * SHORT * m.heads * runs_of(d.capacity) * partial_floats(m.head_dim);
 }
 
 // Walks one thread through the whole step.

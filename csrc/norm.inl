@@ -58,7 +58,8 @@ LLMFAST_INLINE void for_each_vector(i64 N, const F& f) {
   if (j < N) f(j, N - j);
 }
 
-LLMFAST_INLINE vf first_lanes(vf a, i64 n) { return n >= W ? a : (lane_index() < splat_int(int32_t(n)) ? a : zeros()); }
+// The first n lanes of a, and `rest` in the others.
+LLMFAST_INLINE vf first_lanes(vf a, i64 n, vf rest = zeros()) { return n >= W ? a : (lane_index() < splat_int(int32_t(n)) ? a : rest); }
 
 template <class T, bool CENTRED>
 void norm_as(const NormArgs& a, const Threads& threads) {

@@ -9,8 +9,7 @@ LLMFAST_INLINE void quantise(const float* x, i64 n, int8_t* to, float* scale, in
     const vi magnitude = (vi)load(x + i) & 0x7fffffff;
     high = magnitude > high ? magnitude : high;
   }
-  int32_t highest = 0;
-  for (int j = 0; j < W; j++) highest = max_of(highest, high[j]);
+  int32_t highest = max_lanes(high);
   for (; i < n; i++) {
     int32_t bits;
     memcpy(&bits, x + i, 4);
@@ -30,8 +29,7 @@ LLMFAST_INLINE void quantise(const float* x, i64 n, int8_t* to, float* scale, in
     for (int j = 0; j < W; j++) to[i + j] = int8_t(q[j]);
 #endif
   }
-  int32_t all = 0;
-  for (int j = 0; j < W; j++) all += total[j];
+  int32_t all = sum_lanes(total);
   for (; i < n; i++) {
     const float shifted = x[i] * inverse + kRound;
     int32_t bits;

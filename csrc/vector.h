@@ -85,6 +85,8 @@ LLMFAST_INLINE void store(bfloat16* p, vf a) {
 #endif
 }
 
+LLMFAST_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // p need not be valid
+
 // The first n < W elements; the other lanes read as zero and are never touched in memory.
 template <class T>
 LLMFAST_INLINE vf load_n(const T* p, i64 n) {
@@ -110,22 +112,6 @@ LLMFAST_INLINE void store_upto(T* p, vf a, i64 n) {
     store_n(p, a, n);
 }
 
-// Sum and maximum over the lanes, in one fixed order.
-LLMFAST_INLINE float sum_lanes(vf a) {
-  float lanes[W];
-  store(lanes, a);
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
-LLMFAST_INLINE float max_lanes(vf a) {
-  float lanes[W];
-  store(lanes, a);
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-  return lanes[0];
-}
-
 // interleave_low(a, b) = a0 b0 a1 b1 ..., interleave_high the same from the upper halves.
 #if LLMFAST_VECTOR_WIDTH == 16
 #define LLMFAST_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -145,6 +131,44 @@ LLMFAST_INLINE vf shuffle(vf a, vf b) {
   return __builtin_shuffle(a, b, vi{LANES...});
 #endif
 }
+// Lane i of the result is lane i + BY of a, counted around.
+template <int BY>
+LLMFAST_INLINE vf rotate_lanes(vf a) {
+#if LLMFAST_VECTOR_WIDTH == 16
+  return shuffle<BY % 16, (BY + 1) % 16, (BY + 2) % 16, (BY + 3) % 16, (BY + 4) % 16, (BY + 5) % 16, (BY + 6) % 16, (BY + 7) % 16,
+                 (BY + 8) % 16, (BY + 9) % 16, (BY + 10) % 16, (BY + 11) % 16, (BY + 12) % 16, (BY + 13) % 16, (BY + 14) % 16,
+                 (BY + 15) % 16>(a, a);
+#elif LLMFAST_VECTOR_WIDTH == 8
+  return shuffle<BY % 8, (BY + 1) % 8, (BY + 2) % 8, (BY + 3) % 8, (BY + 4) % 8, (BY + 5) % 8, (BY + 6) % 8, (BY + 7) % 8>(a, a);
+#else
+  return shuffle<BY % 4, (BY + 1) % 4, (BY + 2) % 4, (BY + 3) % 4>(a, a);
+#endif
+}
+// The first lane of a after it has been folded in halves: f(lower half, upper half), and so on. One fixed order.
+template <class F>
+LLMFAST_INLINE vf fold_lanes(vf a, const F& f) {
+#if LLMFAST_VECTOR_WIDTH >= 16
+  a = f(a, rotate_lanes<8>(a));
+#endif
+#if LLMFAST_VECTOR_WIDTH >= 8
+  a = f(a, rotate_lanes<4>(a));
+#endif
+  a = f(a, rotate_lanes<2>(a));
+  return f(a, rotate_lanes<1>(a));
+}
+LLMFAST_INLINE float sum_lanes(vf a) {
+  return fold_lanes(a, [](vf x, vf y) { return x + y; })[0];
+}
+LLMFAST_INLINE int32_t sum_lanes(vi a) {
+  return ((vi)fold_lanes((vf)a, [](vf x, vf y) { return (vf)((vi)x + (vi)y); }))[0];
+}
+LLMFAST_INLINE int32_t max_lanes(vi a) {
+  return ((vi)fold_lanes((vf)a, [](vf x, vf y) { return (vf)((vi)x > (vi)y ? (vi)x : (vi)y); }))[0];
+}
+LLMFAST_INLINE float max_lanes(vf a) {
+  return fold_lanes(a, [](vf x, vf y) { return vmax(x, y); })[0];
+}
+
 // And back: a0 a2 ... b0 b2 ..., and a1 a3 ... b1 b3 ...
 #if LLMFAST_VECTOR_WIDTH == 16
 LLMFAST_INLINE vf evens(vf a, vf b) { return shuffle<0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30>(a, b); }
