@@ -36,8 +36,7 @@ from llmfast.inference.decoders import (
 )
 from llmfast.models import FLOATS, LanguageModel, ModelConfig
 from llmfast.quantization.plan import PRECISIONS as QUANTIZED
-from llmfast.weights.checkpoint import Stream
-from llmfast.weights.config_file import recommended_precision
+from llmfast.weights.stream import Stream
 
 PRECISIONS = (*FLOATS, *QUANTIZED)
 Item = TypeVar("Item")
@@ -107,7 +106,7 @@ def best_precision(source: Stream, device: torch.device, natively: bool) -> str:
         return source.precision or fastest_float(device)
     if not natively:
         return "fp32"
-    return recommended_precision(source.path) or native.fastest_float()
+    return source.recommended_precision() or native.fastest_float()
 
 
 def fastest_float(device: torch.device) -> str:

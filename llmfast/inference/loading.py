@@ -11,10 +11,9 @@ import torch
 from llmfast.inference.decoders import NativeModel
 from llmfast.inference.execution import Execution, check_precision, chosen_backend, device_of
 from llmfast.inference.llm import LLM
-from llmfast.quantization.plan import plan
 from llmfast.tokenizers import load_tokenizer
 from llmfast.weights.checkpoint import stream
-from llmfast.weights.loading import module_of, quantized_module, stored_formats
+from llmfast.weights.loading import formats_of, module_of, quantized_module
 from llmfast.weights.locate import locate_model
 
 
@@ -42,11 +41,10 @@ def load(
     source = stream(locate_model(name))
     with chosen_backend(backend):
         run = Execution.of(source, precision, place)
-    tokenizer = load_tokenizer(source.directory)
+    tokenizer = load_tokenizer(source.tokenizer_from)
     if run.natively:
-        formats = plan(source.config, run.precision) if run.quantized else {}
-        stored = stored_formats(source, run.precision)
-        packed = NativeModel(source.config, source.tensors(formats), run.precision, stored)
+        formats = formats_of(source, run.precision) if run.quantized else {}
+        packed = NativeModel(source.config, source.tensors(formats), run.precision, formats)
         rounded = run.precision if run.quantized else None
         return LLM(lambda: module_of(source, run.dtype, rounded), tokenizer, backend, packed)
     if run.quantized:

@@ -59,15 +59,9 @@ def record_quality(directory: str | Path, quality: Mapping[str, Mapping[str, flo
     write_atomic(file, json.dumps(document, indent=2).encode())
 
 
-def recommended_precision(path: str | Path) -> str | None:
-    """The precision to run a model in on a CPU: the one it was quantised to, or that its `config.json` recommends."""
-    file = config_file(Path(path))
-    document = read_document(file)
-    if QUANTIZATION in document:
-        quantized = read_quantization(file, read_config(file))
-        assert quantized is not None
-        return quantized.precision
-    recommended = document.get(RECOMMENDED)
+def recommended_precision(file: Path) -> str | None:
+    """The precision to run a model in on a CPU that its `config.json` recommends."""
+    recommended = read_document(file).get(RECOMMENDED)
     if recommended not in (None, "fp32", "bf16", *PRECISIONS):
         raise ValueError(f"{file} recommends {RECOMMENDED} {recommended!r}, which is not known")
     return recommended

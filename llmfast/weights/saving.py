@@ -12,6 +12,7 @@ from llmfast.files import write_atomic
 from llmfast.models import ModelConfig
 from llmfast.quantization.formats import QuantizedWeight
 from llmfast.quantization.plan import Quantization
+from llmfast.tokenizers import load_tokenizer
 from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.weights.checkpoint import part_name
 from llmfast.weights.config_file import write_config
@@ -53,8 +54,12 @@ def save(
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copies the files of the tokenizer in `source`, if there is one."""
-    if source.resolve() != directory.resolve():
+    """Copies the files of the tokenizer in the directory `source`, or writes those of the one in a GGUF file."""
+    if source.is_file():
+        tokenizer = load_tokenizer(source)
+        if tokenizer is not None:
+            tokenizer.save(directory)
+    elif source.resolve() != directory.resolve():
         for file in TOKENIZER_FILES:
             if (source / file).exists():
                 write_atomic(directory / file, (source / file).read_bytes())
