@@ -21,6 +21,7 @@ VERBS = (
     "tokenizer",
     "eval",
     "quantize",
+    "convert",
     "consolidate",
     "bench",
     "verify",
