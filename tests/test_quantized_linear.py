@@ -50,18 +50,18 @@ def test_nothing_in_nothing_out_and_strides_do_not_matter(backend, device, dtype
     weight = quantize(torch.randn(6, 40, device=device), "int4")
     x = torch.randn(40, 3, 2, dtype=dtype, device=device).permute(2, 1, 0)
     with llmfast.use_backend(backend):
-        y = ops.quantized_linear(x, weight.values, weight.scale)
-        assert torch.equal(y, ops.quantized_linear(x.contiguous(), weight.values, weight.scale))
-        assert ops.quantized_linear(x[:0], weight.values, weight.scale).shape == (0, 3, 6)
+        y = ops.quantized_linear(x, **weight.parts)
+        assert torch.equal(y, ops.quantized_linear(x.contiguous(), **weight.parts))
+        assert ops.quantized_linear(x[:0], **weight.parts).shape == (0, 3, 6)
 
 
 def test_wrong_arguments_are_named():
     weight = quantize(torch.randn(6, 40), "int8")
     x = torch.randn(2, 40)
     for call, complaint in {
-        (x[:, 1:], weight.values, weight.scale): r"values and scale must be .* x \(2, 39\)",
-        (x, weight.values, weight.scale[1:]): "values and scale must be",
-        (x, weight.values.float(), weight.scale): r"got torch.float32",
+        (x[:, 1:], weight.values, weight.scale): r"int8 must have values \(6, 39\), scale \(6,\), got x \(2, 39\)",
+        (x, weight.values, weight.scale[1:]): r"must have .*, scale \(6,\), got .*, scale \(5,\)",
+        (x, weight.values.float(), weight.scale): "got values torch.float32",
         (x, weight.values, weight.scale, torch.ones(5)): r"bias must be \(N,\)",
         (x, weight.values, weight.scale, None, "relu"): "activation must be",
         (x, weight.values, weight.scale, torch.ones(6, dtype=torch.float64)): "share one dtype",
@@ -69,6 +69,18 @@ def test_wrong_arguments_are_named():
     }.items():
         with pytest.raises(ValueError, match=complaint):
             ops.quantized_linear(*call)
+
+
+def test_the_parts_of_a_format_come_together():
+    parts = dict(quantize(torch.randn(6, 40), "q4_k").parts)
+    x = torch.randn(2, 40)
+    del parts["minimum_code"]
+    with pytest.raises(ValueError, match=r"those of a weight in int8, .*, got .*, scale_code torch.uint8$"):
+        ops.quantized_linear(x, **parts)
+    parts = dict(quantize(torch.randn(6, 40), "q4_1").parts)
+    parts["minimum"] = parts["minimum"][:, :1]
+    with pytest.raises(ValueError, match=r"q4_1 must have .*, minimum \(6, 2\), got .*, minimum \(6, 1\)"):
+        ops.quantized_linear(x, **parts)
 
 
 def test_explain_says_where_the_weights_are_made_floats():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmfast.backends.registered import SCHEMAS, contract_functions, register
+from llmfast.quantization.formats import dequantize
 
 # For inference: it has no gradients, so it stands beside the operators that have them.
 QUANTIZED_LINEAR = "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str activation) -> Tensor"
@@ -86,10 +87,19 @@ def describe(op: str, *args: Any, **kwargs: Any) -> str:
     return f"{configuration}, interpreted" if INTERPRETED else configuration
 
 
-globals().update(contract_functions("llmfast_triton"))
+_functions = contract_functions("llmfast_triton")
+globals().update(_functions)
 
 
 def quantized_linear(
-    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **parts: Tensor,
 ) -> Tensor:
+    if scale.dtype == torch.float16:  # ggml's formats
+        weight = dequantize({"values": values, "scale": scale} | parts, x.shape[-1])
+        return _functions["linear"](x, weight.to(x.dtype), bias, activation)
     return torch.ops.llmfast_triton.quantized_linear(x, values, scale, bias, activation or "")
