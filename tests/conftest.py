@@ -143,6 +143,11 @@ def storyteller_directory(storyteller, tmp_path_factory):
     return directory
 
 
+def nmse(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The mean squared error, relative to the mean square of what is expected."""
+    return float((found.double() - expected.double()).square().sum() / expected.double().square().sum())
+
+
 def assert_same_greedy(expected: list[int], actual: list[int], model: llmfast.GPT, prompt: int, where: str) -> None:
     """Equal token ids, prompt of `prompt` tokens included, up to a step where two tokens were as good as tied.
 

@@ -8,7 +8,8 @@ import click
 
 from llmfast.cli.common import common_options
 from llmfast.cli.progress import progress_bars
-from llmfast.weights.converting import FILES, convert as convert_model
+from llmfast.weights.converting import FILES
+from llmfast.weights.converting import convert as convert_model
 from llmfast.weights.gguf_writing import TYPES
 from llmfast.weights.locate import locate_model
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmfast.quantization.formats import QuantizedWeight
 from llmfast.tokenizers import load_tokenizer
-from llmfast.tokenizers.gguf import metadata_of
+from llmfast.tokenizers.gguf_writing import metadata_of
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.gguf import GGUFFile
 from llmfast.weights.gguf_writing import TYPES, kept_values, write_gguf
@@ -72,7 +72,9 @@ def _to_safetensors(
     if target.is_file():
         raise ValueError(f"{target} is a file: name a directory for the model")
     if holds_model(target) and not overwrite:
-        raise ValueError(f"{target} holds a model already: name another directory, or pass --overwrite (overwrite=True)")
+        raise ValueError(
+            f"{target} holds a model already: name another directory, or pass --overwrite (overwrite=True)"
+        )
     state: dict[str, Tensor | QuantizedWeight] = {}
     done, sizes = 0, model.sizes
     for name, weight in model:

@@ -38,15 +38,15 @@ def write_gguf(
     path: Path,
     source: Stream,
     type: str,
-    tokenizer: Mapping[str, Any] | None,
+    others: Mapping[str, Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Writes the model of `source` to the file `path`, whole or not at all, its matrices in `type`, one of `TYPES`.
 
-    `tokenizer` holds the values `tokenizer.…`; without any, or None, llama.cpp can run the model on token ids only. A
-    matrix whose rows are not whole blocks of 32, norms, biases and position embeddings are float32. One weight at a time
-    is in memory. `progress` is told the bytes of the source that are done, and all of them. `ValueError` for arithmetic
-    that llama.cpp does not have.
+    `others` are values beside the model's own, such as `tokenizer.…`; without a tokenizer llama.cpp can run the model
+    on token ids only. A matrix whose rows are not whole blocks of 32, norms, biases and position embeddings are
+    float32. One weight at a time is in memory. `progress` is told the bytes of the source that are done, and all of
+    them. `ValueError` for arithmetic that llama.cpp does not have.
     """
     config = source.config
     settings = settings_of(config)
@@ -56,7 +56,8 @@ def write_gguf(
             f"of {config.context}, within which nothing differs",
             stacklevel=2,
         )
-    values = settings | (dict(tokenizer) if tokenizer else {"tokenizer.ggml.model": "no_vocab"})
+    named = {"general.name": source.directory.name if source.path.is_dir() else source.path.stem}
+    values = {"tokenizer.ggml.model": "no_vocab"} | named | settings | dict(others)
     write_atomic(path, lambda temporary: _write(temporary, source, type, values, progress))
 
 
@@ -100,7 +101,12 @@ def _write(
 def _add_values(writer: Any, values: Mapping[str, Any]) -> None:
     from gguf import GGUFValueType
 
-    kinds = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}
+    kinds = {
+        bool: GGUFValueType.BOOL,
+        int: GGUFValueType.UINT32,
+        float: GGUFValueType.FLOAT32,
+        str: GGUFValueType.STRING,
+    }
     for key, value in values.items():
         if isinstance(value, (list, tuple, GGUFArray)):
             writer.add_array(key, list(value))

@@ -159,7 +159,11 @@ class _Rounding:
 
 def complain(path: Path, about: str, problems: Mapping[str, Collection[str]]) -> None:
     """`ValueError` in one line with all problems, each a few words and the names that have it; nothing without any."""
-    found = [f"{problem} {_some(sorted(names) if isinstance(names, Set) else list(names))}" for problem, names in problems.items() if names]
+    found = [
+        f"{problem} {_some(sorted(names) if isinstance(names, Set) else list(names))}"
+        for problem, names in problems.items()
+        if names
+    ]
     if found:
         raise ValueError(f"{path} does not fit its {about}: {'; '.join(found)}")
 

@@ -1,0 +1,38 @@
+"""What llama.cpp computes, for tests: run by a Python that has llama-cpp-python.
+
+    llama_cpp_logits.py JOBS.json OUT.npz   # jobs: [{"file", "ids", "new", "text"}]
+
+Of job i OUT holds `logits.i` (T, V) after each of its ids, `greedy.i`, the `new` tokens that follow, and `tokens.i`,
+the ids of its text. Keys and values are kept in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+from llama_cpp import Llama
+
+
+def main(jobs: str, out: str) -> None:
+    arrays = {}
+    for i, job in enumerate(json.load(open(jobs, encoding="utf-8"))):
+        model = Llama(
+            job["file"], n_ctx=64, n_threads=1, n_threads_batch=1, logits_all=True, type_k=0, type_v=0, verbose=False
+        )
+        model.eval(job["ids"])
+        arrays[f"logits.{i}"] = np.array(model.scores[: model.n_tokens])
+        greedy = []
+        for _ in range(job["new"]):
+            greedy.append(int(np.argmax(model.scores[model.n_tokens - 1])))
+            model.eval(greedy[-1:])
+        arrays[f"greedy.{i}"] = np.array(greedy)
+        if job.get("text") is not None:
+            arrays[f"tokens.{i}"] = np.array(model.tokenize(job["text"].encode(), add_bos=False, special=False))
+        model.close()
+    np.savez(out, **arrays)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -1,0 +1,112 @@
+"""llama.cpp runs what is written: its logits, its greedy text and its tokens are ours.
+
+In an environment of its own (LLMFAST_PEERS_PYTHON, or this one where it has llama-cpp-python); skipped without one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same_greedy, nmse, tiny_config
+
+import llmfast
+from llmfast.models import LlamaConfig, create, from_pretrained
+from llmfast.models.rotary import RotarySettings
+from llmfast.weights.converting import convert
+
+PYTHON = os.environ.get("LLMFAST_PEERS_PYTHON") or sys.executable
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def has_llama_cpp() -> bool:
+    return subprocess.run([PYTHON, "-c", "import llama_cpp"], capture_output=True).returncode == 0
+
+
+def llama(kind: str = "llama", **changes) -> LlamaConfig:
+    sizes = dict(
+        vocab_size=67, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaConfig(kind, **sizes | changes)
+
+
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+MODELS = {
+    "gpt2": tiny_config(vocab_size=67, n_positions=64, n_embd=64, n_head=4, initializer_range=0.3),
+    "gpt2, untied": tiny_config(vocab_size=67, n_positions=64, n_embd=32, n_head=2, n_inner=96, tie_word_embeddings=False),
+    "llama": llama(),
+    "llama, tied, biases": llama(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    "llama, head_dim of its own": llama(head_dim=24, num_key_value_heads=1),
+    "llama, linear": llama(rope=RotarySettings(500.0, "linear", factor=3.0)),
+    "llama, yarn": llama(rope=RotarySettings(10000.0, **YARN)),
+    "llama, yarn by hand": llama(rope=RotarySettings(10000.0, **YARN, attention_factor=0.7, beta_fast=4.0, beta_slow=0.5)),
+    "llama 3": llama(
+        rope=RotarySettings(
+            500.0, "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+        )
+    ),
+    "mistral, window": llama("mistral", sliding_window=24),
+    "qwen2": llama("qwen2", rms_norm_eps=1e-2),
+    "qwen3": llama("qwen3", head_dim=32, tie_word_embeddings=True),
+    "smollm3": llama("smollm3", no_rope_blocks=(3,)),
+    "granite": llama(
+        "granite", embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=2.5,
+        attention_bias=True, mlp_bias=True,
+    ),
+}  # fmt: skip
+QUANTISED = {("llama", kind): llama() for kind in ("bf16", "q8_0", "q4_0", "q4_1")}
+IDS = [5, 9, 3, 11, 4, 60, 2, 8, 33, 17, 21, 6, 40, 41, 0, 66, 12, 50]
+NEW = 5
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Directories and GGUF files of all models, and what llama.cpp computes with them, in one process of its own."""
+    if not has_llama_cpp():
+        pytest.skip(f"{PYTHON} has no llama-cpp-python; LLMFAST_PEERS_PYTHON names another")
+    folder = tmp_path_factory.mktemp("llama_cpp")
+    jobs, places = [], {}
+    for (name, kind), config in ({(name, "f32"): config for name, config in MODELS.items()} | QUANTISED).items():
+        place = folder / f"{len(places)}"
+        torch.manual_seed(len(places))
+        model = create(config)
+        for parameter in model.parameters():  # norms and biases too
+            torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(place)
+        convert(place, folder / f"{place.name}.gguf", "gguf", kind)
+        places[name, kind] = place, folder / f"{place.name}.gguf", len(jobs)
+        jobs.append({"file": str(places[name, kind][1]), "ids": IDS, "new": NEW})
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    script = Path(__file__).with_name("llama_cpp_logits.py")
+    done = subprocess.run(
+        [PYTHON, str(script), str(folder / "jobs.json"), str(folder / "out.npz")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return places, np.load(folder / "out.npz")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_greedy_text_are_those_of_llama_cpp(judged, name):
+    places, theirs = judged
+    directory, file, job = places[name, "f32"]
+    ours = from_pretrained(directory)
+    with torch.inference_mode(), llmfast.use_backend("pytorch"):
+        assert nmse(ours(torch.tensor([IDS]))[0], torch.from_numpy(theirs[f"logits.{job}"])) < 1e-6
+    llm = llmfast.load(file, backend="pytorch", precision="fp32")
+    found = llm.generate(torch.tensor(IDS), max_new_tokens=NEW, temperature=0).tolist()
+    assert_same_greedy(found, IDS + theirs[f"greedy.{job}"].tolist(), ours, len(IDS), name)
+
+
+@pytest.mark.parametrize("kind", [kind for _, kind in QUANTISED])
+def test_llama_cpp_reads_every_type_that_is_written(judged, kind):
+    """It multiplies with 8-bit activations, so its logits are only near those of the same weights."""
+    places, theirs = judged
+    _, file, job = places["llama", kind]
+    with torch.inference_mode(), llmfast.use_backend("pytorch"):
+        ours = from_pretrained(file)(torch.tensor([IDS]))[0]
+    assert nmse(ours, torch.from_numpy(theirs[f"logits.{job}"])) < 1e-3
