@@ -35,30 +35,26 @@ def llama(kind: str = "llama", **changes) -> LlamaConfig:
     return LlamaConfig(kind, **sizes | changes)
 
 
-YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+YARN = dict(rope_theta=10000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+LLAMA3 = dict(rope_theta=500.0, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+MULTIPLIERS = dict(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=2.5)
+GPT2 = dict(vocab_size=67, n_positions=64, n_embd=64, n_head=4, initializer_range=0.3)
 MODELS = {
-    "gpt2": tiny_config(vocab_size=67, n_positions=64, n_embd=64, n_head=4, initializer_range=0.3),
-    "gpt2, untied": tiny_config(vocab_size=67, n_positions=64, n_embd=32, n_head=2, n_inner=96, tie_word_embeddings=False),
+    "gpt2": tiny_config(**GPT2),
+    "gpt2, untied": tiny_config(**GPT2, n_inner=96, tie_word_embeddings=False),
     "llama": llama(),
     "llama, tied, biases": llama(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "llama, head_dim of its own": llama(head_dim=24, num_key_value_heads=1),
     "llama, linear": llama(rope=RotarySettings(500.0, "linear", factor=3.0)),
-    "llama, yarn": llama(rope=RotarySettings(10000.0, **YARN)),
-    "llama, yarn by hand": llama(rope=RotarySettings(10000.0, **YARN, attention_factor=0.7, beta_fast=4.0, beta_slow=0.5)),
-    "llama 3": llama(
-        rope=RotarySettings(
-            500.0, "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
-        )
-    ),
+    "llama, yarn": llama(rope=RotarySettings(**YARN)),
+    "llama, yarn by hand": llama(rope=RotarySettings(**YARN, attention_factor=0.7)),
+    "llama 3": llama(rope=RotarySettings(**LLAMA3, original_max_position_embeddings=16)),
     "mistral, window": llama("mistral", sliding_window=24),
     "qwen2": llama("qwen2", rms_norm_eps=1e-2),
     "qwen3": llama("qwen3", head_dim=32, tie_word_embeddings=True),
     "smollm3": llama("smollm3", no_rope_blocks=(3,)),
-    "granite": llama(
-        "granite", embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=2.5,
-        attention_bias=True, mlp_bias=True,
-    ),
-}  # fmt: skip
+    "granite": llama("granite", attention_bias=True, mlp_bias=True, **MULTIPLIERS),
+}
 QUANTISED = {("llama", kind): llama() for kind in ("bf16", "q8_0", "q4_0", "q4_1")}
 IDS = [5, 9, 3, 11, 4, 60, 2, 8, 33, 17, 21, 6, 40, 41, 0, 66, 12, 50]
 NEW = 5

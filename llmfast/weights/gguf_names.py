@@ -222,9 +222,9 @@ def _yarn(settings: Mapping[str, Any], document: Mapping[str, Any], factor: floa
             raise ValueError(f"it sets {key} to {settings[key]!r}, which is not computed here")
     original = settings.get("rope.scaling.original_context_length") or document["max_position_embeddings"]
     found = {"original_max_position_embeddings": original}
-    for key, name in (("beta_fast", "beta_fast"), ("beta_slow", "beta_slow")):
-        if f"rope.scaling.yarn_{key}" in settings:
-            found[name] = settings[f"rope.scaling.yarn_{key}"]
+    for name in ("beta_fast", "beta_slow"):
+        if f"rope.scaling.yarn_{name}" in settings:
+            found[name] = settings[f"rope.scaling.yarn_{name}"]
     if "rope.scaling.attn_factor" in settings:
         found["attention_factor"] = settings["rope.scaling.attn_factor"] * _yarn_factor(factor)
     return found
@@ -296,8 +296,6 @@ def _rotary_settings(config: LlamaConfig) -> dict[str, Any]:
         original = rope.original_max_position_embeddings or config.context
         values |= {"rope.scaling.type": "yarn", "rope.scaling.factor": rope.factor}
         values |= {"rope.scaling.original_context_length": original}
-        values |= {"rope.scaling.yarn_beta_fast": rope.beta_fast or 32.0}
-        values |= {"rope.scaling.yarn_beta_slow": rope.beta_slow or 1.0}
         if rope.attention_factor is not None:
             values["rope.scaling.attn_factor"] = rope.attention_factor / _yarn_factor(rope.factor)
     return values
@@ -313,8 +311,9 @@ def _beyond(config: GPTConfig | LlamaConfig) -> str | None:
         return f"hidden_act {config.hidden_act!r}"
     if rope.partial_rotary_factor != 1.0:
         return f"partial_rotary_factor {rope.partial_rotary_factor}"
-    if rope.rope_type == "yarn" and (rope.mscale or rope.mscale_all_dim or not rope.truncate):
-        return "yarn with mscale, mscale_all_dim or without truncate"
+    changed = rope.mscale or rope.mscale_all_dim or not rope.truncate
+    if rope.rope_type == "yarn" and (changed or (rope.beta_fast or 32) != 32 or (rope.beta_slow or 1) != 1):
+        return "yarn with mscale, mscale_all_dim, beta_fast, beta_slow or without truncate"  # it does not read them
     if config.attention_bias and family not in ("llama", "mistral", "granite", "qwen2"):
         return "attention_bias"
     if config.mlp_bias and family not in ("llama", "mistral", "granite"):
