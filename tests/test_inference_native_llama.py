@@ -306,7 +306,7 @@ def test_weights_that_share_a_matrix_may_have_formats_of_their_own(switch, mixtu
         name: next((form for part, form in MIXTURES[mixture].items() if part in name), form)
         for name, form in plan(config, "q4_k").items()
     }
-    weights = random_weights(config)
+    weights = {name: weight.bfloat16().float() for name, weight in random_weights(config).items()}
     model = NativeModel(config, weights.items(), "q4_k", formats)
     reference = Reference(config, weights, formats)
     reference.formats = model.formats  # how activations are rounded

@@ -99,7 +99,8 @@ class NativeModel:
             number, shape = places[name]
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-            parts = _in_format(tensor, self.formats.get(name))
+            tensor = _rounded(tensor, formats.get(name))
+            parts = _parts(tensor, self.formats.get(name))
             torch.ops.llmfast.native_model_give(self._number, number, *map(parts.get, PARTS), threads)
             missing.pop(name, None)
             del tensor, parts  # before the next one is read: they may be a mapped part of the file
@@ -190,15 +191,18 @@ def _kept(matrices: Sequence[Parameter], formats: Mapping[str, str]) -> dict[str
     return kept
 
 
-def _in_format(tensor: Tensor | QuantizedWeight, form: str | None) -> Mapping[str, Tensor]:
-    """The tensor's parts, `values` alone if it is not quantised, as the C++ side takes them for `form`."""
-    if form in ENCODINGS:
-        if not isinstance(tensor, QuantizedWeight):
-            tensor = quantize(tensor.float(), form)
-        elif tensor.precision != form:
-            tensor = quantize(tensor.dequantize(), form)
-        return tensor.parts
+def _rounded(tensor: Tensor | QuantizedWeight, form: str | None) -> Tensor | QuantizedWeight:
+    """The tensor in `form`, if that is a format of integers."""
+    if form not in ENCODINGS or isinstance(tensor, QuantizedWeight) and tensor.precision == form:
+        return tensor
+    return quantize(tensor.dequantize() if isinstance(tensor, QuantizedWeight) else tensor.float(), form)
+
+
+def _parts(tensor: Tensor | QuantizedWeight, kept: str | None) -> Mapping[str, Tensor]:
+    """The tensor's parts, `values` alone where it is kept as floats, as the C++ side takes them."""
     if isinstance(tensor, QuantizedWeight):
+        if tensor.precision == kept:
+            return tensor.parts
         tensor = tensor.dequantize()
     tensor = tensor.detach()
     return {"values": tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()}
