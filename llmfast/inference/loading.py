@@ -42,7 +42,7 @@ def load(
     source = stream(locate_model(name))
     with chosen_backend(backend):
         run = Execution.of(source, precision, place)
-    tokenizer = load_tokenizer(source.directory)
+    tokenizer = load_tokenizer(source.path)
     if run.natively:
         formats = plan(source.config, run.precision) if run.quantized else {}
         stored = stored_formats(source, run.precision)

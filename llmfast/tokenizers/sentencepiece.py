@@ -52,7 +52,9 @@ class SentencePieceTokenizer(BaseTokenizer):
             raise ValueError("a token's score is not finite, or its type none of 1 to 6")
         self.special_tokens = {p.text: i for i, p in enumerate(self.pieces) if p.kind in (CONTROL, UNKNOWN) and p.text}
         self._ids = {p.text: i for i, p in enumerate(self.pieces) if p.kind in (NORMAL, USER_DEFINED, UNUSED)}
-        self._bytes = {BYTE_NAMES[p.text]: i for i, p in enumerate(self.pieces) if p.kind == BYTE and p.text in BYTE_NAMES}
+        self._bytes = {
+            BYTE_NAMES[p.text]: i for i, p in enumerate(self.pieces) if p.kind == BYTE and p.text in BYTE_NAMES
+        }
         self._unknown = next((i for i, p in enumerate(self.pieces) if p.kind == UNKNOWN), None)
         if len(self._bytes) < 256 and self._unknown is None:
             raise ValueError("the vocabulary has neither a token for every byte nor one for unknown characters")
@@ -129,12 +131,9 @@ class SentencePieceTokenizer(BaseTokenizer):
 
     @functools.cached_property
     def _spelled(self) -> list[bytes]:
-        return [
-            bytes([BYTE_NAMES[p.text]])
-            if p.kind == BYTE and p.text in BYTE_NAMES
-            else (p.text if p.text in self.special_tokens else p.text.replace(BLANK, " ")).encode()
-            for p in self.pieces
-        ]
+        spelled = [p.text if p.text in self.special_tokens else p.text.replace(BLANK, " ") for p in self.pieces]
+        single = {i: bytes([byte]) for byte, i in self._bytes.items()}
+        return [single.get(i, text.encode()) for i, text in enumerate(spelled)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for. An id outside the vocabulary is a `ValueError` naming it."""
@@ -182,4 +181,6 @@ def _added(directory: Path, config: Mapping[str, Any], pieces: Sequence[Piece]) 
     behind = {i: token for i, token in added.items() if i >= len(pieces)}
     if sorted(behind) != list(range(len(pieces), len(pieces) + len(behind))):
         raise ValueError("the ids of added tokens should go on where the vocabulary ends")
-    return [Piece(content, 0.0, CONTROL if special else USER_DEFINED) for _, (content, special) in sorted(behind.items())]
+    return [
+        Piece(content, 0.0, CONTROL if special else USER_DEFINED) for _, (content, special) in sorted(behind.items())
+    ]

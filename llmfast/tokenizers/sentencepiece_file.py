@@ -1,8 +1,8 @@
 """`tokenizer.model`: SentencePiece's own file, a message of protocol buffers (`sentencepiece_model.proto`).
 
-    ModelProto        1: pieces, each 1: text, 2: score, 3: kind      2: trainer      3: normalizer
-    trainer           3: model type (2 is BPE)     40 to 43: the ids of <unk>, <s>, </s> and padding
-    normalizer        2: a table of characters     3: begins with a blank     4: joins blanks     5: spells them ▁
+ModelProto        1: pieces, each 1: text, 2: score, 3: kind      2: trainer      3: normalizer
+trainer           3: model type (2 is BPE)     40 to 43: the ids of <unk>, <s>, </s> and padding
+normalizer        2: a table of characters     3: begins with a blank     4: joins blanks     5: spells them ▁
 """
 
 from __future__ import annotations
