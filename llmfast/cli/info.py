@@ -23,7 +23,7 @@ from llmfast.weights.quantizing import CARD, TRAINING
 def info(model: str, as_json: bool) -> None:
     """What MODEL is: its shape, size, tokenizer and card."""
     stream = open_checkpoint(locate_model(model))
-    config, tokenizer = stream.config, load_tokenizer(stream.tokenizer_from)
+    config, tokenizer = stream.config, load_tokenizer(stream.path)
     by_precision: dict[str, int] = {}
     for name, size in stream.sizes.items():
         precision = stream.precision_of(name)

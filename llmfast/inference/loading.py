@@ -41,7 +41,7 @@ def load(
     source = stream(locate_model(name))
     with chosen_backend(backend):
         run = Execution.of(source, precision, place)
-    tokenizer = load_tokenizer(source.tokenizer_from)
+    tokenizer = load_tokenizer(source.path)
     if run.natively:
         formats = formats_of(source, run.precision) if run.quantized else {}
         packed = NativeModel(source.config, source.tensors(formats), run.precision, formats)

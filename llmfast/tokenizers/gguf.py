@@ -83,13 +83,12 @@ def _byte_level(
     if len(vocab) < len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocab[token] != i)
         raise ValueError(f"{PREFIX}tokens holds {twice!r} twice")
-    pairs = []
-    for merge in merges:
-        left, _, right = merge[1:].partition(" ")  # a token of which a blank is the first character
-        pairs.append((merge[:1] + left, right))
-        if not {pairs[-1][0], right, pairs[-1][0] + right} <= vocab.keys():
-            raise ValueError(f"{PREFIX}merges joins {merge!r}, which are no tokens")
-    tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=splitting.ignore_merges))
+    # A blank may be the first character of a token, which the blank between the two then follows.
+    pairs = [(merge[:at], merge[at + 1 :]) for merge in merges for at in [merge.find(" ", 1)]]
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=splitting.ignore_merges))
+    except Exception as error:  # the library raises plain `Exception`
+        raise ValueError(f"{PREFIX}merges does not fit {PREFIX}tokens: {error}") from None
     if splitting.composes:
         tokenizer.normalizer = normalizers.NFC()
     split = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splitting.patterns]
@@ -140,7 +139,8 @@ def _list(metadata: Mapping[str, Any], key: str, kind: type, most: int, default:
     value = metadata.get(PREFIX + key, default)
     if value is _MISSING:
         raise ValueError(f"the file has no {PREFIX}{key}")
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(value, list) or len(value) > most or not all(type(item) is kind for item in value):
+    few = hasattr(value, "__len__") and len(value) <= most
+    value = value.tolist() if few and hasattr(value, "tolist") else value
+    if not few or not isinstance(value, list) or not set(map(type, value)) <= {kind}:
         raise ValueError(f"{PREFIX}{key} should be a list of at most {most} values of the type {kind.__name__}")
     return value

@@ -51,6 +51,7 @@ class LibraryTokenizer(BaseTokenizer):
         unknown = self._id_of(getattr(tokenizer.model, "unk_token", None) or names.get("unk_token"))
         self._forbidden = frozenset(special) - {unknown}
         self._steps = list(_steps(tokenizer.decoder))
+        self._bytes_of_id: dict[int, bytes] = {}  # of those that were decoded
 
     def _id_of(self, name: str | None) -> int | None:
         return None if name is None else self._tokenizer.token_to_id(name)
@@ -62,10 +63,10 @@ class LibraryTokenizer(BaseTokenizer):
             says = self._tokenizer.encode("").ids[:1] == [self._id_of(bos)]
         return self._id_of(bos) if says else None
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: the number of rows an embedding needs."""
-        return max(self._bytes_of_id, default=-1) + 1
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
     def end_of_text(self) -> int | None:
@@ -110,18 +111,20 @@ class LibraryTokenizer(BaseTokenizer):
         later.encode_special_tokens = True
         return later
 
-    @functools.cached_property
-    def _bytes_of_id(self) -> dict[int, bytes]:
-        ordinary = self._tokenizer.get_vocab(with_added_tokens=False).items()
-        spelled = {i: _spelled(token, self._steps) for token, i in ordinary}
-        return spelled | {i: content.encode() for i, content in self._added.items()}
-
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for. An id outside the vocabulary is a `ValueError` naming it."""
-        try:
-            return b"".join([self._bytes_of_id[int(i)] for i in ids])
-        except KeyError as error:
-            raise ValueError(f"token id {error.args[0]} is not in the vocabulary of {self.vocab_size}") from None
+        return b"".join([self._bytes_of_id.get(i) or self._bytes_of(i) for i in map(int, ids)])
+
+    def _bytes_of(self, i: int) -> bytes:
+        if i in self._added:
+            spelled = self._added[i].encode()
+        else:
+            token = self._tokenizer.id_to_token(i) if 0 <= i < self.vocab_size else None
+            if token is None:
+                raise ValueError(f"token id {i} is not in the vocabulary of {self.vocab_size}")
+            spelled = _spelled(token, self._steps)
+        self._bytes_of_id[i] = spelled
+        return spelled
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without the blank that encoding may have put before it."""
@@ -156,7 +159,7 @@ def _never_before_the_first(node: Any) -> Any:
 
 def _steps(decoder: Any) -> Iterator[tuple[str, str]]:
     """What a decoder of the library does to every token, as (step, its parameter)."""
-    document = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "Fuse"}
+    document: Any = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "Fuse"}
     for step in document["decoders"] if document["type"] == "Sequence" else [document]:
         kind = step["type"]
         if kind == "ByteLevel":

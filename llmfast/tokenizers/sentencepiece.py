@@ -131,12 +131,9 @@ class SentencePieceTokenizer(BaseTokenizer):
 
     @functools.cached_property
     def _spelled(self) -> list[bytes]:
-        return [
-            bytes([BYTE_NAMES[p.text]])
-            if p.kind == BYTE and p.text in BYTE_NAMES
-            else (p.text if p.text in self.special_tokens else p.text.replace(BLANK, " ")).encode()
-            for p in self.pieces
-        ]
+        spelled = [p.text if p.text in self.special_tokens else p.text.replace(BLANK, " ") for p in self.pieces]
+        single = {i: bytes([byte]) for byte, i in self._bytes.items()}
+        return [single.get(i, text.encode()) for i, text in enumerate(spelled)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for. An id outside the vocabulary is a `ValueError` naming it."""

@@ -57,7 +57,7 @@ def convert(
     if model.config_file is None:
         write_gguf(target, model, type, kept_values(GGUFFile(model.path)), progress)
         return None
-    tokenizer = load_tokenizer(model.tokenizer_from)
+    tokenizer = load_tokenizer(model.path)
     values, reason = metadata_of(tokenizer, model.config.vocab_size)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_gguf(target, model, type, values, progress)
@@ -82,4 +82,4 @@ def _to_safetensors(
         state[name] = floats.to(FLOATS[type], copy=True)
         done += sizes[name]
         progress(done, sum(sizes.values()))
-    save(target, model.config, state, tokenizer_from=model.tokenizer_from)
+    save(target, model.config, state, tokenizer_from=model.path)

@@ -50,7 +50,7 @@ def module_of(source: Stream, dtype: torch.dtype, precision: str | None = None) 
     state = {name: floats(weight) for name, weight in in_formats(source, formats)}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_head()
-    model.source = source.tokenizer_from
+    model.source = source.path
     return model.eval()
 
 
@@ -60,7 +60,7 @@ def quantized_module(
     """The module with its matrices as integers: those of the file, where it was quantised in just this precision."""
     with torch.device("meta"):
         model = create(source.config)
-    model.source = source.tokenizer_from
+    model.source = source.path
     return modules.fill(model, precision, in_formats(source, formats_of(source, precision)), dtype, device)
 
 

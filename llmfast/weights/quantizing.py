@@ -90,10 +90,10 @@ def quantize_checkpoint(
         part.squared_norm += whole
         progress(sum(part.bytes_before for part in parts.values()), sum(sizes.values()))
 
-    save(directory, model.config, state, tokenizer_from=model.tokenizer_from, precision=precision)
+    save(directory, model.config, state, tokenizer_from=model.path, precision=precision)
     if replaces:  # nothing may stay of another model that stood here
         copied = (
-            TOKENIZER_FILES if model.tokenizer_from.is_dir() else ()
+            TOKENIZER_FILES if model.config_file is not None else ()
         )  # a tokenizer written anew has removed others'
         for file in (*copied, TRAINING, CARD):
             if file == TRAINING or not (model.directory / file).exists():

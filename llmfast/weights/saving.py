@@ -54,12 +54,14 @@ def save(
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copies the files of the tokenizer in the directory `source`, or writes those of the one in a GGUF file."""
-    if source.is_file():
+    """Copies the files of the tokenizer in a model's directory, or beside its file; those of a GGUF file are written."""
+    if source.suffix == ".gguf":
         tokenizer = load_tokenizer(source)
         if tokenizer is not None:
             tokenizer.save(directory)
-    elif source.resolve() != directory.resolve():
+        return
+    source = source if source.is_dir() else source.parent
+    if source.resolve() != directory.resolve():
         for file in TOKENIZER_FILES:
             if (source / file).exists():
                 write_atomic(directory / file, (source / file).read_bytes())

@@ -77,11 +77,6 @@ class Stream:
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
-    def tokenizer_from(self) -> Path:
-        """What `load_tokenizer` reads: a directory, or the file that says everything itself."""
-        return self.path if self.config_file is None else self.directory
-
-    @property
     def precision(self) -> str | None:
         """One of `plan.PRECISIONS`, or None for a model that is not quantised."""
         return None if self.quantization is None else self.quantization.precision
