@@ -1,0 +1,1 @@
+"""Chats: messages to a model's own format and back, turn by turn."""
