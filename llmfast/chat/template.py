@@ -67,7 +67,7 @@ class ChatTemplate:
 
 
 def check_messages(messages: Any) -> None:
-    """`ValueError` in one line for what is not a list of messages: a role, and a text or what the template makes of it."""
+    """`ValueError` in one line for what is not a list of messages, each with a role and a text (or calls of tools)."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise ValueError("a chat must be a list of at least one message, each {'role': …, 'content': …}")
     for message in messages:
