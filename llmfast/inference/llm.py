@@ -228,7 +228,7 @@ class LLM:
         self,
         messages: Sequence[Message],
         max_new_tokens: int = 512,
-        temperature: float = 0.8,
+        temperature: float = 0.5,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
