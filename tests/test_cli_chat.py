@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 
 import pytest
@@ -32,7 +34,7 @@ def test_options(talker_directory, tmp_path):  # noqa: F811
     assert ran.stdout == "The cat, said it.\n" and "prompt tokens computed" in ran.stderr
     assert run(*model, "--stop", "☃", stdin="hello\n").stdout == "A \n"
     ran = run(*model, "-s", "be kind", stdin="/system\n/set\n")
-    assert ran.stderr.startswith("be kind\nmax_new_tokens 512, ") and ran.stdout == ""
+    assert ran.stderr.startswith("be kind\n") and "max_new_tokens 512, " in ran.stderr and ran.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,7 @@ def test_a_terminal(talker_directory, editor):  # noqa: F811
         [sys.executable, "-c", code, "chat", "-m", str(talker_directory), "-t", "0"],
         stdin=theirs, stdout=theirs, stderr=theirs, cwd=tempfile.gettempdir(), start_new_session=True,
         env={**os.environ, "TERM": "dumb", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
     )  # fmt: skip
     os.close(theirs)
     seen = ""
@@ -82,15 +85,16 @@ def test_a_terminal(talker_directory, editor):  # noqa: F811
 
     try:
         until("/help lists the rest.")
+        for entered, shown in [
+            (b"hello\r", "A \N{SNOWMAN}!"),
+            (b"/bogus\r", "there is no command /bogus"),
+            (b"\x03", "(Ctrl-D ends)"),
+            (b"who is it?\r", "The cat, said it."),
+        ]:
+            until("> ")  # a key that comes sooner may be lost
+            os.write(ours, entered)
+            until(shown)
         until("> ")
-        os.write(ours, b"hello\r")
-        until("A \N{SNOWMAN}!")
-        os.write(ours, b"/bogus\r")
-        until("there is no command /bogus")
-        os.write(ours, b"\x03")
-        until("(Ctrl-D ends)")
-        os.write(ours, b"who is it?\r")
-        until("The cat, said it.")
         os.write(ours, b"\x04")
         assert chat.wait(60) == 0
     finally:
