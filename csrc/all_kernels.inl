@@ -68,6 +68,7 @@ const Kernels& LLMFAST_KERNELS() {
     k.mlp_in_rows = mlp_in_rows;
     k.packed_bytes = packed_bytes;
     k.packs = packs;
+    k.share_rows = share_rows;
     k.packed_row = packed_row;
     k.pack_weight = pack_weight;
     k.decoder_row_bytes = decoder_row_bytes;

@@ -7,24 +7,32 @@
 
 namespace llmfast {
 
-// How a matrix holds its weights: 4, 2, 1 or half a byte each. The integers are unsigned, with zero at 128 and 8.
-enum class Format { f32, bf16, i8, i4 };
+// How a matrix holds its weights; all but the floats have the names of llmfast/quantization/encodings.py.
+enum class Format { f32, bf16, i8, i4, q8_0, q4_1, q4_k };
 
-// A matrix (N, K), in panels of the instruction set's own width (packed.inl).
-struct PackedMatrix {
+// Rows `first` and on of a matrix, N of them, in panels of the instruction set's own width (packed.inl).
+struct PackedRows {
   Format format;
-  i64 N, K;
+  i64 first, N;
   uint8_t* panels;
-  const float* bias;  // (N, padded to whole panels) or null
-  i64 terms;          // 2: activations are rounded twice, the second time what the first left over
 };
 
-// A weight as it comes from a file, with any strides (in elements).
+// A matrix (N, K). Its weights (query, key and value) may be in formats of their own.
+struct PackedMatrix {
+  i64 N, K, parts;
+  PackedRows part[3];  // which take activations in one and the same form
+  const float* bias;   // (N, padded to whole panels) or null
+  i64 terms;           // 2: activations are rounded twice, the second time what the first left over
+};
+
+// A weight (N, K) as it comes from a file: floats and i8 with any strides (in elements), the others in contiguous parts,
+// as llmfast/quantization/encodings.py has them. Parts that a format has not are null.
 struct WeightSource {
-  enum class Type { f32, bf16, i8, i4 } type;
-  const void* values;  // (N, K); i4: bytes (N, K padded to 32, / 2), element 2j in the low nibble of byte j
+  Format format;
+  const void* values;
   i64 row, col;
-  const void* scale;  // i8: float32 (N,); i4: bfloat16 (N, groups of 32)
+  const void *scale, *minimum;
+  const uint8_t *scale_code, *minimum_code;
 };
 
 // Which rows of a matrix the rows of one of its weights become: from `first` on, and there

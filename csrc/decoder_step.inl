@@ -116,12 +116,12 @@ Input<Source> prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own, 
 // has changed in place. `change` reads nothing that a later phase rewrites, unless the input is shared.
 template <class Input, class Change, class Finish>
 void multiply(Worker& w, const PackedMatrix& m, i64 rows, const Input& input, const Change& change, const Finish& finish) {
-  const i64 panels = ceil_div(m.N, TILE_COLS), blocks = ceil_div(rows, ROWS_PER_CHUNK);
+  const i64 panels = panels_of(m), blocks = ceil_div(rows, ROWS_PER_CHUNK);
   Scratch tile(min_of(rows, ROWS_PER_CHUNK) * m.terms * TILE_COLS);
   phase(w, panels * blocks, [&](i64 chunk, Commit& commit) {
-    const i64 panel = chunk / blocks, r0 = chunk % blocks * ROWS_PER_CHUNK, n = min_of(ROWS_PER_CHUNK, rows - r0);
-    const uint8_t* prepared = input.read(commit, panel_of(m, panel));
-    const i64 column = panel * TILE_COLS;
+    const Panel panel = panel_of(m, chunk / blocks);
+    const i64 r0 = chunk % blocks * ROWS_PER_CHUNK, n = min_of(ROWS_PER_CHUNK, rows - r0), column = panel.first;
+    const uint8_t* prepared = input.read(commit, panel.data);
     panel_product(m, panel, n, prepared + r0 * prepared_bytes(m), tile.data);
     for (i64 r = 0; r < n; r++) {
       float* row = tile.data + r * TILE_COLS;
@@ -129,7 +129,7 @@ void multiply(Worker& w, const PackedMatrix& m, i64 rows, const Input& input, co
         for (i64 j = 0; j < TILE_COLS; j += W) store(row + j, load(row + j) + load(m.bias + column + j));
       change(r0 + r, column, row);
     }
-    if (commit()) finish(r0, n, column, min_of<i64>(TILE_COLS, m.N - column), tile.data);
+    if (commit()) finish(r0, n, column, panel.rows, tile.data);
   });
 }
 
@@ -498,7 +498,7 @@ i64 mlp_in_rows(const DecoderShape& s) { return s.gated ? 2 * round_up(s.inner, 
 i64 decoder_chunks(const DecoderState& d) {
   const DecoderModel& m = *d.model;
   const i64 widest = max_of(max_of(m.vocabulary, m.width), max_of(m.projected_channels(), mlp_in_rows(m)));
-  const i64 products = ceil_div(widest, TILE_COLS) * ceil_div(d.most_rows, ROWS_PER_CHUNK);
+  const i64 products = (ceil_div(widest, TILE_COLS) + 2) * ceil_div(d.most_rows, ROWS_PER_CHUNK);  // 2: of three parts
   const i64 segments = min_of(d.batch, d.most_rows);
   const i64 attention = m.heads * segments * (runs_of(d.capacity) + ceil_div(d.most_rows, QUERIES_PER_TASK) + 1);
   return max_of(max_of(products, attention), d.most_rows);

@@ -18,6 +18,9 @@ enum class DType { f32, bf16 };
 struct bfloat16 {
   uint16_t bits;
 };
+struct float16 {
+  uint16_t bits;
+};
 
 // Threads are lent by the caller (torch's own pool), so that the process never gets a second OpenMP runtime. `run`
 // calls f(begin, end, context) on disjoint ranges that cover [0, n); inside another parallel region it may run
@@ -158,6 +161,7 @@ struct Kernels {
   i64 (*mlp_in_rows)(const DecoderShape&);
   i64 (*packed_bytes)(Format, i64 N, i64 K);
   bool (*packs)(Format, const WeightSource&);
+  bool (*share_rows)(Format, Format);
   i64 (*packed_row)(const RowOrder&, i64 n);
   void (*pack_weight)(const PackedMatrix&, const RowOrder&, i64 N, const WeightSource&, const Threads&);
   i64 (*decoder_row_bytes)(const DecoderModel&);

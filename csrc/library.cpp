@@ -74,7 +74,8 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def(
       "native_model(int[] sizes, float[] numbers, str norm, str activation, bool gated, float[] inverse_frequencies, "
       "int[] rotary, int[] windows, int[] blocks, str[] roles, int[] biases, int[] formats) -> int");
-  m.def("native_model_give(int model, int parameter, Tensor values, Tensor? scale, int threads) -> ()");
+  m.def("native_model_give(int model, int parameter, Tensor values, Tensor? scale, Tensor? minimum, Tensor? scale_code, "
+        "Tensor? minimum_code, int threads) -> ()");
   m.def("native_model_bytes(int model) -> int");
   m.def("native_model_free(int model) -> ()");
   m.def("native_decoder(int model, int batch, int capacity, int most_rows, str cache_type) -> int");

@@ -70,7 +70,7 @@ class Layout {
   float* vector(i64 block, Role role, bool bias, i64 N, i64 K = 0, const RowOrder& order = {}) {
     if (!has(block, role, bias)) return nullptr;
     float* at = vectors.take<float>(i64(round_up_to(size_t(N), size_t(kernels_.panel_columns))) * std::max<i64>(K, 1));
-    place(block, role, bias) = {nullptr, at, order, N, K, false};
+    place(block, role, bias) = {nullptr, at, order, N, K, Format::f32, false};
     return at;
   }
 
@@ -88,16 +88,21 @@ class Layout {
   void matrix(i64 block, const std::vector<Part>& parts, i64 rows, i64 K, PackedMatrix* m) {
     const bool biased = std::any_of(parts.begin(), parts.end(), [&](const Part& p) { return has(block, p.role, true); });
     float* bias = biased ? vectors.take<float>(i64(round_up_to(size_t(rows), size_t(kernels_.panel_columns)))) : nullptr;
+    const Format first = format_of(block, parts[0].role);
+    const bool mixed = std::any_of(parts.begin(), parts.end(), [&](const Part& p) { return format_of(block, p.role) != first; });
+    *m = PackedMatrix{rows, K, 0, {}, bias, 1};
     for (const Part& p : parts) {
-      need(block, p.role);
-      const Format format = description_.parameters[index_.at({block, p.role, false})].format;
-      if (&p != &parts[0] && format != m->format)
-        throw std::runtime_error("weights that share a matrix (query, key and value; gate and up) must have one format");
-      m->format = format;
-      place(block, p.role, false) = {m, nullptr, p.order, p.N, K, false};
-      if (has(block, p.role, true)) place(block, p.role, true) = {nullptr, bias, p.order, p.N, 0, false};
+      const Format format = format_of(block, p.role);
+      // A gate's rows stand between those that it multiplies; others can be in panels of their own.
+      if (mixed && (p.order.kind == RowOrder::Kind::gate || !kernels_.share_rows(first, format)))
+        throw std::runtime_error("weights that share a matrix (query, key and value; gate and up) can't be in these formats");
+      if (mixed || !m->parts) {
+        const i64 N = mixed ? p.N : rows;
+        m->part[m->parts++] = {format, p.order.first, N, packed.take<uint8_t>(kernels_.packed_bytes(format, N, K))};
+      }
+      place(block, p.role, false) = {m, nullptr, p.order, p.N, K, format, false};
+      if (has(block, p.role, true)) place(block, p.role, true) = {nullptr, bias, p.order, p.N, 0, Format::f32, false};
     }
-    *m = PackedMatrix{m->format, rows, K, packed.take<uint8_t>(kernels_.packed_bytes(m->format, rows, K)), bias, 1};
   }
 
   void end() const {
@@ -112,6 +117,10 @@ class Layout {
   std::map<std::tuple<i64, Role, bool>, size_t> index_;
 
   NativeModel::Place& place(i64 block, Role role, bool bias) { return places_[index_.at({block, role, bias})]; }
+  Format format_of(i64 block, Role role) const {
+    need(block, role);
+    return description_.parameters[index_.at({block, role, false})].format;
+  }
   void need(i64 block, Role role) const {
     if (!has(block, role)) throw std::runtime_error("the model's description lacks a parameter of block " + std::to_string(block));
   }
@@ -181,7 +190,7 @@ NativeModel::NativeModel(ModelDescription description) : kernels_(llmfast::kerne
   }
   // Rounding to 8 bits costs most in the head, whose error goes straight into the logits (and which costs nothing where
   // only the last position has any), and in the two products whose input no norm has evened out.
-  const auto refine = [](PackedMatrix& m) { m.terms = m.format == Format::i8 ? 2 : 1; };
+  const auto refine = [](PackedMatrix& m) { m.terms = m.part[0].format == Format::i8 ? 2 : 1; };
   refine(model_.head);
   for (DecoderBlock& b : blocks_) refine(b.attention_out), refine(b.mlp_out);
 }
@@ -189,7 +198,7 @@ NativeModel::NativeModel(ModelDescription description) : kernels_(llmfast::kerne
 void NativeModel::give(i64 parameter, const WeightSource& source, const Threads& threads) {
   Place& p = place(parameter);
   if (p.matrix) {
-    if (!kernels_.packs(p.matrix->format, source))
+    if (!kernels_.packs(p.format, source))
       throw std::runtime_error("a weight is given in another form than the model was made for");
     kernels_.pack_weight(*p.matrix, p.order, p.N, source, threads);
   } else {
@@ -198,9 +207,9 @@ void NativeModel::give(i64 parameter, const WeightSource& source, const Threads&
       float* to = p.vector + kernels_.packed_row(p.order, n) * columns;
       for (i64 k = 0; k < columns; k++) {
         const i64 at = n * source.row + k * source.col;
-        if (source.type == WeightSource::Type::f32) {
+        if (source.format == Format::f32) {
           to[k] = static_cast<const float*>(source.values)[at];
-        } else if (source.type == WeightSource::Type::bf16) {
+        } else if (source.format == Format::bf16) {
           const uint32_t bits = uint32_t{static_cast<const bfloat16*>(source.values)[at].bits} << 16;
           std::memcpy(&to[k], &bits, 4);
         } else {

@@ -64,6 +64,7 @@ class NativeModel {
     float* vector;
     RowOrder order;
     i64 N, K;
+    Format format;
     bool given;
   };
   Place& place(i64 parameter) { return places_.at(size_t(parameter)); }

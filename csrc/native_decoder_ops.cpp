@@ -51,7 +51,7 @@ Registry<NativeDecoder>& decoders() {
 }
 
 Format format_of(int64_t code) {
-  check(code >= 0 && code <= 3, "format is ", code, ", expected 0 (float32), 1 (bfloat16), 2 (int8) or 3 (int4)");
+  check(code >= 0 && code <= int64_t(Format::q4_k), "format is ", code, ", expected 0 to ", int64_t(Format::q4_k), " (decoder.h)");
   return static_cast<Format>(code);
 }
 
@@ -71,6 +71,17 @@ Activation activation_of(const std::string& name) {
   if (name == "gelu") return Activation::gelu_erf;
   check(name == "silu", "activation is '", name, "', expected 'gelu_tanh', 'gelu' or 'silu'");
   return Activation::silu;
+}
+
+// What a weight's parts are, as llmfast/quantization/encodings.py tells its formats apart.
+Format source_format(ScalarType values, const MaybeTensor& scale, const MaybeTensor& scale_code) {
+  if (values == ScalarType::Float) return Format::f32;
+  if (values == ScalarType::BFloat16) return Format::bf16;
+  check(values == ScalarType::Char || values == ScalarType::Byte, "a weight must be float32, bfloat16, int8 or uint8 (nibbles)");
+  check(scale.has_value(), "a quantised weight needs its scale");
+  const bool half = scale->scalar_type() == ScalarType::Half;
+  if (values == ScalarType::Char) return half ? Format::q8_0 : Format::i8;
+  return !half ? Format::i4 : scale_code ? Format::q4_k : Format::q4_1;
 }
 
 }  // namespace
@@ -108,30 +119,33 @@ int64_t native_model(std::vector<int64_t> sizes, std::vector<double> numbers, st
   return models().add(std::make_shared<NativeModel>(std::move(d)));
 }
 
-void native_model_give(int64_t model, int64_t parameter, const Tensor& values, const MaybeTensor& scale, int64_t threads) {
+void native_model_give(int64_t model, int64_t parameter, const Tensor& values, const MaybeTensor& scale,
+                       const MaybeTensor& minimum, const MaybeTensor& scale_code, const MaybeTensor& minimum_code,
+                       int64_t threads) {
   const auto m = models().get(model);
   check(parameter >= 0 && parameter < m->parameters(), "the model has no parameter ", parameter);
   const NativeModel::Place& place = m->place(parameter);
-  check(values.is_cpu() && (!scale || scale->is_cpu()), "weights must be on the CPU");
-  const i64 groups = (place.K + 31) / 32;
+  check(values.is_cpu(), "weights must be on the CPU");
+  const i64 groups = (place.K + 31) / 32, blocks = (groups + 7) / 8;
   WeightSource source{};
   source.values = values.const_data_ptr();
-  const ScalarType type = values.scalar_type();
-  i64 columns = place.K;
-  if (type == ScalarType::Float || type == ScalarType::BFloat16) {
-    source.type = type == ScalarType::Float ? WeightSource::Type::f32 : WeightSource::Type::bf16;
-    check(!scale, "a weight has a scale, but is not quantised");
-  } else {
-    check(type == ScalarType::Char || type == ScalarType::Byte, "a weight must be float32, bfloat16, int8 or uint8 (nibbles)");
-    const bool nibbles = type == ScalarType::Byte;
-    source.type = nibbles ? WeightSource::Type::i4 : WeightSource::Type::i8;
-    check(scale.has_value() && scale->is_contiguous(), "a quantised weight needs its scale, contiguous");
-    check(scale->scalar_type() == (nibbles ? ScalarType::BFloat16 : ScalarType::Float), "a weight's scale has the wrong dtype");
-    check(scale->numel() == place.N * (nibbles ? groups : 1), "a weight's scale has shape ", shape(*scale));
-    check(!nibbles || values.is_contiguous(), "a weight of nibbles must be contiguous");
-    if (nibbles) columns = groups * 16;
-    source.scale = scale->const_data_ptr();
-  }
+  source.format = source_format(values.scalar_type(), scale, scale_code);
+  const auto part = [&](const char* name, const MaybeTensor& t, ScalarType type, i64 columns) -> const void* {
+    check(t.has_value() == (columns > 0), "a weight ", columns > 0 ? "lacks its " : "of this format has no ", name);
+    if (!t) return nullptr;
+    check(t->is_cpu() && t->is_contiguous() && t->scalar_type() == type && t->numel() == place.N * columns, "a weight's ", name,
+          " has shape ", shape(*t), ", or is not contiguous, of its format's dtype and on the CPU");
+    return t->const_data_ptr();
+  };
+  const Format f = source.format;
+  const bool coded = f == Format::q4_k, floats = f == Format::f32 || f == Format::bf16, whole_row = f == Format::i8;
+  source.scale = part("scale", scale, whole_row ? ScalarType::Float : f == Format::i4 ? ScalarType::BFloat16 : ScalarType::Half,
+                      floats ? 0 : whole_row ? 1 : coded ? blocks : groups);
+  source.minimum = part("minimum", minimum, ScalarType::Half, coded ? blocks : f == Format::q4_1 ? groups : 0);
+  source.scale_code = static_cast<const uint8_t*>(part("scale_code", scale_code, ScalarType::Byte, coded ? groups : 0));
+  source.minimum_code = static_cast<const uint8_t*>(part("minimum_code", minimum_code, ScalarType::Byte, coded ? groups : 0));
+  check(floats || whole_row || values.is_contiguous(), "a weight in groups must be contiguous");
+  const i64 columns = values.scalar_type() == ScalarType::Byte ? groups * 16 : place.K;
   const bool fits = place.K == 0 ? values.dim() == 1 && values.size(0) == place.N
                                  : values.dim() == 2 && values.size(0) == place.N && values.size(1) == columns;
   check(fits, "a weight has shape ", shape(values), ", expected (", place.N, place.K ? ", " + std::to_string(columns) : ",", ")");

@@ -4,7 +4,7 @@
 // A panel holds TILE_COLS rows of W (columns of the product) side by side. How it holds them is a format, one struct:
 //
 //   panel_bytes(K)                 how long a panel is
-//   accepts(type)                  which weights, as they come from a file, can be packed in it
+//   accepts(format)                which weights, as they come from a file, can be packed in it
 //   pack(source, rows, K, panel)   column c of the panel becomes row rows[c] of the source, or stays where rows[c] < 0
 //   unpack(panel, c, K, out)       column c in float32
 //   row_bytes(K)                   how long a row of activations is, prepared for this format
@@ -19,15 +19,16 @@
 //   f32   [k][TILE_COLS]        one float a unit
 //   bf16  [k/2][TILE_COLS][2]   two neighbours along k
 //   i8    [k/4][TILE_COLS][4]   four; then a float32 scale for each column
-//   i4    for each group of 32 along k: [TILE_VECTORS][4][W][4] bytes, where the i-th vector of bytes has unit 2i in its
-//         low nibbles and unit 2i+1 in its high ones; then a bfloat16 scale for each column
+//   i4, q8_0, q4_1, q4_k  by columns of W, in each by groups of 32 along k: [8][W][4] bytes, or of nibbles [4][W][4], where
+//         the i-th vector of bytes has unit 2i in its low nibbles and unit 2i+1 in its high ones; scales before them
 //
-// For the integer formats activations are rounded to 8 bits, with one scale a row (i8) or one for each group of 32 (i4):
+// For the integer formats activations are rounded to 8 bits, with one scale a row (i8) or one for each group of 32:
 //
-//   sum over k of x w = sx sw (sum of qx u - zero * sum of qx),   u = q + zero unsigned, zero = 128 or 8
+//   sum over k of x w = sx sw (sum of qx u - zero * sum of qx)          u = q + zero unsigned, zero = 128 or 8
+//   sum over k of x w = sx sw (sum of qx u) + sx minimum (sum of qx)    where a format has a minimum
 //
-// so that the correction starts the sum and costs nothing more. Integer sums are exact; float sums run over blocks of
-// BLOCK_UNITS from the first to the last, for one row as for many. Memory for panels is zero before the first `pack`.
+// so that zero starts the sum, or the minimum costs one more for a group. Integer sums are exact; float sums run from the
+// first block or group to the last, for one row as for many. Memory for panels is zero before the first `pack`.
 
 constexpr i64 GROUP = 32;
 constexpr i64 BLOCK_UNITS = 256;
@@ -110,7 +111,7 @@ void product_by_tiles(i64 M, i64 units, const uint8_t* rows, i64 stride, const u
 
 LLMFAST_INLINE float source_value(const WeightSource& s, i64 n, i64 k) {
   const i64 at = n * s.row + k * s.col;
-  return s.type == WeightSource::Type::f32 ? static_cast<const float*>(s.values)[at]
+  return s.format == Format::f32 ? static_cast<const float*>(s.values)[at]
                                            : to_float(static_cast<const bfloat16*>(s.values)[at]);
 }
 
@@ -128,7 +129,7 @@ LLMFAST_INLINE void pack_floats(const WeightSource& s, const i64* rows, i64 K, c
 struct PackedF32 {
   using Sum = vf;
   static constexpr void (*subtract)(const uint8_t*, i64, float*) = nullptr;
-  static bool accepts(WeightSource::Type type) { return type == WeightSource::Type::f32 || type == WeightSource::Type::bf16; }
+  static bool accepts(Format format) { return format == Format::f32 || format == Format::bf16; }
   static i64 panel_bytes(i64 K) { return round_up(K * TILE_COLS * 4, ALIGN); }
   static void pack(const WeightSource& s, const i64* rows, i64 K, uint8_t* panel) {
     pack_floats(s, rows, K, [&](i64 k, i64 c, float value) { reinterpret_cast<float*>(panel)[k * TILE_COLS + c] = value; });
@@ -148,7 +149,7 @@ struct PackedBF16 {
   using Sum = vf;
   static constexpr void (*subtract)(const uint8_t*, i64, float*) = nullptr;
   static i64 units(i64 K) { return ceil_div(K, 2); }
-  static bool accepts(WeightSource::Type type) { return PackedF32::accepts(type); }
+  static bool accepts(Format format) { return PackedF32::accepts(format); }
   static i64 panel_bytes(i64 K) { return round_up(units(K) * TILE_COLS * 4, ALIGN); }
   static bfloat16* element(uint8_t* panel, i64 k, i64 c) {
     return reinterpret_cast<bfloat16*>(panel) + (k / 2 * TILE_COLS + c) * 2 + k % 2;
@@ -232,7 +233,7 @@ struct PackedI8 {
   static i64 units(i64 K) { return ceil_div(K, 4); }
   static Row row(i64 K) { return Row(K, 4 * units(K)); }  // all of it one group
   static i64 scales_at(i64 K) { return units(K) * TILE_COLS * 4; }
-  static bool accepts(WeightSource::Type type) { return type == WeightSource::Type::i8; }
+  static bool accepts(Format format) { return format == Format::i8; }
   static i64 panel_bytes(i64 K) { return round_up(scales_at(K) + TILE_COLS * 4, ALIGN); }
   static void pack(const WeightSource& s, const i64* rows, i64 K, uint8_t* panel) {
     const int8_t* values = static_cast<const int8_t*>(s.values);
@@ -278,102 +279,205 @@ struct PackedI8 {
   }
 };
 
-struct PackedI4 {
-  using Row = ByteRow<8>;
-  static constexpr void (*subtract)(const uint8_t*, i64, float*) = nullptr;
-  static constexpr i64 GROUP_BYTES = TILE_COLS * GROUP / 2, GROUP_STRIDE = GROUP_BYTES + TILE_COLS * 2;
-  static Row row(i64 K) { return Row(K, GROUP); }
-  static bool accepts(WeightSource::Type type) { return type == WeightSource::Type::i4; }
-  static i64 panel_bytes(i64 K) { return round_up(ceil_div(K, GROUP) * GROUP_STRIDE, ALIGN); }
-  // The byte of a group that has unit 2i of column c in its low nibble and unit 2i + 1 in its high one; j is the place in
-  // the unit.
-  static i64 byte_of(i64 i, i64 c, i64 j) { return ((c / W * 4 + i) * W + c % W) * 4 + j; }
-  static void pack(const WeightSource& s, const i64* rows, i64 K, uint8_t* panel) {
-    const i64 groups = ceil_div(K, GROUP);
+// ---- Integers in groups of 32 ----
+
+// A row of activations in 8 bits: whole groups of integers, zeros beyond K; then for each group its float scale, the scale
+// times the sum of the integers, and the sum itself, negated.
+struct GroupRow {
+  const i64 groups;
+  explicit GroupRow(i64 K) : groups(ceil_div(K, GROUP)) {}
+  i64 numbers_at() const { return groups * GROUP; }
+  i64 bytes() const { return round_up(numbers_at() + groups * 12, ALIGN); }
+  void prepare(const float* x, i64 K, uint8_t* row) const {
+    int8_t* integers = reinterpret_cast<int8_t*>(row);
+    float* scale = reinterpret_cast<float*>(row + numbers_at());
+    int32_t* negated = reinterpret_cast<int32_t*>(scale + 2 * groups);
+    for (i64 k = K; k < groups * GROUP; k++) integers[k] = 0;
     for (i64 g = 0; g < groups; g++) {
-      uint8_t* group = panel + g * GROUP_STRIDE;
-      bfloat16* scales = reinterpret_cast<bfloat16*>(group + GROUP_BYTES);
-      for (i64 c = 0; c < TILE_COLS; c++) {
-        if (rows[c] < 0) continue;
-        const uint8_t* from = static_cast<const uint8_t*>(s.values) + rows[c] * s.row + g * GROUP / 2;
-        const auto nibble = [&](i64 k) { return k % 2 ? from[k / 2] >> 4 : from[k / 2] & 15; };
-        for (i64 i = 0; i < 4; i++)
-          for (i64 j = 0; j < 4; j++) group[byte_of(i, c, j)] = uint8_t(nibble(8 * i + j) | nibble(8 * i + 4 + j) << 4);
-        scales[c] = static_cast<const bfloat16*>(s.scale)[rows[c] * groups + g];
+      int32_t sum;
+      quantise(x + g * GROUP, min_of(GROUP, K - g * GROUP), integers + g * GROUP, scale + g, &sum);
+      scale[groups + g] = scale[g] * float(sum);
+      negated[g] = -sum;
+    }
+  }
+};
+
+// Rows that one call of a tile takes: as many as leave the integers of a group in registers beside their sums.
+constexpr int GROUP_ROWS = W == 16 ? 12 : 4;
+
+// Columns of W side by side, each a run of blocks over k. A block is a head, which has the scales of its groups, then the
+// integers of each. F says what is in the head:
+//
+//   BITS          of an integer
+//   ZERO          w = scale (u - 2^ZERO); -1: w = scale u + minimum
+//   BLOCK_GROUPS  groups that share a head
+//   HEAD_BYTES    for one column
+//   put(source, at, blocks_at, lane, i, head)  copies the scales of group i of the block
+//   scales(head, i, scale, minimum)            of W columns in float32
+template <class F>
+struct PackedGroups {
+  static constexpr i64 HEAD_BYTES = W * F::HEAD_BYTES, INTEGER_BYTES = W * GROUP * F::BITS / 8;
+  static constexpr i64 BLOCK_BYTES = HEAD_BYTES + F::BLOCK_GROUPS * INTEGER_BYTES;
+  static i64 column_bytes(i64 groups) { return ceil_div(groups, i64{F::BLOCK_GROUPS}) * HEAD_BYTES + groups * INTEGER_BYTES; }
+  static i64 panel_bytes(i64 K) { return round_up(TILE_VECTORS * column_bytes(ceil_div(K, GROUP)), ALIGN); }
+  static bool accepts(Format format) { return format == F::FORMAT; }
+
+  static void pack(const WeightSource& s, const i64* rows, i64 K, uint8_t* panel) {
+    const i64 groups = ceil_div(K, GROUP), row_bytes = F::BITS == 8 ? K : groups * GROUP / 2;
+    for (i64 c = 0; c < TILE_COLS; c++) {
+      if (rows[c] < 0) continue;
+      const uint8_t* from = static_cast<const uint8_t*>(s.values) + rows[c] * row_bytes;
+      uint8_t* column = panel + c / W * column_bytes(groups);
+      for (i64 g = 0; g < groups; g++) {
+        const i64 block = g / F::BLOCK_GROUPS, i = g % F::BLOCK_GROUPS;
+        uint8_t* head = column + block * BLOCK_BYTES;
+        F::put(s, rows[c] * groups + g, rows[c] * ceil_div(groups, i64{F::BLOCK_GROUPS}) + block, c % W, i, head);
+        uint32_t* integers = reinterpret_cast<uint32_t*>(head + HEAD_BYTES + i * INTEGER_BYTES) + c % W;
+        uint32_t words[GROUP / 4] = {};
+        memcpy(words, from + g * GROUP * F::BITS / 8, size_t(F::BITS == 8 ? min_of(GROUP, K - g * GROUP) : GROUP / 2));
+        for (i64 u = 0; u < F::BITS; u++) integers[u * W] = F::BITS == 8 ? words[u] ^ 0x80808080u : interleave_halves(words[u]);
       }
     }
+  }
+  // Nibbles n0 .. n7, lowest first, become n0 n4 n1 n5 n2 n6 n3 n7.
+  static uint32_t interleave_halves(uint32_t x) {
+    uint32_t t = (x ^ x >> 8) & 0x0000ff00u;
+    x ^= t ^ t << 8;
+    t = (x ^ x >> 4) & 0x00f000f0u;
+    return x ^ t ^ t << 4;
   }
   static void unpack(const uint8_t* panel, i64 c, i64 K, float* out) {
+    const uint8_t* column = panel + c / W * column_bytes(ceil_div(K, GROUP));
     for (i64 k = 0; k < K; k++) {
-      const uint8_t* group = panel + k / GROUP * GROUP_STRIDE;
-      const uint8_t byte = group[byte_of(k % GROUP / 8, c, k % 4)];
-      const float scale = to_float(reinterpret_cast<const bfloat16*>(group + GROUP_BYTES)[c]);
-      out[k] = float((k % 8 < 4 ? byte & 15 : byte >> 4) - 8) * scale;
+      const i64 g = k / GROUP, i = g % F::BLOCK_GROUPS, unit = k % GROUP / 4;
+      const uint8_t* head = column + g / F::BLOCK_GROUPS * BLOCK_BYTES;
+      vf scale, minimum;
+      F::scales(head, i, scale, minimum);
+      const uint8_t* integers = head + HEAD_BYTES + i * INTEGER_BYTES;
+      const uint8_t byte = integers[((F::BITS == 8 ? unit : unit / 2) * W + c % W) * 4 + k % 4];
+      const int integer = F::BITS == 8 ? byte : unit % 2 ? byte >> 4 : byte & 15;
+      out[k] = F::ZERO < 0 ? float(integer) * scale[c % W] + minimum[c % W] : float(integer - (1 << F::ZERO)) * scale[c % W];
     }
   }
-  static i64 row_bytes(i64 K) { return row(K).bytes(); }
-  static void prepare(const float* x, i64 K, uint8_t* to) { row(K).prepare(x, K, to); }
+  static i64 row_bytes(i64 K) { return GroupRow(K).bytes(); }
+  static void prepare(const float* x, i64 K, uint8_t* to) { GroupRow(K).prepare(x, K, to); }
+  static void subtract(const uint8_t* from, i64 K, float* x) {
+    const float* scales = reinterpret_cast<const float*>(from + GroupRow(K).numbers_at());
+    for (i64 k = 0; k < K; k++) x[k] -= float(reinterpret_cast<const int8_t*>(from)[k]) * scales[k / GROUP];
+  }
 
-  // ROWS rows with one panel: integer sums over a group, scaled and added up in float32.
+  // ROWS rows with W columns: exact integer sums over a group, scaled and added up in float32.
   template <int ROWS>
-  static __attribute__((noinline)) void tile(i64 groups, const uint8_t* rows, i64 stride, i64 scales_at, const uint8_t* panel,
-                                             float* out) {
-    vf sum[ROWS][TILE_VECTORS];
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
-      for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = zeros();
-    for (i64 g = 0; g < groups; g++) {
-      const uint8_t* group = panel + g * GROUP_STRIDE;
-      const bfloat16* scales = reinterpret_cast<const bfloat16*>(group + GROUP_BYTES);
-      if (ROWS < FEW_ENOUGH_TO_PREFETCH)
+  static __attribute__((noinline)) void tile(i64 groups, const uint8_t* rows, i64 stride, const uint8_t* column, float* out) {
+    vf sum[ROWS];
 #pragma GCC unroll 16
-        for (int i = 0; i < GROUP_BYTES; i += 64) prefetch(group + i + AHEAD);
+    for (int r = 0; r < ROWS; r++) sum[r] = zeros();
+    const uint8_t* head = column;
+    for (i64 g = 0; g < groups; head += BLOCK_BYTES)
+      for (i64 i = 0; i < F::BLOCK_GROUPS && g < groups; i++, g++) {
+        const uint8_t* integers = head + HEAD_BYTES + i * INTEGER_BYTES;
+        if (ROWS < FEW_ENOUGH_TO_PREFETCH)
+#pragma GCC unroll 16
+          for (int b = 0; b < BLOCK_BYTES / F::BLOCK_GROUPS; b += 64) prefetch(integers + b + AHEAD);
+        vi u[GROUP / 4];
 #pragma GCC unroll 8
-      for (int v = 0; v < TILE_VECTORS; v++) {
-        vi low[4], high[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-          const vu bytes = (vu)load(reinterpret_cast<const float*>(group) + (v * 4 + i) * W);
-          low[i] = (vi)(bytes & 0x0f0f0f0fu);
-          high[i] = (vi)(bytes >> 4 & 0x0f0f0f0fu);
-        }
-        const vf scale = load(scales + v * W);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-          const float* row = reinterpret_cast<const float*>(rows + r * stride) + g * (GROUP / 4);
-          const float* row_scales = reinterpret_cast<const float*>(rows + r * stride + scales_at);
-          vi even = (vi)splat_bits(row_scales + groups + g), odd = vi{};  // the correction starts the sum
-#pragma GCC unroll 4
-          for (int i = 0; i < 4; i++) {
-            even = dot4(even, low[i], (vi)splat_bits(row + 2 * i));
-            odd = dot4(odd, high[i], (vi)splat_bits(row + 2 * i + 1));
+        for (int j = 0; j < F::BITS; j++) {
+          const vi bytes = (vi)load(reinterpret_cast<const float*>(integers) + j * W);
+          if (F::BITS == 8) {
+            u[j] = bytes;
+          } else {
+            u[2 * j] = bytes & 0x0f0f0f0f;
+            u[2 * j + 1] = (vi)((vu)bytes >> 4) & 0x0f0f0f0f;
           }
-          sum[r][v] += __builtin_convertvector(even + odd, vf) * (scale * row_scales[g]);
+        }
+        vf scale, minimum;
+        F::scales(head, i, scale, minimum);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+          const float* row = reinterpret_cast<const float*>(rows + r * stride);
+          const float* numbers = row + groups * (GROUP / 4) + g;
+          vi dot = F::ZERO < 0 ? vi{} : (vi)((vu)splat_bits(numbers + 2 * groups) << max_of(F::ZERO, 0));
+#pragma GCC unroll 8
+          for (int j = 0; j < GROUP / 4; j++) dot = dot4(dot, u[j], (vi)splat_bits(row + g * (GROUP / 4) + j));
+          if (F::ZERO < 0) sum[r] += minimum * numbers[groups];
+          sum[r] += __builtin_convertvector(dot, vf) * (scale * numbers[0]);
         }
       }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
-      for (int v = 0; v < TILE_VECTORS; v++) store(out + r * TILE_COLS + v * W, sum[r][v]);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) store(out + r * TILE_COLS, sum[r]);
   }
 
   static void product(i64 M, i64 K, const uint8_t* rows, const uint8_t* panel, float* out) {
-    const Row row_of = row(K);
-    const i64 stride = row_of.bytes();
-    const auto tiles = [&](auto tile, i64 r) { tile(row_of.groups, rows + r * stride, stride, row_of.scales_at, panel, out + r * TILE_COLS); };
-    i64 r = 0;
-    for (; r + 4 <= M; r += 4) tiles(tile<4>, r);
-    for (; r + 2 <= M; r += 2) tiles(tile<2>, r);
-    if (r < M) tiles(tile<1>, r);
+    const GroupRow row(K);
+    const i64 stride = row.bytes();
+    for (i64 v = 0; v < TILE_VECTORS; v++) {
+      const uint8_t* column = panel + v * column_bytes(row.groups);
+      const auto tiles = [&](auto tile, i64 r) { tile(row.groups, rows + r * stride, stride, column, out + r * TILE_COLS + v * W); };
+      i64 r = 0;
+      for (; r + GROUP_ROWS <= M; r += GROUP_ROWS) tiles(tile<GROUP_ROWS>, r);
+      for (; r + 4 <= M; r += 4) tiles(tile<4>, r);
+      for (; r + 2 <= M; r += 2) tiles(tile<2>, r);
+      if (r < M) tiles(tile<1>, r);
+    }
   }
 };
+
+// Of `Half` a scale for each group.
+template <Format format, int bits, class Half>
+struct ScaledGroups {
+  static constexpr Format FORMAT = format;
+  static constexpr int BITS = bits, ZERO = bits - 1, BLOCK_GROUPS = 2, HEAD_BYTES = 4;
+  static void put(const WeightSource& s, i64 group, i64, i64 lane, i64 i, uint8_t* head) {
+    reinterpret_cast<Half*>(head)[i * W + lane] = static_cast<const Half*>(s.scale)[group];
+  }
+  static LLMFAST_INLINE void scales(const uint8_t* head, i64 i, vf& scale, vf& minimum) {
+    scale = load(reinterpret_cast<const Half*>(head) + i * W);
+    minimum = zeros();
+  }
+};
+using PackedI4 = PackedGroups<ScaledGroups<Format::i4, 4, bfloat16>>;
+using PackedQ8_0 = PackedGroups<ScaledGroups<Format::q8_0, 8, float16>>;
+
+// Four bits, a scale and a minimum for each group.
+struct MinimumGroups {
+  static constexpr Format FORMAT = Format::q4_1;
+  static constexpr int BITS = 4, ZERO = -1, BLOCK_GROUPS = 1, HEAD_BYTES = 4;
+  static void put(const WeightSource& s, i64 group, i64, i64 lane, i64, uint8_t* head) {
+    float16* halves = reinterpret_cast<float16*>(head);
+    halves[lane] = static_cast<const float16*>(s.scale)[group];
+    halves[W + lane] = static_cast<const float16*>(s.minimum)[group];
+  }
+  static LLMFAST_INLINE void scales(const uint8_t* head, i64, vf& scale, vf& minimum) {
+    scale = load(reinterpret_cast<const float16*>(head));
+    minimum = load(reinterpret_cast<const float16*>(head) + W);
+  }
+};
+using PackedQ4_1 = PackedGroups<MinimumGroups>;
+
+// Four bits, and for each group codes of a byte for scale and minimum, in units that eight groups share.
+struct CodedGroups {
+  static constexpr Format FORMAT = Format::q4_k;
+  static constexpr int BITS = 4, ZERO = -1, BLOCK_GROUPS = 8, HEAD_BYTES = 4 + 2 * BLOCK_GROUPS;
+  static void put(const WeightSource& s, i64 group, i64 block, i64 lane, i64 i, uint8_t* head) {
+    float16* halves = reinterpret_cast<float16*>(head);
+    halves[lane] = static_cast<const float16*>(s.scale)[block];
+    halves[W + lane] = static_cast<const float16*>(s.minimum)[block];
+    uint8_t* codes = head + 4 * W + 2 * i * W;
+    codes[lane] = s.scale_code[group];
+    codes[W + lane] = s.minimum_code[group];
+  }
+  static LLMFAST_INLINE void scales(const uint8_t* head, i64 i, vf& scale, vf& minimum) {
+    const uint8_t* codes = head + 4 * W + 2 * i * W;
+    scale = load(reinterpret_cast<const float16*>(head)) * load_bytes(codes);  // exact, and so is the other
+    minimum = load(reinterpret_cast<const float16*>(head) + W) * load_bytes(codes + W);
+  }
+};
+using PackedQ4_K = PackedGroups<CodedGroups>;
 
 // ---- The formats ----
 
 struct FormatKernels {
-  bool (*accepts)(WeightSource::Type);
+  bool (*accepts)(Format);
   i64 (*panel_bytes)(i64 K);
   void (*pack)(const WeightSource&, const i64* rows, i64 K, uint8_t* panel);
   void (*unpack)(const uint8_t* panel, i64 column, i64 K, float* out);
@@ -386,13 +490,33 @@ template <class F>
 constexpr FormatKernels kernels_of() {
   return {F::accepts, F::panel_bytes, F::pack, F::unpack, F::row_bytes, F::prepare, F::subtract, F::product};
 }
-constexpr FormatKernels FORMATS[] = {kernels_of<PackedF32>(), kernels_of<PackedBF16>(), kernels_of<PackedI8>(),
-                                     kernels_of<PackedI4>()};
+constexpr FormatKernels FORMATS[] = {kernels_of<PackedF32>(),  kernels_of<PackedBF16>(), kernels_of<PackedI8>(),  kernels_of<PackedI4>(),
+                                     kernels_of<PackedQ8_0>(), kernels_of<PackedQ4_1>(), kernels_of<PackedQ4_K>()};
 LLMFAST_INLINE const FormatKernels& kernels_of(Format format) { return FORMATS[int(format)]; }
-LLMFAST_INLINE uint8_t* panel_of(const PackedMatrix& m, i64 panel) { return m.panels + panel * kernels_of(m.format).panel_bytes(m.K); }
+
+// A panel of a matrix: its format, where it is, and which rows of the matrix it has.
+struct Panel {
+  Format format;
+  uint8_t* data;
+  i64 first, rows;
+};
+LLMFAST_INLINE i64 panels_of(const PackedMatrix& m) {
+  i64 panels = 0;
+  for (i64 i = 0; i < m.parts; i++) panels += ceil_div(m.part[i].N, TILE_COLS);
+  return panels;
+}
+LLMFAST_INLINE Panel panel_of(const PackedMatrix& m, i64 panel) {
+  const PackedRows* part = m.part;
+  for (; panel >= ceil_div(part->N, TILE_COLS); part++) panel -= ceil_div(part->N, TILE_COLS);
+  const i64 first = panel * TILE_COLS;
+  return {part->format, part->panels + panel * kernels_of(part->format).panel_bytes(m.K), part->first + first,
+          min_of<i64>(TILE_COLS, part->N - first)};
+}
 
 i64 packed_bytes(Format format, i64 N, i64 K) { return ceil_div(N, TILE_COLS) * kernels_of(format).panel_bytes(K); }
-bool packs(Format format, const WeightSource& source) { return kernels_of(format).accepts(source.type); }
+bool packs(Format format, const WeightSource& source) { return kernels_of(format).accepts(source.format); }
+// Whether rows of activations prepared for the one are what the other reads.
+bool share_rows(Format a, Format b) { return a == b || (a >= Format::i4 && b >= Format::i4); }
 
 // The row of the packed matrix that row n of a weight becomes.
 i64 packed_row(const RowOrder& order, i64 n) {
@@ -414,25 +538,28 @@ i64 packed_row(const RowOrder& order, i64 n) {
 
 // Packs a weight of N rows where they belong in the matrix.
 void pack_weight(const PackedMatrix& m, const RowOrder& order, i64 N, const WeightSource& source, const Threads& threads) {
-  const i64 panels = ceil_div(m.N, TILE_COLS);
-  Scratch memory(panels * TILE_COLS * 2);
+  Scratch memory((m.N + TILE_COLS) * 2);
   i64* rows = reinterpret_cast<i64*>(memory.data);
-  for (i64 n = 0; n < panels * TILE_COLS; n++) rows[n] = -1;
+  for (i64 n = 0; n < m.N + TILE_COLS; n++) rows[n] = -1;
   for (i64 n = 0; n < N; n++) rows[packed_row(order, n)] = n;
-  for_each_task(threads, panels, [&](i64 panel) {
-    kernels_of(m.format).pack(source, rows + panel * TILE_COLS, m.K, panel_of(m, panel));
+  for_each_task(threads, panels_of(m), [&](i64 i) {
+    const Panel panel = panel_of(m, i);
+    i64 from[TILE_COLS];
+    for (i64 c = 0; c < TILE_COLS; c++) from[c] = c < panel.rows ? rows[panel.first + c] : -1;
+    if (kernels_of(panel.format).accepts(source.format)) kernels_of(panel.format).pack(source, from, m.K, panel.data);
   });
 }
 
-// Row n of the matrix in float32: a token's embedding.
+// Row n of a matrix of one part in float32: a token's embedding.
 LLMFAST_INLINE void unpack_row(const PackedMatrix& m, i64 n, float* out) {
-  kernels_of(m.format).unpack(panel_of(m, n / TILE_COLS), n % TILE_COLS, m.K, out);
+  const Panel panel = panel_of(m, n / TILE_COLS);
+  kernels_of(panel.format).unpack(panel.data, n % TILE_COLS, m.K, out);
 }
 
 // Rows of activations for a product; with two terms each becomes two rows, whose products are added up.
-LLMFAST_INLINE i64 prepared_bytes(const PackedMatrix& m) { return m.terms * kernels_of(m.format).row_bytes(m.K); }
+LLMFAST_INLINE i64 prepared_bytes(const PackedMatrix& m) { return m.terms * kernels_of(m.part[0].format).row_bytes(m.K); }
 LLMFAST_INLINE void prepare_row(const PackedMatrix& m, float* x, uint8_t* to) {
-  const FormatKernels& format = kernels_of(m.format);
+  const FormatKernels& format = kernels_of(m.part[0].format);
   format.prepare(x, m.K, to);
   if (m.terms < 2) return;
   format.subtract(to, m.K, x);
@@ -440,8 +567,8 @@ LLMFAST_INLINE void prepare_row(const PackedMatrix& m, float* x, uint8_t* to) {
 }
 
 // out (M, TILE_COLS) = M prepared rows times one panel; `out` has room for the terms of each row.
-LLMFAST_INLINE void panel_product(const PackedMatrix& m, i64 panel, i64 M, const uint8_t* rows, float* out) {
-  kernels_of(m.format).product(M * m.terms, m.K, rows, panel_of(m, panel), out);
+LLMFAST_INLINE void panel_product(const PackedMatrix& m, const Panel& panel, i64 M, const uint8_t* rows, float* out) {
+  kernels_of(panel.format).product(M * m.terms, m.K, rows, panel.data, out);
   if (m.terms < 2) return;
   for (i64 r = 0; r < M; r++)
     for (i64 j = 0; j < TILE_COLS; j += W)

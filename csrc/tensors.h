@@ -163,7 +163,9 @@ int64_t native_model(std::vector<int64_t> sizes, std::vector<double> numbers, st
                      bool gated, std::vector<double> inverse_frequencies, std::vector<int64_t> rotary,
                      std::vector<int64_t> windows, std::vector<int64_t> blocks, std::vector<std::string> roles,
                      std::vector<int64_t> biases, std::vector<int64_t> formats);
-void native_model_give(int64_t model, int64_t parameter, const Tensor& values, const MaybeTensor& scale, int64_t threads);
+void native_model_give(int64_t model, int64_t parameter, const Tensor& values, const MaybeTensor& scale,
+                       const MaybeTensor& minimum, const MaybeTensor& scale_code, const MaybeTensor& minimum_code,
+                       int64_t threads);
 int64_t native_model_bytes(int64_t model);
 void native_model_free(int64_t model);
 int64_t native_decoder(int64_t model, int64_t batch, int64_t capacity, int64_t most_rows, std::string cache_type);

@@ -68,6 +68,31 @@ LLMFAST_INLINE vf load(const bfloat16* p) {
   return (vf)(__builtin_convertvector(*reinterpret_cast<const vh_unaligned*>(p), vu) << 16);
 #endif
 }
+// float16, finite: what holds a scale in a file.
+LLMFAST_INLINE vf load(const float16* p) {
+#if LLMFAST_VECTOR_WIDTH == 16
+  return (vf)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif LLMFAST_VECTOR_WIDTH == 8
+  return (vf)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  // Its exponent and fraction in a float's places are the number times 2^-112, subnormal ones too.
+  const vu bits = __builtin_convertvector(*reinterpret_cast<const vh_unaligned*>(p), vu);
+  const vf magnitude = (vf)((bits & 0x7fff) << 13) * 0x1p112f;
+  return (vf)((vu)magnitude | (bits & 0x8000) << 16);
+#endif
+}
+// Unsigned bytes.
+LLMFAST_INLINE vf load_bytes(const uint8_t* p) {
+#if LLMFAST_VECTOR_WIDTH == 16
+  return (vf)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif LLMFAST_VECTOR_WIDTH == 8
+  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  vf lanes{};
+  for (int i = 0; i < W; i++) lanes[i] = float(p[i]);
+  return lanes;
+#endif
+}
 LLMFAST_INLINE void store(float* p, vf a) { *reinterpret_cast<vf_unaligned*>(p) = a; }
 LLMFAST_INLINE void store(bfloat16* p, vf a) {
 #if LLMFAST_BF16_DOT

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from llmfast.backends import select
-from llmfast.quantization.formats import layout
+from llmfast.quantization.encodings import encoding_of
+from llmfast.quantization.formats import FORMATS
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
@@ -270,20 +271,42 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ign
 
 
 def quantized_linear(
-    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    minimum: Tensor | None = None,
+    scale_code: Tensor | None = None,
+    minimum_code: Tensor | None = None,
 ) -> Tensor:
     """`linear` on a weight (N, K) in a format of `llmfast.quantization`, for inference: x (..., K) -> (..., N).
 
-    int8: values (N, K) int8 and scale (N,) float32. int4: values (N, 16 G) uint8 and scale (N, G) bfloat16, with
-    G = ⌈K/32⌉. The result is that of the weights which values and scale stand for. x (and bias) take no gradients.
+    The weight's parts, with G = ⌈K/32⌉ and S = ⌈K/256⌉; `llmfast.quantization.encodings` says what they mean:
+
+        int8   values int8 (N, K), scale float32 (N,)
+        int4   values uint8 (N, 16 G), scale bfloat16 (N, G)
+        q8_0   values int8 (N, K), scale float16 (N, G)
+        q4_1   values uint8 (N, 16 G), scale and minimum float16 (N, G)
+        q4_k   values uint8 (N, 16 G), scale and minimum float16 (N, S), scale_code and minimum_code uint8 (N, G)
+
+    The result is that of the weights which they stand for. x (and bias) take no gradients. A backend is called with
+    the parts that a format has beyond values and scale as keywords.
     """
+    optional = {"minimum": minimum, "scale_code": scale_code, "minimum_code": minimum_code}
+    beyond = {name: part for name, part in optional.items() if part is not None}
+    parts = {"values": values, "scale": scale, **beyond}
     N, K = values.shape[0] if values.ndim else 0, x.shape[-1] if x.ndim else 0
-    form = {torch.int8: "int8", torch.uint8: "int4"}.get(values.dtype)
-    expected = [] if form is None else list(layout(form, (N, K)).values())
-    if x.ndim < 1 or [(tuple(t.shape), t.dtype) for t in (values, scale)] != expected:
+    encoding = encoding_of(parts)
+    if encoding is None:
+        kinds = ", ".join(f"{name} {part.dtype}" for name, part in parts.items())
+        raise ValueError(f"values and scale must be those of a weight in {', '.join(FORMATS)}, got {kinds}")
+    expected = {name: shape for name, (shape, _) in encoding.layout(N, K).items()}
+    if x.ndim < 1 or {name: tuple(part.shape) for name, part in parts.items()} != expected:
+        shapes = ", ".join(f"{name} {shape}" for name, shape in expected.items())
         raise ValueError(
-            "values and scale must be int8 (N, K) and float32 (N,), or uint8 (N, 16 G) and bfloat16 (N, G) with "
-            f"G = ⌈K/32⌉, for x (..., K); got {values.dtype}, {scale.dtype}, {_shapes(x=x, values=values, scale=scale)}"
+            f"for x (..., K) a weight (N, K) in {encoding.name} must have {shapes}, got {_shapes(x=x, **parts)}"
         )
     if bias is not None and bias.shape != (N,):
         raise ValueError(f"bias must be (N,) for values (N, …), got {_shapes(bias=bias, values=values)}")
@@ -292,8 +315,8 @@ def quantized_linear(
         raise ValueError("quantized_linear has no gradients: call it under torch.inference_mode() or torch.no_grad()")
     x, bias = _autocast(x, bias)
     _same_kind(x=x, bias=bias)
-    _same_device(x=x, values=values, scale=scale)
-    return select("quantized_linear", x)(x, values, scale, bias, activation)
+    _same_device(x=x, **parts)
+    return select("quantized_linear", x)(x, values, scale, bias, activation, **beyond)
 
 
 def _check_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:

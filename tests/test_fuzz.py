@@ -173,7 +173,7 @@ def test_describing_a_model_survives(data):
     sizes = data.draw(st.lists(integers, min_size=8, max_size=8) | lists)
     floats = st.lists(st.floats(), max_size=8)
     blocks = data.draw(st.just([0] * 10 + [-1, -1]) | lists)
-    formats = data.draw(st.lists(st.integers(-1, 4), min_size=12, max_size=12) | lists)
+    formats = data.draw(st.lists(st.integers(-1, 7), min_size=12, max_size=12) | lists)
     numbers, frequencies = data.draw(floats), data.draw(floats)
     try:
         number = native_model(sizes, numbers, frequencies, data.draw(lists), data.draw(lists), blocks, formats)
@@ -185,7 +185,7 @@ def test_describing_a_model_survives(data):
 @fuzz
 @given(data=st.data())
 def test_giving_weights_survives(data):
-    form = data.draw(st.integers(-1, 4))
+    form = data.draw(st.integers(-1, 7))
     try:
         sizes, numbers = [11, 9, 40, 1, 4, 2, 10, 50], [1e-5, 0.3, 1.0, 1.0, 1.0, 1.0]
         model = native_model(sizes, numbers, [1.0, 0.1], [1], [0], [0] * 10 + [-1, -1], [form] * 12)
@@ -194,8 +194,11 @@ def test_giving_weights_survives(data):
     for number in [*range(len(PARAMETERS)), -1, len(PARAMETERS)]:
         shape = PARAMETERS[number % len(PARAMETERS)][2]
         values = data.draw(tensors(shape)).to(data.draw(st.sampled_from([torch.float32, torch.int8, torch.uint8])))
-        scale = data.draw(st.none() | tensors([shape[0]]) | tensors([shape[0], 2], torch.bfloat16))
-        survives(OPS.native_model_give, model, number, values, scale, 2)
+        halves = tensors([shape[0], 2], torch.float16) | tensors([shape[0], 1], torch.float16)
+        scale = data.draw(st.none() | tensors([shape[0]]) | tensors([shape[0], 2], torch.bfloat16) | halves)
+        codes = st.none() | tensors([shape[0], 2], torch.uint8)
+        further = data.draw(st.none() | halves), data.draw(codes), data.draw(codes)
+        survives(OPS.native_model_give, model, number, values, scale, *further, 2)
     survives(OPS.native_decoder, model, 1, 9, 9, "fp32")
     OPS.native_model_free(model)
 

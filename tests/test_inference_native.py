@@ -19,7 +19,8 @@ from llmfast import GPT, GPTConfig
 from llmfast.backends import cpp
 from llmfast.inference.decoders import EagerDecoder, NativeDecoder, NativeModel, native
 from llmfast.inference.decoders.native import BLOCK_ROWS, PRECISIONS
-from llmfast.quantization.formats import quantize
+from llmfast.quantization.formats import FORMATS, quantize
+from llmfast.quantization.plan import PRECISIONS as QUANTIZED
 
 pytestmark = pytest.mark.skipif(
     cpp.why_not("linear", torch.device("cpu"), torch.float32) is not None, reason="the C++ kernels are not built"
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 # Largest difference to the reference, which rounds weights and activations as the precision does; its logits vary by
 # about 1. Where two roundings fall on different sides of a half, one activation differs by a step.
-TOLERANCE = {"fp32": 2e-5, "bf16": 0.02, "int8": 0.05, "int4": 0.05, "int4-all": 0.05}
+TOLERANCE = {"fp32": 2e-5, "bf16": 0.02} | dict.fromkeys(QUANTIZED, 0.05)
 
 
 def random_model(seed: int = 0, **sizes) -> GPT:
@@ -49,7 +50,7 @@ def rounded(x: torch.Tensor, form: str) -> torch.Tensor:
     if form == "bf16":
         return x.bfloat16().float()
     size = x.shape[-1]
-    group = 32 if form == "int4" else size
+    group = size if form == "int8" else 32
     groups = torch.nn.functional.pad(x, (0, -size % group)).unflatten(-1, (-1, group))
     scale = groups.abs().amax(-1, keepdim=True) / 127
     integers = torch.where(scale > 0, groups / scale, 0).round()
@@ -62,7 +63,7 @@ def as_stored(model: GPT, precision: str) -> GPT:
     state = model.state_dict()
     weights = packed(model, precision)
     for name, form in weights.formats.items():
-        if form in ("int8", "int4"):
+        if form in FORMATS:
             state[name] = quantize(state[name], form).dequantize()
         elif form == "bf16":
             state[name] = state[name].bfloat16().float()

@@ -20,7 +20,9 @@ from llmfast.inference.decoders import NativeDecoder, NativeModel, native
 from llmfast.inference.decoders.native import BLOCK_ROWS, PRECISIONS
 from llmfast.models.llama import LlamaConfig
 from llmfast.models.rotary import RotarySettings
-from llmfast.quantization.formats import quantize
+from llmfast.quantization.formats import FORMATS, QuantizedWeight, quantize
+from llmfast.quantization.plan import PRECISIONS as QUANTIZED
+from llmfast.quantization.plan import plan
 
 pytestmark = pytest.mark.skipif(
     cpp.why_not("linear", torch.device("cpu"), torch.float32) is not None, reason="the C++ kernels are not built"
@@ -61,6 +63,7 @@ SWITCHES = {
     ),
     "gelu": dict(hidden_act="gelu"),
     "heads of 128": dict(head_dim=128, num_hidden_layers=1),
+    "nine groups, two blocks of q4_k": dict(hidden_size=288, intermediate_size=300, num_hidden_layers=1),
     "heads of 2": dict(head_dim=2, intermediate_size=7, hidden_size=10, vocab_size=5),
 }
 
@@ -93,7 +96,7 @@ class Reference:
 
     @staticmethod
     def _stored(weight: Tensor, form: str | None) -> Tensor:
-        if form in ("int8", "int4"):
+        if form in FORMATS:
             return quantize(weight, form).dequantize()
         return weight.bfloat16().float() if form == "bf16" else weight
 
@@ -205,7 +208,7 @@ def test_windows_end_anywhere_in_a_run_of_keys(window):
 COMPANY = {
     (switch, precision): packed(switch, precision)[0]
     for switch in ("llama", "qwen3", "windows here and there")
-    for precision in ("fp32", "bf16", "int8", "int4")
+    for precision in ("fp32", "bf16", "int8", "int4", "q8_0", "q4_1", "q4_k")
 }
 
 
@@ -258,20 +261,63 @@ def test_the_number_of_threads_changes_no_bit(model, cache, monkeypatch):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_quantised_weights_are_taken_as_they_are():
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_quantised_weights_are_taken_as_they_are(precision):
     config = config_of("qwen3")
     weights = random_weights(config)
-    model = NativeModel(config, weights.items(), "int4")
+    model = NativeModel(config, weights.items(), precision)
     given = {name: quantize(weights[name], form) for name, form in model.formats.items()}
-    again = NativeModel(config, (weights | given).items(), "int4")
+    again = NativeModel(config, (weights | given).items(), precision)
     ids = [tokens(20)]
     assert torch.equal(NativeDecoder(model, 1).prefill(ids), NativeDecoder(again, 1).prefill(ids))
 
 
-def test_weights_that_share_a_matrix_have_one_format():
+def test_minus_128_is_a_number_of_q8_0():
+    """No rounding gives it, but a file may hold it."""
     config = config_of("llama")
-    with pytest.raises(RuntimeError, match="one format"):
-        NativeModel(config, [], "int4", {"model.layers.0.self_attn.q_proj.weight": "int8"})
+    weights = random_weights(config)
+    name = "model.layers.0.mlp.down_proj.weight"
+    parts = dict(quantize(weights[name], "q8_0").parts)
+    parts["values"] = torch.where(parts["values"] < -100, -128, parts["values"])
+    given = weights | {name: QuantizedWeight("q8_0", tuple(weights[name].shape), parts)}
+    model = NativeModel(config, given.items(), "q8_0")
+    reference = Reference(config, weights, model.formats)
+    reference.weights[name] = given[name].dequantize()
+    assert (parts["values"] == -128).any()
+    logits = NativeDecoder(model, 1, cache_precision="fp32").prefill([tokens(20)])[0]
+    torch.testing.assert_close(logits, reference.logits(tokens(20))[19], rtol=0, atol=0.05)
+
+
+MIXTURES = {
+    "in groups": {"q_proj": "q4_k", "k_proj": "q4_1", "v_proj": "q8_0", "o_proj": "int4", "down_proj": "q8_0"},
+    "two of three": {"v_proj": "q8_0", "gate_proj": "q4_1", "up_proj": "q4_1"},
+    "not all in groups": {"q_proj": "int8", "gate_proj": "q8_0", "up_proj": "int8"},
+    "with floats": {"k_proj": "bf16", "up_proj": "fp32", "q_proj": "q8_0"},
+    "gate and up": {"gate_proj": "q8_0"},
+}
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("switch", ["every bias", "qwen3", "heads of 128", "heads of 2"])
+def test_weights_that_share_a_matrix_may_have_formats_of_their_own(switch, mixture):
+    """As a file has them: without a rounding beyond its own, whatever the matrix is kept in."""
+    config = config_of(switch)
+    formats = {
+        name: next((form for part, form in MIXTURES[mixture].items() if part in name), form)
+        for name, form in plan(config, "q4_k").items()
+    }
+    weights = {name: weight.bfloat16().float() for name, weight in random_weights(config).items()}
+    model = NativeModel(config, weights.items(), "q4_k", formats)
+    reference = Reference(config, weights, formats)
+    reference.formats = model.formats  # how activations are rounded
+    ids = tokens(40, config.vocab_size)
+    expected = reference.logits(ids)
+    decoder = NativeDecoder(model, 1, 64, cache_precision="fp32")
+    prompt, rest = decoder.prefill([ids[:30]])[0], decoder.step_block(torch.tensor(ids[30:]))
+    torch.testing.assert_close(torch.cat([prompt[None], rest]), expected[29:], rtol=0, atol=0.05)
+    given = {name: quantize(weights[name], form) for name, form in formats.items() if form in FORMATS}
+    again = NativeDecoder(NativeModel(config, (weights | given).items(), "q4_k", formats), 1, cache_precision="fp32")
+    assert torch.equal(again.prefill([ids[:30]])[0], prompt)
 
 
 def test_every_instruction_set_gives_the_same_logits():
@@ -283,6 +329,8 @@ from test_inference_native_llama import *
 for switch in SWITCHES:
     for precision in PRECISIONS:
         test_every_switch_gives_the_logits_of_the_formulas(switch, precision)
+for mixture in MIXTURES:
+    test_weights_that_share_a_matrix_may_have_formats_of_their_own("qwen3", mixture)
 for switch in ("llama", "qwen3", "windows here and there"):
     for cache in ("fp32", "bf16", "int8"):
         test_prompts_and_caches_of_any_length(switch, 300, cache)

@@ -45,23 +45,24 @@ def test_it_agrees_with_the_dequantised_weights_at_any_shape(place, shape, N, pr
     assert not check(case, *place.values, **AT_ANY_SHAPE).problems
 
 
+@pytest.mark.parametrize("precision", ["int4", "q4_k"])
 @pytest.mark.parametrize("backend, device, dtype", PLACES)
-def test_nothing_in_nothing_out_and_strides_do_not_matter(backend, device, dtype):
-    weight = quantize(torch.randn(6, 40, device=device), "int4")
+def test_nothing_in_nothing_out_and_strides_do_not_matter(backend, device, dtype, precision):
+    weight = quantize(torch.randn(6, 40, device=device), precision)
     x = torch.randn(40, 3, 2, dtype=dtype, device=device).permute(2, 1, 0)
     with llmfast.use_backend(backend):
-        y = ops.quantized_linear(x, weight.values, weight.scale)
-        assert torch.equal(y, ops.quantized_linear(x.contiguous(), weight.values, weight.scale))
-        assert ops.quantized_linear(x[:0], weight.values, weight.scale).shape == (0, 3, 6)
+        y = ops.quantized_linear(x, **weight.parts)
+        assert torch.equal(y, ops.quantized_linear(x.contiguous(), **weight.parts))
+        assert ops.quantized_linear(x[:0], **weight.parts).shape == (0, 3, 6)
 
 
 def test_wrong_arguments_are_named():
     weight = quantize(torch.randn(6, 40), "int8")
     x = torch.randn(2, 40)
     for call, complaint in {
-        (x[:, 1:], weight.values, weight.scale): r"values and scale must be .* x \(2, 39\)",
-        (x, weight.values, weight.scale[1:]): "values and scale must be",
-        (x, weight.values.float(), weight.scale): r"got torch.float32",
+        (x[:, 1:], weight.values, weight.scale): r"int8 must have values \(6, 39\), scale \(6,\), got x \(2, 39\)",
+        (x, weight.values, weight.scale[1:]): r"must have .*, scale \(6,\), got .*, scale \(5,\)",
+        (x, weight.values.float(), weight.scale): "got values torch.float32",
         (x, weight.values, weight.scale, torch.ones(5)): r"bias must be \(N,\)",
         (x, weight.values, weight.scale, None, "relu"): "activation must be",
         (x, weight.values, weight.scale, torch.ones(6, dtype=torch.float64)): "share one dtype",
@@ -69,6 +70,18 @@ def test_wrong_arguments_are_named():
     }.items():
         with pytest.raises(ValueError, match=complaint):
             ops.quantized_linear(*call)
+
+
+def test_the_parts_of_a_format_come_together():
+    parts = dict(quantize(torch.randn(6, 40), "q4_k").parts)
+    x = torch.randn(2, 40)
+    del parts["minimum_code"]
+    with pytest.raises(ValueError, match=r"those of a weight in int8, .*, got .*, scale_code torch.uint8$"):
+        ops.quantized_linear(x, **parts)
+    parts = dict(quantize(torch.randn(6, 40), "q4_1").parts)
+    parts["minimum"] = parts["minimum"][:, :1]
+    with pytest.raises(ValueError, match=r"q4_1 must have .*, minimum \(6, 2\), got .*, minimum \(6, 1\)"):
+        ops.quantized_linear(x, **parts)
 
 
 def test_explain_says_where_the_weights_are_made_floats():
@@ -79,13 +92,13 @@ def test_explain_says_where_the_weights_are_made_floats():
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="opcheck on CPU tensors needs the interpreter")
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", FORMATS)
 def test_the_operator_keeps_pytorchs_rules(precision):
     weight = quantize(torch.randn(9, 40), precision)
     arguments = (torch.randn(2, 40), weight.values, weight.scale, torch.randn(9), "gelu")
-    torch.library.opcheck(
-        torch.ops.llmfast_triton.quantized_linear, arguments, test_utils=("test_schema", "test_faketensor")
-    )
+    further = {name: part for name, part in weight.parts.items() if name not in ("values", "scale")}
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.llmfast_triton.quantized_linear, arguments, further, test_utils=checks)
 
 
 # --- the model ------------------------------------------------------------------------------------------------------

@@ -74,6 +74,12 @@ globals().update(_functions)
 
 
 def quantized_linear(
-    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **parts: Tensor,
 ) -> Tensor:
-    return _functions["linear"](x, dequantize(values, scale, x.shape[-1]).to(x.dtype), bias, activation)
+    weight = dequantize({"values": values, "scale": scale} | parts, x.shape[-1])
+    return _functions["linear"](x, weight.to(x.dtype), bias, activation)

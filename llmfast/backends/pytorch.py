@@ -181,9 +181,15 @@ def gated_linear(
 
 
 def quantized_linear(
-    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **parts: Tensor,
 ) -> Tensor:
-    return linear(x, dequantize(values, scale, x.shape[-1]).to(x.dtype), bias, activation)
+    weight = dequantize({"values": values, "scale": scale} | parts, x.shape[-1])
+    return linear(x, weight.to(x.dtype), bias, activation)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:

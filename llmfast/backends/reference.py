@@ -153,13 +153,32 @@ def gated_linear(
 
 
 def quantized_linear(
-    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    minimum: Tensor | None = None,
+    scale_code: Tensor | None = None,
+    minimum_code: Tensor | None = None,
 ) -> Tensor:
+    k = torch.arange(x.shape[-1], device=x.device)
     if values.dtype == torch.int8:
-        weight = values.double() * scale.double()[:, None]
-    else:  # element 2j in the low half of byte j, 2j + 1 in the high one; groups of 32 share a scale
-        integers = torch.stack([values % 16, values // 16], dim=-1).flatten(1).double() - 8
-        weight = (integers * scale.double().repeat_interleave(32, dim=1))[:, : x.shape[-1]]
+        integers = values.double()
+    else:  # element 2j in the low half of byte j, 2j + 1 in the high one
+        integers = ((values[:, k // 2] >> (4 * (k % 2))) % 16).double() - (8 if minimum is None else 0)
+
+    def of_elements(numbers: Tensor, codes: Tensor | None) -> Tensor:
+        if numbers.ndim == 1:  # one for the row
+            return numbers.double()[:, None]
+        if codes is None:  # one for 32
+            return numbers.double()[:, k // 32]
+        return numbers.double()[:, k // 256] * codes.double()[:, k // 32]
+
+    weight = integers * of_elements(scale, scale_code)
+    if minimum is not None:
+        weight = weight + of_elements(minimum, minimum_code)
     return linear(x, weight, bias, activation)
 
 

@@ -17,7 +17,10 @@ from torch import Tensor
 from llmfast.backends.registered import SCHEMAS, contract_functions, register
 
 # For inference: it has no gradients, so it stands beside the operators that have them.
-QUANTIZED_LINEAR = "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str activation) -> Tensor"
+QUANTIZED_LINEAR = (
+    "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str activation, *, Tensor? minimum=None, "
+    "Tensor? scale_code=None, Tensor? minimum_code=None) -> Tensor"
+)
 
 # Which file of `kernels/` holds an operator; most files bear the name of their op.
 KERNEL_FILE = {
@@ -55,7 +58,7 @@ def _define_operators() -> str | None:
     register("llmfast_triton")
     torch.library.register_fake(
         "llmfast_triton::quantized_linear",
-        lambda x, values, scale, bias, activation: x.new_empty((*x.shape[:-1], values.shape[0])),
+        lambda x, values, *_, **__: x.new_empty((*x.shape[:-1], values.shape[0])),
     )
     return None
 
@@ -90,6 +93,11 @@ globals().update(contract_functions("llmfast_triton"))
 
 
 def quantized_linear(
-    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **parts: Tensor,
 ) -> Tensor:
-    return torch.ops.llmfast_triton.quantized_linear(x, values, scale, bias, activation or "")
+    return torch.ops.llmfast_triton.quantized_linear(x, values, scale, bias, activation or "", **parts)

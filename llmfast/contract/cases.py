@@ -255,8 +255,7 @@ def quantized_linear(
         stored = quantize(weight, precision)
         return {
             "x": random.normal(*shape),
-            "values": stored.values.to(random.device),
-            "scale": stored.scale.to(random.device),
+            **{name: part.to(random.device) for name, part in stored.parts.items()},
             "bias": random.normal(N) if bias else None,
         }
 

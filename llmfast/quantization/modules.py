@@ -23,21 +23,26 @@ Model = TypeVar("Model", bound="LanguageModel")
 
 
 class Quantized(nn.Module):
-    """A weight (N, K) as two parameters that are never trained, `values` and `scale`, and a dtype to compute in."""
+    """A weight (N, K) whose parts (`values`, `scale`, …) are parameters, never trained, and a dtype to compute in."""
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype):
         super().__init__()
         self.precision, self.shape, self.dtype = weight.precision, weight.shape, dtype
-        self.values = nn.Parameter(weight.values, requires_grad=False)
-        self.scale = nn.Parameter(weight.scale, requires_grad=False)
+        self.part_names = tuple(weight.parts)
+        for name, part in weight.parts.items():
+            self.register_parameter(name, nn.Parameter(part, requires_grad=False))
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.part_names}
 
     @property
     def weight(self) -> Tensor:
         """The weight as floats, made anew."""
-        return dequantize(self.values, self.scale, self.shape[1]).to(self.dtype)
+        return dequantize(self.parts, self.shape[1]).to(self.dtype)
 
     def stored(self) -> QuantizedWeight:
-        return QuantizedWeight(self.precision, self.values.detach(), self.scale.detach(), self.shape)
+        return QuantizedWeight(self.precision, self.shape, {name: part.detach() for name, part in self.parts.items()})
 
 
 class QuantizedLinear(Quantized):
@@ -50,14 +55,14 @@ class QuantizedLinear(Quantized):
         self.register_parameter("bias", None)
 
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        return ops.quantized_linear(x, self.values, self.scale, self.bias, activation)
+        return ops.quantized_linear(x, **self.parts, bias=self.bias, activation=activation)
 
 
 class QuantizedEmbedding(Quantized):
     """Rows of the weight: ids (...) -> (..., K)."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return dequantize(self.values[ids], self.scale[ids], self.shape[1]).to(self.dtype)
+        return dequantize({name: part[ids] for name, part in self.parts.items()}, self.shape[1]).to(self.dtype)
 
 
 def fill(
@@ -70,7 +75,7 @@ def fill(
     """Gives a model made on the meta device its weights: (name, tensor) pairs under the state dict's names, some of
     them quantised, copied one at a time. It takes no gradients.
 
-    `precision` is what the whole is called, "int8", "int4" or "int4-all"; `dtype` that of everything not quantised.
+    `precision` is what the whole is called, one of `plan.PRECISIONS`; `dtype` that of everything not quantised.
     """
     embedding = next(name for name, module in model.named_modules() if module is model.token_embedding)
     for name, tensor in tensors:
@@ -89,8 +94,8 @@ def fill(
     tied = model.token_embedding
     if model.config.tie_word_embeddings and isinstance(tied, QuantizedEmbedding):
         model.lm_head = QuantizedLinear(tied.stored(), tied.dtype)
-        # The same parameters, wherever they are moved.
-        model.lm_head.values, model.lm_head.scale = tied.values, tied.scale
+        for part in tied.part_names:  # the same parameters, wherever they are moved
+            setattr(model.lm_head, part, getattr(tied, part))
     else:
         model.tie_head()
     return model.requires_grad_(False).eval()
@@ -99,12 +104,12 @@ def fill(
 def stored_state(model: LanguageModel) -> dict[str, Tensor | QuantizedWeight]:
     """The state dict with each quantised weight as one entry, under the name of the weight."""
     modules = {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
-    parts = {f"{name}.{part}" for name in modules for part in ("values", "scale")}
+    parts = {f"{name}.{part}" for name, module in modules.items() for part in module.part_names}
     state: dict[str, Tensor | QuantizedWeight] = {n: t for n, t in model.state_dict().items() if n not in parts}
     return state | {f"{name}.weight": module.stored() for name, module in modules.items()}
 
 
 def _copied(weight: QuantizedWeight, device: torch.device | str) -> QuantizedWeight:
     """On `device`, and no longer a part of the file that it was read from."""
-    values, scale = (t.to(device, copy=True).contiguous() for t in (weight.values, weight.scale))
-    return QuantizedWeight(weight.precision, values, scale, weight.shape)
+    parts = {name: part.to(device, copy=True).contiguous() for name, part in weight.parts.items()}
+    return QuantizedWeight(weight.precision, weight.shape, parts)

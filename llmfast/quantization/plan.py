@@ -12,14 +12,21 @@ if TYPE_CHECKING:
     from llmfast.models.architecture import ModelConfig
 
 # A model's precision -> the format of the matrices in its blocks, and of the token embedding and the head.
-PRECISIONS = {"int8": ("int8", "int8"), "int4": ("int4", "int8"), "int4-all": ("int4", "int4")}
+PRECISIONS = {
+    "int8": ("int8", "int8"),
+    "int4": ("int4", "int8"),
+    "int4-all": ("int4", "int4"),
+    "q8_0": ("q8_0", "q8_0"),
+    "q4_1": ("q4_1", "q8_0"),
+    "q4_k": ("q4_k", "q8_0"),
+}
 
 
 def plan(config: ModelConfig, precision: str) -> dict[str, str]:
-    """Which weights of a model get which format: {name in the state dict: "int8" or "int4"}.
+    """Which weights of a model get which format: {name in the state dict: one of `FORMATS`}.
 
-    "int8" and "int4-all" give every matrix this format, the token embedding included; "int4" keeps the token embedding
-    and the head at 8 bits. Position embeddings, norms and biases are never quantised.
+    "int8", "q8_0" and "int4-all" give every matrix this format, the token embedding included; "int4", "q4_1" and "q4_k"
+    keep the token embedding and the head at 8 bits. Position embeddings, norms and biases are never quantised.
     """
     inside, outside = PRECISIONS[checked(precision)]
     return {p.name: inside if p.block is not None else outside for p in config.parameters() if p.is_matrix}

@@ -2,8 +2,8 @@
 
 Files differ from a state dict in three ways: some families store linear layers transposed, names may lack the family's
 prefix, and a tied head is left out. Quantised weights are this project's own: `config.json` lists them under
-"llmfast_quantization", and NAME.weight holds the integers, NAME.weight_scale their scale, both as in
-`llmfast.quantization.formats`, that is (out, in).
+"llmfast_quantization", and NAME.weight holds the integers, NAME.weight_scale their scale, and so on for the parts that
+`llmfast.quantization.encodings` gives the format, whose matrices are (out, in).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Stream:
     path: Path
     config: ModelConfig
     quantization: Quantization | None
-    stored: Mapping[str, Stored]  # by this model's names; a scale beside its weight
+    stored: Mapping[str, Stored]  # by this model's names; the parts of a quantised weight side by side
     tied_head: Stored | None  # a copy of the embedding, in files that hold it twice
 
     @property
@@ -88,20 +88,28 @@ class Stream:
 
     @property
     def precision(self) -> str | None:
-        """ "int8", "int4" or "int4-all", or None for a model that is not quantised."""
+        """One of `plan.PRECISIONS`, or None for a model that is not quantised."""
         return None if self.quantization is None else self.quantization.precision
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The bytes of each weight in the file, its scale included, largest first."""
+        """The bytes of each weight in the file, all its parts together, largest first."""
         weights = [parameter.name for parameter in self.config.parameters() if parameter.name in self.stored]
-        sizes = {n: sum(self.stored[part].nbytes for part in (n, scale_of(n)) if part in self.stored) for n in weights}
+        sizes = {name: sum(part.nbytes for part in self._parts(name).values()) for name in weights}
         return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
     def precision_of(self, name: str) -> str:
-        """ "int8" or "int4", or the dtype of a weight that is not quantised."""
-        formats = {} if self.quantization is None else self.quantization.weights
-        return formats.get(name, self.stored[name].dtype)
+        """The format of a quantised weight, or the dtype of another."""
+        return self._formats.get(name, self.stored[name].dtype)
+
+    @property
+    def _formats(self) -> Mapping[str, str]:
+        return {} if self.quantization is None else self.quantization.weights
+
+    def _parts(self, name: str) -> dict[str, Stored]:
+        """A weight's tensors in the file, by the names of its format's parts; of floats there is one, `values`."""
+        parts = layout(self._formats[name], (1, 1)) if name in self._formats else ["values"]
+        return {part: self.stored[part_name(name, part)] for part in parts}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
         return self.tensors({})
@@ -114,15 +122,15 @@ class Stream:
             )
         shapes = {parameter.name: (parameter.shape[0], parameter.shape[-1]) for parameter in self.config.parameters()}
         for name in self.sizes:
-            if scale_of(name) not in self.stored:
+            if name not in self._formats:
                 yield name, self._quantize(name, formats[name]) if name in formats else self.stored[name].read()
                 continue
-            values, scale = self.stored[name].read(), self.stored[scale_of(name)].read()
+            parts = {part: stored.read() for part, stored in self._parts(name).items()}
             try:
-                weight = QuantizedWeight(self.precision_of(name), values, scale, shapes[name])
+                weight = QuantizedWeight(self._formats[name], shapes[name], parts)
             except ValueError as error:
                 raise ValueError(f"{self.path}: {name}: {error}") from None
-            del values, scale
+            del parts
             yield name, weight
             del weight
 
@@ -131,17 +139,16 @@ class Stream:
         step = stored.shape[0] if stored.transposed else max(1, ROWS_BYTES * stored.shape[0] // stored.nbytes)
         rows = [slice(start, start + step) for start in range(0, stored.shape[0], step)]
         try:
-            parts = [quantize(stored.read(part if len(rows) > 1 else None), precision) for part in rows]
+            pieces = [quantize(stored.read(piece if len(rows) > 1 else None), precision).parts for piece in rows]
         except ValueError as error:
             raise ValueError(f"{self.path}: {name}: {error}") from None
-        values, scale = torch.cat([part.values for part in parts]), torch.cat([part.scale for part in parts])
         N, K = stored.shape
-        return QuantizedWeight(precision, values, scale, (N, K))
+        return QuantizedWeight(precision, (N, K), {p: torch.cat([piece[p] for piece in pieces]) for p in pieces[0]})
 
 
-def scale_of(name: str) -> str:
-    """The name under which the scale of a quantised weight is stored."""
-    return f"{name}_scale"
+def part_name(name: str, part: str) -> str:
+    """The name under which a part of a quantised weight is stored: its values under the weight's own."""
+    return name if part == "values" else f"{name}_{part}"
 
 
 def fitting(
@@ -193,9 +200,8 @@ def _expected(config: ModelConfig, formats: Mapping[str, str]) -> dict[str, tupl
     for name, shape in ((parameter.name, parameter.shape) for parameter in config.parameters()):
         expected[name] = shape, FLOATS
         if name in formats:
-            parts = layout(formats[name], shape)
-            for part, (shape, dtype) in zip((name, scale_of(name)), parts.values(), strict=True):
-                expected[part] = shape, (dtype_name(dtype),)
+            for part, (part_shape, dtype) in layout(formats[name], shape).items():
+                expected[part_name(name, part)] = part_shape, (dtype_name(dtype),)
     return expected
 
 

@@ -13,7 +13,7 @@ from llmfast.models import ModelConfig
 from llmfast.quantization.formats import QuantizedWeight
 from llmfast.quantization.plan import Quantization
 from llmfast.tokenizers.protocol import TOKENIZER_FILES
-from llmfast.weights.checkpoint import scale_of
+from llmfast.weights.checkpoint import part_name
 from llmfast.weights.config_file import write_config
 from llmfast.weights.files import dtype_name, write_tensors
 
@@ -39,7 +39,7 @@ def save(
     tensors: dict[str, Tensor] = {}
     for p, weight in parameters:
         if isinstance(weight, QuantizedWeight):
-            tensors |= {p.name: weight.values, scale_of(p.name): weight.scale}
+            tensors |= {part_name(p.name, part): tensor for part, tensor in weight.parts.items()}
         else:
             tensors[p.name] = weight.t() if p.transposed else weight
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -21,12 +21,17 @@ from llmfast.inference.finite import check_chosen
 from llmfast.inference.sampling import Sampler, SamplingSettings, uniform_numbers
 from llmfast.models import ModelConfig
 from llmfast.models.architecture import Parameter
+from llmfast.quantization.encodings import ENCODINGS
 from llmfast.quantization.formats import QuantizedWeight, quantize
+from llmfast.quantization.plan import PRECISIONS as QUANTIZED
 from llmfast.quantization.plan import plan
 from llmfast.threads import thread_count
 
-PRECISIONS = ("fp32", "bf16", "int8", "int4", "int4-all")
-FORMATS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # csrc/decoder.h
+PRECISIONS = ("fp32", "bf16", *QUANTIZED)
+FORMATS = {form: number for number, form in enumerate(("fp32", "bf16", *ENCODINGS))}  # csrc/decoder.h
+IN_GROUPS = {"int4", "q8_0", "q4_1", "q4_k"}  # they take activations in one form (packed.inl)
+FUSED = (("query", "key", "value"), ("gate", "up"))  # one matrix; the rows of the last two alternate
+PARTS = ("values", "scale", "minimum", "scale_code", "minimum_code")
 CACHE_PRECISIONS = ("fp32", "bf16", "int8")
 MOST_ROWS = 512  # tokens a step: enough for the weights to be read once for many, few enough for little scratch memory
 BLOCK_ROWS = 16  # up to here a row of a step has the same bits as if it came alone
@@ -60,8 +65,9 @@ class NativeModel:
 
     `tensors` are (name, tensor) pairs under the names of `config.parameters()`, taken one at a time; quantised ones are
     used as they are where `formats` says so, others are brought into the precision asked for. `formats` gives the
-    matrices that differ from "fp32" or "bf16", as `quantization.plan` does; it defaults to that plan. `ValueError`
-    names a weight that is unknown, missing or of another shape.
+    matrices that differ from "fp32" or "bf16", as `quantization.plan` does; it defaults to that plan. Weights that are
+    multiplied as one matrix and can't be in formats of their own are kept in fp32, which holds all of them exactly;
+    `formats` says how each is kept. `ValueError` names a weight that is unknown, missing or of another shape.
     """
 
     def __init__(
@@ -79,7 +85,8 @@ class NativeModel:
         floats = precision if precision in ("fp32", "bf16") else fastest_float()
         formats = formats if formats is not None else plan(config, precision) if floats != precision else {}
         parameters = config.parameters()
-        self.formats = {p.name: formats.get(p.name, floats) for p in parameters if p.is_matrix}
+        matrices = [parameter for parameter in parameters if parameter.is_matrix]
+        self.formats = _kept(matrices, {p.name: formats.get(p.name, floats) for p in matrices})
         self._number = _native_model(config, parameters, self.formats)
         weakref.finalize(self, torch.ops.llmfast.native_model_free, self._number)
         missing = {p.name: (number, p.shape) for number, p in enumerate(parameters)}
@@ -92,10 +99,11 @@ class NativeModel:
             number, shape = places[name]
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-            values, scale = _in_format(tensor, self.formats.get(name))
-            torch.ops.llmfast.native_model_give(self._number, number, values, scale, threads)
+            tensor = _rounded(tensor, formats.get(name))
+            parts = _parts(tensor, self.formats.get(name))
+            torch.ops.llmfast.native_model_give(self._number, number, *map(parts.get, PARTS), threads)
             missing.pop(name, None)
-            del tensor, values, scale  # before the next one is read: they may be a mapped part of the file
+            del tensor, parts  # before the next one is read: they may be a mapped part of the file
         if missing:
             raise ValueError(f"the weight {next(iter(missing))} is missing")
 
@@ -171,18 +179,33 @@ def _native_model(config: ModelConfig, parameters: Sequence[Parameter], formats:
     )
 
 
-def _in_format(tensor: Tensor | QuantizedWeight, form: str | None) -> tuple[Tensor, Tensor | None]:
-    """The tensor's values, and its scale if it is quantised, as the C++ side takes them for `form`."""
-    if form in ("int8", "int4"):
-        if not isinstance(tensor, QuantizedWeight):
-            tensor = quantize(tensor.float(), form)
-        elif tensor.precision != form:
-            tensor = quantize(tensor.dequantize(), form)
-        return tensor.values, tensor.scale
+def _kept(matrices: Sequence[Parameter], formats: Mapping[str, str]) -> dict[str, str]:
+    """In which formats matrices are packed: in their own, as far as those that share panels or an input allow."""
+    kept = dict(formats)
+    for roles in FUSED:
+        for block in {p.block for p in matrices}:
+            names = [p.name for p in matrices if p.block == block and p.role in roles]
+            found = {formats[name] for name in names}
+            if len(found) > 1 and not (roles == FUSED[0] and found <= IN_GROUPS):
+                kept |= dict.fromkeys(names, "fp32")
+    return kept
+
+
+def _rounded(tensor: Tensor | QuantizedWeight, form: str | None) -> Tensor | QuantizedWeight:
+    """The tensor in `form`, if that is a format of integers."""
+    if form not in ENCODINGS or isinstance(tensor, QuantizedWeight) and tensor.precision == form:
+        return tensor
+    return quantize(tensor.dequantize() if isinstance(tensor, QuantizedWeight) else tensor.float(), form)
+
+
+def _parts(tensor: Tensor | QuantizedWeight, kept: str | None) -> Mapping[str, Tensor]:
+    """The tensor's parts, `values` alone where it is kept as floats, as the C++ side takes them."""
     if isinstance(tensor, QuantizedWeight):
+        if tensor.precision == kept:
+            return tensor.parts
         tensor = tensor.dequantize()
     tensor = tensor.detach()
-    return (tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()), None
+    return {"values": tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()}
 
 
 class NativeDecoder(Decoder):
