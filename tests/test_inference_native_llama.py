@@ -336,7 +336,7 @@ for switch in ("llama", "qwen3", "windows here and there"):
         test_prompts_and_caches_of_any_length(switch, 300, cache)
 print(cpp.isa())
 """
-    order = ["generic", "avx2", "avx512", "avx512_bf16"]
+    order = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
     for name in order[: order.index(cpp.isa())] if cpp.isa() in order else []:
         run = subprocess.run(
             [sys.executable, "-c", program, os.path.dirname(__file__)],
