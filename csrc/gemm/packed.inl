@@ -373,6 +373,9 @@ struct PackedGroups {
   template <int ROWS>
   static __attribute__((noinline)) void tile(i64 groups, const uint8_t* rows, i64 stride, const uint8_t* column,
                                              float* out) {
+    constexpr int TOGETHER = ROWS % 6 ? ROWS : 6;  // whose chains of sums are taken in turns
+    const auto row_of = [&](int r) { return reinterpret_cast<const float*>(rows + r * stride); };
+    const auto numbers_of = [&](int r) { return row_of(r) + groups * (GROUP / 4); };
     vf sum[ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) sum[r] = zeros();
@@ -397,14 +400,22 @@ struct PackedGroups {
         vf scale, minimum;
         F::scales(head, i, scale, minimum);
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; r++) {
-          const float* row = reinterpret_cast<const float*>(rows + r * stride);
-          const float* numbers = row + groups * (GROUP / 4) + g;
-          vi dot = F::ZERO < 0 ? vi{} : (vi)((vu)splat_bits(numbers + 2 * groups) << max_of(F::ZERO, 0));
+        for (int r0 = 0; r0 < ROWS; r0 += TOGETHER) {
+          vi dot[TOGETHER];
 #pragma GCC unroll 8
-          for (int j = 0; j < GROUP / 4; j++) dot = dot4(dot, u[j], (vi)splat_bits(row + g * (GROUP / 4) + j));
-          if (F::ZERO < 0) sum[r] += minimum * numbers[groups];
-          sum[r] += __builtin_convertvector(dot, vf) * (scale * numbers[0]);
+          for (int r = 0; r < TOGETHER; r++)
+            dot[r] = F::ZERO < 0 ? vi{} : (vi)((vu)splat_bits(numbers_of(r0 + r) + 2 * groups + g) << max_of(F::ZERO, 0));
+#pragma GCC unroll 8
+          for (int j = 0; j < GROUP / 4; j++)
+#pragma GCC unroll 8
+            for (int r = 0; r < TOGETHER; r++)
+              dot[r] = dot4(dot[r], u[j], (vi)splat_bits(row_of(r0 + r) + g * (GROUP / 4) + j));
+#pragma GCC unroll 8
+          for (int r = 0; r < TOGETHER; r++) {
+            const float* numbers = numbers_of(r0 + r) + g;
+            if (F::ZERO < 0) sum[r0 + r] += minimum * numbers[groups];
+            sum[r0 + r] += __builtin_convertvector(dot[r], vf) * (scale * numbers[0]);
+          }
         }
       }
 #pragma GCC unroll 16
