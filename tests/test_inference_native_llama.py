@@ -315,8 +315,12 @@ def test_weights_that_share_a_matrix_may_have_formats_of_their_own(switch, mixtu
     decoder = NativeDecoder(model, 1, 64, cache_precision="fp32")
     torch.testing.assert_close(decoder.prefill([ids[:30]])[0], expected[29], rtol=0, atol=0.05)
     torch.testing.assert_close(decoder.step_block(torch.tensor(ids[30:])), expected[30:], rtol=0, atol=0.05)
-    given = {name: quantize(weights[name], form) if form in FORMATS else weights[name] for name, form in formats.items()}
-    again = NativeDecoder(NativeModel(config, (weights | given).items(), "q4_k", formats), 1, 64, cache_precision="fp32")
+    given = {
+        name: quantize(weights[name], form) if form in FORMATS else weights[name] for name, form in formats.items()
+    }
+    again = NativeDecoder(
+        NativeModel(config, (weights | given).items(), "q4_k", formats), 1, 64, cache_precision="fp32"
+    )
     assert torch.equal(again.prefill([ids]), NativeDecoder(model, 1, 64, cache_precision="fp32").prefill([ids]))
 
 
