@@ -146,7 +146,8 @@ def _document(file: GGUFFile) -> dict[str, Any]:
         raise ValueError(f"it does not say {', '.join(missing)}")
     for key, value in settings.items():
         known = key in names or key in HARMLESS or (key in ROTARY and architecture != "gpt2")
-        if not known and value not in (0, "", *([True] if key == "attention.causal" else [])):
+        neutral = value is True if key == "attention.causal" else value in (0, "")
+        if not known and not neutral:
             raise ValueError(f"it sets {prefix}{key} to {value!r:.60}, which is not computed here")
     embedding = file.tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
