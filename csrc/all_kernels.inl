@@ -7,6 +7,8 @@ namespace {
 //
 #include "philox.h"
 //
+#include "tile_registers.inl"
+//
 #include "matmul.inl"
 //
 #include "gelu_table.inl"

@@ -9,6 +9,11 @@
 
 #include "kernels.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace llmfast {
 namespace {
 
@@ -18,15 +23,29 @@ struct Candidate {
   const Kernels& (*table)();
 };
 
+#if defined(__x86_64__)
+// Linux keeps the tile registers from a process until it asks for them.
+bool tile_registers_allowed() {
+#if defined(__linux__)
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const Kernels& choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  const bool amx = avx512_bf16 && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8");
   const Candidate candidates[] = {
-      {"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"),
-       avx512_bf16_kernels},
+      {"amx", amx && tile_registers_allowed(), amx_kernels},
+      {"avx512_bf16", avx512_bf16, avx512_bf16_kernels},
       {"avx512", avx512, avx512_kernels},
       {"avx2", avx2, avx2_kernels},
       {"generic", true, generic_kernels}};

@@ -37,6 +37,25 @@ LLMFAST_INLINE void run_chains(i64 rounds, Step step) {
   asm volatile("" : : "r"(used) : "memory");
 }
 
+#if LLMFAST_TILE_REGISTERS
+// Four tiles of sums, as the products have them.
+template <class Product>
+LLMFAST_INLINE void run_tile_chains(i64 rounds) {
+  shape_tiles(TILE_UNITS, TILE_UNITS);
+  const float zeros[TILE_UNITS * TILE_UNITS] = {};
+  tile_load<0>(zeros, 64), tile_load<1>(zeros, 64), tile_load<2>(zeros, 64), tile_load<3>(zeros, 64);
+  tile_load<4>(zeros, 64), tile_load<5>(zeros, 64), tile_load<6>(zeros, 64), tile_load<7>(zeros, 64);
+  for (i64 round = 0; round < rounds; round++)
+    for (int chain = 0; chain < LIMIT_CHAINS; chain += 4) {
+      Product::template add<0, 4, 6>();
+      Product::template add<1, 4, 7>();
+      Product::template add<2, 5, 6>();
+      Product::template add<3, 5, 7>();
+    }
+  asm volatile("tilerelease" : : : "memory");
+}
+#endif
+
 // The operations of `tasks` times `rounds` rounds; 0, and nothing done, where the instruction set has no instruction.
 i64 limit_arithmetic(LimitKind kind, i64 tasks, i64 rounds, const Threads& threads) {
   i64 operations = 0;  // of one vector instruction: a product and a sum for each pair of numbers
@@ -50,7 +69,10 @@ i64 limit_arithmetic(LimitKind kind, i64 tasks, i64 rounds, const Threads& threa
       });
       break;
     case LimitKind::bf16:
-#if LLMFAST_BF16_DOT
+#if LLMFAST_TILE_REGISTERS
+      operations = 4 * TILE_UNITS * TILE_UNITS * TILE_UNITS;
+      for_each_task(threads, tasks, [=](i64) { run_tile_chains<BF16Tiles>(rounds); });
+#elif LLMFAST_BF16_DOT
       operations = 4 * W;
       for_each_task(threads, tasks, [=](i64) {
         const __m512bh ones = (__m512bh)splat_int(0x3f803f80);
@@ -59,7 +81,10 @@ i64 limit_arithmetic(LimitKind kind, i64 tasks, i64 rounds, const Threads& threa
 #endif
       break;
     case LimitKind::i8:
-#if LLMFAST_INT8_DOT
+#if LLMFAST_TILE_REGISTERS
+      operations = 8 * TILE_UNITS * TILE_UNITS * TILE_UNITS;
+      for_each_task(threads, tasks, [=](i64) { run_tile_chains<ByteTiles>(rounds); });
+#elif LLMFAST_INT8_DOT
       operations = 8 * W;
       for_each_task(threads, tasks, [=](i64) {
         const __m512i ones = (__m512i)splat_int(0x01010101);

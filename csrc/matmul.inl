@@ -113,6 +113,17 @@ LLMFAST_INLINE RegisterTileWithin register_tile_within_for(i64 rows, i64 vectors
 template <bool PAIRS = false>
 LLMFAST_INLINE void panel_matmul(i64 rows, i64 vectors, i64 kc, const float* a, i64 a_row, i64 a_k, const float* b,
                                  float* c, i64 c_row, bool accumulate) {
+#if LLMFAST_TILE_REGISTERS
+  if (const i64 steps = kc / TILE_UNITS; PAIRS && a_k == 1 && steps > 0) {
+    const i64 done = steps * TILE_UNITS;
+    multiply_tiles<BF16Tiles>(rows, vectors, steps, a, a_row * 4, b, vectors * W * 4, c, c_row, accumulate);
+    if (done == kc) return;
+    kc -= done;
+    a += done;
+    b += done * vectors * W;
+    accumulate = true;
+  }
+#endif
   const RegisterTile full = register_tile_for<PAIRS>(TILE_ROWS, vectors);
   i64 r = 0;
   for (; r + TILE_ROWS <= rows; r += TILE_ROWS) full(kc, a + r * a_row, a_row, a_k, b, c + r * c_row, c_row, accumulate);
@@ -261,6 +272,23 @@ inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 c
 inline void pack_rows_pairs(const bfloat16* src, i64 row, i64 col, i64 rows, i64 k, float* dst, i64* dst_row, i64* dst_k) {
   const i64 pairs = ceil_div(k, 2);
   if (row == 1 && col != 1) {
+#if LLMFAST_TILE_REGISTERS  // which read along k
+    *dst_row = pairs;
+    *dst_k = 1;
+    for (i64 i = 0; i < pairs; i += W)
+      for (i64 r = 0; r < rows; r += W) {
+        const i64 n = min_of<i64>(W, rows - r), m = min_of<i64>(W, pairs - i);
+        vf block[W];
+        for (i64 j = 0; j < m; j++) {
+          const bfloat16* first = src + 2 * (i + j) * col + r;
+          block[j] = join_pairs(first, 2 * (i + j) + 1 < k ? first + col : nullptr, n);
+        }
+        for (i64 j = m; j < W; j++) block[j] = zeros();
+        transpose(block);
+        for (i64 j = 0; j < n; j++) store_upto(dst + (r + j) * pairs + i, block[j], m);
+      }
+    return;
+#endif
     *dst_row = 1;
     *dst_k = rows;
     for (i64 i = 0; i < pairs; i++)

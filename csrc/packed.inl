@@ -76,17 +76,36 @@ __attribute__((noinline)) void packed_tile(i64 units, const uint8_t* rows, i64 r
     for (int v = 0; v < V; v++) store_sum(c + r * TILE_COLS + v * W, sum[r][v], accumulate);
 }
 
+// out (M, TILE_COLS) (+)= the products of M rows with `units` units of a panel, at most BLOCK_UNITS.
 template <class F>
-void product_by_units(i64 M, i64 units, const uint8_t* rows, i64 stride, const uint8_t* panel, float* out) {
+void product_block(i64 M, i64 units, const uint8_t* rows, i64 stride, const uint8_t* panel, float* out, bool accumulate) {
   using Tile = void (*)(i64, const uint8_t*, i64, const uint8_t*, float*, bool);
   static constexpr Tile tiles[] = {packed_tile<F, 1>, packed_tile<F, 2>, packed_tile<F, 3>,
                                    packed_tile<F, 4>, packed_tile<F, 5>, packed_tile<F, 6>};
   static_assert(TILE_ROWS <= 6, "the table above");
-  for (i64 u0 = 0; u0 < units; u0 += BLOCK_UNITS)
-    for (i64 r = 0; r < M; r += TILE_ROWS)
-      tiles[min_of<i64>(TILE_ROWS, M - r) - 1](min_of(BLOCK_UNITS, units - u0), rows + r * stride + u0 * 4, stride,
-                                               panel + u0 * TILE_COLS * 4, out + r * TILE_COLS, u0 > 0);
+  for (i64 r = 0; r < M; r += TILE_ROWS)
+    tiles[min_of<i64>(TILE_ROWS, M - r) - 1](units, rows + r * stride, stride, panel, out + r * TILE_COLS, accumulate);
 }
+
+template <class F>
+void product_by_units(i64 M, i64 units, const uint8_t* rows, i64 stride, const uint8_t* panel, float* out) {
+  for (i64 u0 = 0; u0 < units; u0 += BLOCK_UNITS)
+    product_block<F>(M, min_of(BLOCK_UNITS, units - u0), rows + u0 * 4, stride, panel + u0 * TILE_COLS * 4, out, u0 > 0);
+}
+
+#if LLMFAST_TILE_REGISTERS
+// The same on the tile registers, but for the last units that do not fill one.
+template <class F, class Product>
+void product_by_tiles(i64 M, i64 units, const uint8_t* rows, i64 stride, const uint8_t* panel, float* out) {
+  constexpr i64 ROW_BYTES = TILE_COLS * 4;
+  const i64 steps = units / TILE_UNITS, done = steps * TILE_UNITS;
+  if (M <= FEW_ENOUGH_TO_PREFETCH)
+    multiply_tiles<Product, AHEAD>(M, TILE_VECTORS, steps, rows, stride, panel, ROW_BYTES, out, TILE_COLS, false);
+  else
+    multiply_tiles<Product>(M, TILE_VECTORS, steps, rows, stride, panel, ROW_BYTES, out, TILE_COLS, false);
+  if (done < units) product_block<F>(M, units - done, rows + done * 4, stride, panel + done * ROW_BYTES, out, true);
+}
+#endif
 
 // ---- Floats ----
 
@@ -155,7 +174,11 @@ struct PackedBF16 {
 #endif
   }
   static void product(i64 M, i64 K, const uint8_t* rows, const uint8_t* panel, float* out) {
+#if LLMFAST_TILE_REGISTERS
+    product_by_tiles<PackedBF16, BF16Tiles>(M, units(K), rows, row_bytes(K), panel, out);
+#else
     product_by_units<PackedBF16>(M, units(K), rows, row_bytes(K), panel, out);
+#endif
   }
 };
 
@@ -238,7 +261,12 @@ struct PackedI8 {
   static void product(i64 M, i64 K, const uint8_t* rows, const uint8_t* panel, float* out) {
     const Row r = row(K);
     const i64 stride = r.bytes();
-    product_by_units<PackedI8>(M, units(K), rows, stride, panel, out);
+#if LLMFAST_TILE_REGISTERS
+    if (M > FEW_ENOUGH_TO_PREFETCH)
+      product_by_tiles<PackedI8, ByteTiles>(M, units(K), rows, stride, panel, out);
+    else  // from memory, at which both arrive
+#endif
+      product_by_units<PackedI8>(M, units(K), rows, stride, panel, out);
     const float* scales = reinterpret_cast<const float*>(panel + scales_at(K));
     for (i64 i = 0; i < M; i++) {
       const float scale = *r.scales(rows + i * stride);

@@ -22,7 +22,7 @@ case "${1-}" in
 sanitize)
   ${CXX:-g++} $flags -O1 $sanitizers kernels_*.cpp $core -o "$work/core"
   LLMFAST_CPU_ISA=generic "$work/core" >"$work/expected"
-  for isa in avx2 avx512 avx512_bf16 neon; do
+  for isa in avx2 avx512 avx512_bf16 amx neon; do
     LLMFAST_CPU_ISA=$isa "$work/core" compare <"$work/expected" 2>"$work/error" || {
       grep -q "does not have these instructions\|is not known here" "$work/error" && continue
       cat "$work/error" && exit 1

@@ -35,7 +35,7 @@ def isa_under(name: str) -> str:
     return result.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["generic", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("name", ["generic", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_every_instruction_set_keeps_the_contract(name):
     got = isa_under(name)
     if got != name:

@@ -57,7 +57,7 @@ def why_not(config: ModelConfig, device: torch.device) -> str | None:
 
 def fastest_float() -> str:
     """The precision of floats that this CPU multiplies fastest: bf16 where it has instructions for it, else fp32."""
-    return "bf16" if cpp.isa() == "avx512_bf16" else "fp32"
+    return "bf16" if cpp.isa() in ("amx", "avx512_bf16") else "fp32"
 
 
 class NativeModel:

@@ -19,7 +19,7 @@ from llmfast.benchmarking.startup_cases import ANY
 from llmfast.benchmarking.tables import figure_of, problems, sizes_of
 from llmfast.files import write_atomic
 
-STYLE = Path(__file__).with_name("report.css")
+STYLE = Path(__file__).with_name("page.css")
 PAGE = "index.html"
 EVEN = 0.005  # so much faster or slower is neither
 MANY = 12  # rows from which a table is folded

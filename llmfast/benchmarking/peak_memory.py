@@ -118,7 +118,7 @@ def _in_a_process(task: Task, places: Mapping[str, str]) -> int:
         "path": None if task.model is None else str(models.path_of(task.model).resolve()),
         "threads": thread_count(),
     }
-    command = [sys.executable, "-m", "llmfast.benchmarking.memory", json.dumps(request)]
+    command = [sys.executable, "-m", "llmfast.benchmarking.peak_memory", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmfast.benchmarking import drawing, panels, plots, report
+from llmfast.benchmarking import drawing, page, panels, plots
 from llmfast.benchmarking.records import Record, Results, Spread, Versus
 
 pytest.importorskip("matplotlib")
@@ -98,8 +98,7 @@ class Elements(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "out"
-    page = report.write(RESULTS, folder)
-    return folder, page.read_text(encoding="utf-8")
+    return folder, page.write(RESULTS, folder).read_text(encoding="utf-8")
 
 
 def test_the_page_needs_nothing_but_itself(written):
@@ -190,17 +189,17 @@ def test_bars_stand_where_no_size_changes():
 
 
 def test_results_without_limits_or_with_nothing(tmp_path):
-    page = report.write(Results({}, {}, (op(64, "cpp"),)), tmp_path).read_text()
-    assert "limits were not measured" in page
-    Elements(page)
+    html = page.write(Results({}, {}, (op(64, "cpp"),)), tmp_path).read_text()
+    assert "limits were not measured" in html
+    Elements(html)
     with pytest.raises(ValueError, match="no results"):
-        report.write(Results({}, {}, ()), tmp_path)
+        page.write(Results({}, {}, ()), tmp_path)
 
 
 def test_without_matplotlib_there_is_a_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r"pip install 'llmfast-kernels\[bench\]'"):
-        report.write(RESULTS, tmp_path)
+        page.write(RESULTS, tmp_path)
 
 
 def test_competitors_keep_their_colours_and_share_none():
