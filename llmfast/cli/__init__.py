@@ -15,6 +15,7 @@ import llmfast
 # for: nobody waits for what he does not use.
 VERBS = (
     "generate",
+    "chat",
     "get",
     "train",
     "data",

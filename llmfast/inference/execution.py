@@ -28,6 +28,7 @@ from llmfast.inference.decoders import (
     NativeDecoder,
     NativeModel,
     NativeReader,
+    PrefixCache,
     Reader,
     SpeculatingDecoder,
     UncachedDecoder,
@@ -146,6 +147,7 @@ class Runner:
         self._packed_from = _fingerprint(self._model)
         self._lock = threading.Lock()  # around reading and packing
         self._recorded = DecoderPool()
+        self.prefixes = PrefixCache()
 
     @property
     def model(self) -> LanguageModel:
@@ -198,11 +200,14 @@ class Runner:
         use_cache: bool = True,
         speculate: int = 0,
         keep_recorded: bool = False,
+        prompt: list[int] | None = None,
+        exact: bool = True,
     ) -> Decoder:
         """A decoder for `batch` sequences of up to `capacity` tokens.
 
         `speculate` guesses so many tokens ahead. With `keep_recorded` a recorded decoder is kept for a later use: of at
-        least the capacity, and until its `close`. `ValueError` for what can't be combined.
+        least the capacity, and until its `close`. A decoder of one sequence may hold what its `prompt` begins with:
+        with `exact` only as far as its bits are those of a prefill. `ValueError` for what can't be combined.
         """
         if speculate and (not use_cache or self.packed() is None):
             raise ValueError("speculate needs the native decoder and its cache: a CPU, and the C++ backend")
@@ -210,7 +215,10 @@ class Runner:
             return UncachedDecoder(self.reader())
         packed = self.packed()
         if packed is not None:
-            decoder = NativeDecoder(packed, batch, capacity)
+            if batch == 1 and prompt is not None:
+                decoder: NativeDecoder = self.prefixes.take(packed, prompt, capacity, exact)
+            else:
+                decoder = NativeDecoder(packed, batch, capacity)
             return SpeculatingDecoder(decoder, speculate) if speculate else decoder
         model = self.model.eval()  # training it meanwhile has left dropout on
         if cuda_graph.why_not(model) is not None:

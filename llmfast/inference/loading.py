@@ -13,6 +13,7 @@ from llmfast.inference.execution import Execution, check_precision, chosen_backe
 from llmfast.inference.llm import LLM
 from llmfast.tokenizers import load_tokenizer
 from llmfast.weights.checkpoint import stream
+from llmfast.weights.config_file import end_tokens
 from llmfast.weights.loading import formats_of, module_of, quantized_module
 from llmfast.weights.locate import locate_model
 
@@ -41,15 +42,15 @@ def load(
     source = stream(locate_model(name))
     with chosen_backend(backend):
         run = Execution.of(source, precision, place)
-    tokenizer = load_tokenizer(source.path)
+    tokenizer, ends = load_tokenizer(source.path), end_tokens(source.path)
     if run.natively:
         formats = formats_of(source, run.precision) if run.quantized else {}
         packed = NativeModel(source.config, source.tensors(formats), run.precision, formats)
         rounded = run.precision if run.quantized else None
-        return LLM(lambda: module_of(source, run.dtype, rounded), tokenizer, backend, packed)
+        return LLM(lambda: module_of(source, run.dtype, rounded), tokenizer, backend, packed, ends)
     if run.quantized:
-        return LLM(quantized_module(source, run.precision, run.dtype, place), tokenizer, backend)
-    return LLM(module_of(source, run.dtype).to(place), tokenizer, backend)
+        return LLM(quantized_module(source, run.precision, run.dtype, place), tokenizer, backend, None, ends)
+    return LLM(module_of(source, run.dtype).to(place), tokenizer, backend, None, ends)
 
 
 def generate(prompt: Any, **settings: Any) -> Any:

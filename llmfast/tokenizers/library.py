@@ -42,7 +42,7 @@ class LibraryTokenizer(BaseTokenizer):
         self.special_tokens = {token.content: i for i, token in special.items()}
         self.swallows = {t.content: (t.lstrip, t.rstrip) for t in special.values() if t.lstrip or t.rstrip}
         self._added = {i: token.content for i, token in added.items()}
-        names = token_names(self.config)
+        names = self.token_names = token_names(self.config)
         self._end = self._id_of(names.get("eos_token"))
         self.start_of_text = self._start(names.get("bos_token"))
         self.chat_template = self.config.get("chat_template")

@@ -86,6 +86,7 @@ class BaseTokenizer:
     special_tokens: dict[str, int]
     start_of_text: int | None = None
     chat_template: str | None = None
+    token_names: Mapping[str, str] = {}  # of special tokens, by what transformers calls them: "bos_token", …
     swallows: Mapping[str, tuple[bool, bool]] = {}  # special tokens that take the blanks before, or after, along
 
     @property

@@ -58,7 +58,7 @@ class SentencePieceTokenizer(BaseTokenizer):
         self._unknown = next((i for i, p in enumerate(self.pieces) if p.kind == UNKNOWN), None)
         if len(self._bytes) < 256 and self._unknown is None:
             raise ValueError("the vocabulary has neither a token for every byte nor one for unknown characters")
-        names = token_names(self.config)
+        names = self.token_names = token_names(self.config)
         self._end = ids.get(names.get("eos_token", ""))
         self.start_of_text = ids.get(names.get("bos_token", "")) if self.config.get("add_bos_token", True) else None
         self.chat_template = self.config.get("chat_template")

@@ -67,6 +67,18 @@ def recommended_precision(file: Path) -> str | None:
     return recommended
 
 
+def end_tokens(path: Path) -> list[int]:
+    """The ids that `generation_config.json` says end a text; none where there is no such file."""
+    file = config_file(path).with_name("generation_config.json")
+    if path.suffix == ".gguf" or not file.exists():
+        return []
+    ends = read_document(file).get("eos_token_id")
+    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(i) is int for i in ids):
+        raise ValueError(f"{file}: eos_token_id should be an id or a list of ids, got {ends!r:.80}")
+    return ids
+
+
 def read_document(file: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     if not file.exists():
