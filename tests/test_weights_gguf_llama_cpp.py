@@ -60,11 +60,22 @@ IDS = [5, 9, 3, 11, 4, 60, 2, 8, 33, 17, 21, 6, 40, 41, 0, 66, 12, 50]
 NEW = 5
 
 
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory):
-    """Directories and GGUF files of all models, and what llama.cpp computes with them, in one process of its own."""
+def judge(folder: Path, jobs: list[dict]):
+    """What llama.cpp computes of the jobs (see `llama_cpp_logits`), in a process of its own."""
     if not has_llama_cpp():
         pytest.skip(f"{PYTHON} has no llama-cpp-python; LLMFAST_PEERS_PYTHON names another")
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    script = Path(__file__).with_name("llama_cpp_logits.py")
+    done = subprocess.run(
+        [PYTHON, str(script), str(folder / "jobs.json"), str(folder / "out.npz")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return np.load(folder / "out.npz")
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Directories and GGUF files of all models, and what llama.cpp computes with them."""
     folder = tmp_path_factory.mktemp("llama_cpp")
     jobs, places = [], {}
     for (name, kind), config in ({(name, "f32"): config for name, config in MODELS.items()} | QUANTISED).items():
@@ -77,13 +88,7 @@ def judged(tmp_path_factory):
         convert(place, folder / f"{place.name}.gguf", "gguf", kind)
         places[name, kind] = place, folder / f"{place.name}.gguf", len(jobs)
         jobs.append({"file": str(places[name, kind][1]), "ids": IDS, "new": NEW})
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    script = Path(__file__).with_name("llama_cpp_logits.py")
-    done = subprocess.run(
-        [PYTHON, str(script), str(folder / "jobs.json"), str(folder / "out.npz")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return places, np.load(folder / "out.npz")
+    return places, judge(folder, jobs)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -106,3 +111,17 @@ def test_llama_cpp_reads_every_type_that_is_written(judged, kind):
     with torch.inference_mode(), llmfast.use_backend("pytorch"):
         ours = from_pretrained(file)(torch.tensor([IDS]))[0]
     assert nmse(ours, torch.from_numpy(theirs[f"logits.{job}"])) < 1e-3
+
+
+TEXT = "The cat's naïve ☃ 日本語 sat on  the mat,\n\n  in 2024! <|endoftext|> \t end"
+
+
+def test_llama_cpp_splits_text_as_a_tokenizer_trained_here(storyteller, storyteller_directory, tmp_path):
+    """And writes the same text."""
+    convert(storyteller_directory, tmp_path / "model.gguf", "gguf")
+    prompt = storyteller.tokenizer.encode("The cat")
+    theirs = judge(tmp_path, [{"file": str(tmp_path / "model.gguf"), "ids": prompt, "new": 20, "text": TEXT}])
+    assert theirs["tokens.0"].tolist() == storyteller.tokenizer.encode(TEXT)
+    with llmfast.use_backend("pytorch"):
+        found = storyteller.generate(torch.tensor(prompt), max_new_tokens=20, temperature=0).tolist()
+    assert_same_greedy(found, prompt + theirs["greedy.0"].tolist(), storyteller.model, len(prompt), "storyteller")
