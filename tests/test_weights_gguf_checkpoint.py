@@ -214,6 +214,7 @@ def small(tmp_path_factory) -> Path:
 
 COMPLAINTS = [
     ({"general.architecture": "mamba"}, "it holds a 'mamba' model; the architectures that run are gpt2, llama"),
+    ({"split.count": 3}, "it is one of 3 files that are a model together"),
     ({"llama.block_count": None}, "it does not say llama.block_count"),
     ({"llama.block_count": 3_000_000_000}, "tensors, too few for 3000000000 blocks"),
     ({"llama.block_count": 2}, "missing blk.1.attn_k.weight"),

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from conftest import assert_same_greedy, nmse, tiny_config
 import llmfast
 from llmfast.models import LlamaConfig, create, from_pretrained
 from llmfast.models.rotary import RotarySettings
+from llmfast.weights.checkpoint import stream
 from llmfast.weights.converting import convert
+from llmfast.weights.loading import quantized_module
 
 PYTHON = os.environ.get("LLMFAST_PEERS_PYTHON") or sys.executable
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,3 +128,44 @@ def test_llama_cpp_splits_text_as_a_tokenizer_trained_here(storyteller, storytel
     with llmfast.use_backend("pytorch"):
         found = storyteller.generate(torch.tensor(prompt), max_new_tokens=20, temperature=0).tolist()
     assert_same_greedy(found, prompt + theirs["greedy.0"].tolist(), storyteller.model, len(prompt), "storyteller")
+
+
+# What llama.cpp's quantiser makes of a model, mixtures of types, and how most of it runs here.
+QUANTISERS = {
+    "Q4_0": "q4_1", "Q4_1": "q4_1", "Q8_0": "q8_0", "Q4_K_S": "q4_k", "Q4_K_M": "q4_k", "Q5_0": "q8_0", "Q5_1": "q8_0",
+    "Q5_K_M": "q8_0", "Q6_K": "q8_0", "Q3_K_M": "q8_0", "Q2_K": "q8_0", "IQ4_NL": "q8_0", "IQ4_XS": "q8_0",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantised")
+    torch.manual_seed(0)
+    create(llama(hidden_size=256, intermediate_size=512, num_hidden_layers=2, initializer_range=0.08)).save_pretrained(
+        folder / "model"
+    )
+    convert(folder / "model", folder / "f32.gguf", "gguf")
+    places = {kind: folder / f"{kind}.gguf" for kind in QUANTISERS}
+    jobs = [
+        {"file": str(place), "from": str(folder / "f32.gguf"), "type": kind, "ids": IDS, "new": 0}
+        for kind, place in places.items()
+    ]
+    theirs = judge(folder, jobs)
+    return {kind: (place, theirs[f"logits.{job}"]) for job, (kind, place) in enumerate(places.items())}
+
+
+@pytest.mark.parametrize("kind", QUANTISERS)
+def test_what_llama_cpp_quantises_computes_the_same_here(quantised, kind):
+    """As floats, and as it runs; llama.cpp rounds activations to 8 bits, in some types 256 of them by one scale."""
+    file, logits = quantised[kind]
+    theirs, ids = torch.from_numpy(logits), torch.tensor([IDS])
+    with torch.inference_mode(), llmfast.use_backend("pytorch"):
+        floats = from_pretrained(file)(ids)[0]
+    assert nmse(floats, theirs) < 3e-3
+    source = stream(file)
+    with torch.inference_mode(), llmfast.use_backend("pytorch"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that some types are rounded to 8 bits
+        packed = quantized_module(source, source.precision, torch.float32)(ids)[0]
+    assert source.precision == QUANTISERS[kind]
+    exact = all(weight.format == source.quantization.weights.get(name) for name, weight in source.weights.items())
+    assert nmse(packed, floats) < (1e-9 if exact else 1e-3)

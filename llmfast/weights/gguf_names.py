@@ -134,6 +134,10 @@ def config_of(file: GGUFFile) -> ModelConfig:
 
 def _document(file: GGUFFile) -> dict[str, Any]:
     """What a `config.json` would say."""
+    if (parts := file.metadata.get("split.count", 1)) not in (0, 1):
+        raise ValueError(
+            f"it is one of {parts!r:.60} files that are a model together: llama-gguf-split --merge joins them"
+        )
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in SETTINGS:
         raise ValueError(f"it holds a {architecture!r:.60} model; the architectures that run are {', '.join(SETTINGS)}")
@@ -262,7 +266,9 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"general.architecture": architecture}
     described = config.arithmetic()
     context = min([config.context, *(window for window in described.windows if window is not None)])
-    given = {"n_inner": config.inner_dim} | dict.fromkeys(("n_positions", "max_position_embeddings"), context)
+    given: dict[str, Any] = {"n_inner": config.inner_dim} | dict.fromkeys(
+        ("n_positions", "max_position_embeddings"), context
+    )
     if isinstance(config, LlamaConfig):
         given |= {"rope_theta": config.rope.rope_theta, "num_key_value_heads": config.key_heads}
         given["attention_multiplier"] = described.attention_scale
