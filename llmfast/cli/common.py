@@ -38,6 +38,41 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def sampling_options(temperature: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """How tokens are chosen, and where a text ends."""
+    options = [
+        click.option("-t", "--temperature", type=float, default=temperature, show_default=True, help="0 is greedy."),
+        click.option("--top-k", type=int, help="Only the K likeliest tokens."),
+        click.option("--top-p", type=float, help="Only the likeliest tokens of total probability P."),
+        click.option("--min-p", type=float, help="Only tokens P times as likely as the likeliest."),
+        click.option("--repetition-penalty", type=float, default=1.0, show_default=True),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be given several times."),
+        click.option("--seed", type=int, help="The same seed gives the same text."),
+        click.option(
+            "--speculate",
+            type=click.IntRange(0, 15),
+            default=0,
+            metavar="K",
+            help="Guess up to K tokens ahead: the same text.",
+        ),
+    ]
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def running_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Where a model runs, and in which precision."""
+    options = [
+        click.option(
+            "--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, a .py file, OP=NAME,…"
+        ),
+        click.option(
+            "--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16, int8, int4 or int4-all."
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …"),
+    ]
+    return functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
 def fail(error: Exception) -> None:
     """One line, exit code 2."""
     click.echo(f"llmfast: {in_options(' '.join(str(error).split())) or type(error).__name__}", err=True)

@@ -70,6 +70,7 @@ class SpeculatingDecoder(Decoder):
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         self._forget(prompts[0])
         self._logits, self._best = self.decoder.prefill(prompts), self.decoder.best
+        self.kept = self.decoder.kept
         return self._logits
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -85,6 +86,9 @@ class SpeculatingDecoder(Decoder):
             self._best, self._row = self.decoder.best, 0
             self.steps += 1
         return self._logits[self._row : self._row + 1]
+
+    def close(self) -> None:
+        self.decoder.close()
 
     def begin(self, sampler: Sampler) -> None:
         self.decoder.begin(sampler)
