@@ -15,11 +15,11 @@ from rich.console import Console
 from llmfast.benchmarking import suite, tables
 from llmfast.benchmarking.comparison import Comparison, Measured
 from llmfast.benchmarking.facts import facts
-from llmfast.benchmarking.peers import plan, report, session
+from llmfast.benchmarking.peers import findings, plan, session
 from llmfast.benchmarking.records import Results
 from llmfast.threads import thread_count
 
-RUN = pytest.StashKey["Run"]()
+RUN = pytest.StashKey["Measurements"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(threads)
 
 
-class Run:
+class Measurements:
     """What one run of pytest measures."""
 
     def __init__(self, config: pytest.Config):
@@ -77,13 +77,13 @@ class Run:
     @property
     def results(self) -> Results:
         records = [row.record for number in sorted(self._found) for row in self._found[number]]
-        records += report.records(self.peers.groups) if self.peers is not None else []
+        records += findings.records(self.peers.groups) if self.peers is not None else []
         return Results(self.facts, suite.best_limits(self.limits), tuple(records))
 
 
-def run_of(config: pytest.Config) -> Run:
+def run_of(config: pytest.Config) -> Measurements:
     if RUN not in config.stash:
-        config.stash[RUN] = Run(config)
+        config.stash[RUN] = Measurements(config)
     return config.stash[RUN]
 
 
@@ -142,5 +142,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         console.print(tables.limits_table(results.limits))
     run = config.stash[RUN]
     if run.peers is not None and run.peers.groups:
-        console.print(report.targets(run.peers.groups))
+        console.print(findings.targets(run.peers.groups))
     terminalreporter.write(console.file.getvalue())  # type: ignore[attr-defined]

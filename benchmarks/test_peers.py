@@ -11,8 +11,8 @@ import pytest
 from recorded import recorded_time
 
 from llmfast.benchmarking.comparison import Measured
+from llmfast.benchmarking.peers.findings import speed_of
 from llmfast.benchmarking.peers.plan import GPT2, GROUPS, OURS
-from llmfast.benchmarking.peers.report import speed_of
 
 ROWS = [
     pytest.param(group, engine, case, id=f"{group}-{engine.name}-{case.name}")

@@ -2,14 +2,17 @@
 
     int8   out = activation(scale[n] * sum over k of values[n, k] x[k] + b)          one float32 scale a row
     int4   out = activation(sum over k of (nibble[n, k] - 8) scale[n, k // 32] x[k] + b)   a bfloat16 one for each 32
+    q8_0   out = activation(sum over k of values[n, k] scale[n, k // 32] x[k] + b)         a float16 one for each 32
+    q4_1   out = activation(sum over k of (nibble[n, k] scale[n, k // 32] + minimum[n, k // 32]) x[k] + b)
+    q4_k   the same, with a code of 8 bits for each scale and minimum, in units that 8 groups share
 
-The formats are those of `llmfast/quantization.py`: int8 values (N, K), or uint8 values (N, 16 G) with scales (N, G),
-G = ceil(K / 32), byte j of a row holding element 2j in its low nibble and 2j + 1 in its high one.
+The formats are those of `llmfast/quantization/encodings.py`: int8 values (N, K), or uint8 values (N, 16 G) with scales
+(N, G), G = ceil(K / 32), byte j of a row holding element 2j in its low nibble and 2j + 1 in its high one.
 
 With few rows of x, as in decoding, reading the weights is all the time there is. So a program takes a few rows of the
 weights and all rows of x, and multiplies out^T = W x^T: integers are converted in registers, and the matrix
 instructions of Hopper take only their first operand from there. An int8 is exact in bfloat16 and float16, and its
-scale waits for the float32 sum; an int4 is multiplied by its scale, and rounded to x's dtype, as it is dequantised.
+scale waits for the float32 sum; where each group has its own, an integer is multiplied by it, and rounded to x's dtype.
 The nibbles of a byte belong to neighbouring elements of x. It is x that is taken apart into even and odd elements, not
 the weights that are put in order: there is much less of it.
 
@@ -30,7 +33,8 @@ from .matmul import CANDIDATES, MatrixTile, add_product, grouped_tile, precision
 from .tuning import choose
 from .tuning import describe as describe_tile
 
-GROUP_SIZE = 32  # elements of an int4 row that share a scale
+GROUP_SIZE = 32  # elements of a row that share a scale
+BLOCK_GROUPS = 8  # groups whose codes share a unit
 # From many rows of x to few.
 SIZES = ("large", "medium", "small")
 ROWS_TOGETHER = 8
@@ -42,10 +46,10 @@ SUM_ROWS, SUM_COLUMNS = 4, 256
 
 
 @triton.jit
-def _finish(result, scale, bias, first_column, column, columns, BITS: tl.constexpr, ACTIVATION: tl.constexpr):
-    """activation(scale * result + bias) of a tile (COLUMNS, rows); the scale of int4 is in the result already."""
+def _finish(result, scale, bias, first_column, column, columns, GROUPED: tl.constexpr, ACTIVATION: tl.constexpr):
+    """activation(scale * result + bias) of a tile (COLUMNS, rows); the scales of groups are in the result already."""
     mask = first_column + column < columns
-    if BITS == 8:
+    if not GROUPED:
         result *= tl.load(scale + first_column + column, mask=mask, other=0.0)[:, None]
     if bias is not None:
         result += tl.load(bias + first_column + column, mask=mask, other=0.0).to(tl.float32)[:, None]
@@ -53,51 +57,91 @@ def _finish(result, scale, bias, first_column, column, columns, BITS: tl.constex
 
 
 @triton.jit
-def _multiply_int8(
-    accumulator, zero, x_pointers, values_pointers, x_mask, values_mask, inner, left, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _of_groups(
+    numbers, codes, first_column, column, groups, first_group, group, mask, EACH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The scales or minima of a step's groups in float32, each of them EACH times: (COLUMNS, GROUPS * EACH).
+
+    `numbers` has one for each group; with `codes` one for BLOCK groups, and the codes of each.
+    """
+    COLUMNS: tl.constexpr = column.shape[0]
+    GROUPS: tl.constexpr = group.shape[0]
+    at = first_group + group[None, :]
+    if codes is None:
+        pointers = numbers + tl.cast(first_column, tl.int64) * groups + (column[:, None] * groups + at)
+        found = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    else:
+        units = tl.cdiv(groups, BLOCK)
+        pointers = numbers + tl.cast(first_column, tl.int64) * units + (column[:, None] * units + at // BLOCK)
+        code_pointers = codes + tl.cast(first_column, tl.int64) * groups + (column[:, None] * groups + at)
+        found = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        found *= tl.load(code_pointers, mask=mask, other=0).to(tl.float32)
+    found = tl.broadcast_to(found[:, :, None], [COLUMNS, GROUPS, EACH])
+    return tl.reshape(found, [COLUMNS, GROUPS * EACH])
+
+
+@triton.jit
+def _multiply_bytes(
+    accumulator, zero, x_pointers, values_pointers, scale, x_mask, column_mask, first_column, column, groups,
+    first_group, group, inner, left, GROUPED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds one step along K: (COLUMNS, INNER) int8 times (INNER, ROWS)."""
+    EACH: tl.constexpr = inner.shape[0] // group.shape[0]
+    values_mask = column_mask
+    group_mask = column_mask
     if MASKED:
         x_mask = x_mask & (inner[None, :] < left)
-        values_mask = values_mask & (inner[None, :] < left)
+        values_mask = column_mask & (inner[None, :] < left)
+        group_mask = column_mask & (group[None, :] * EACH < left)
     x_tile = tl.load(x_pointers, mask=x_mask, other=0.0)
     values_tile = tl.load(values_pointers, mask=values_mask, other=0)
+    if GROUPED:
+        of_values = _of_groups(scale, None, first_column, column, groups, first_group, group, group_mask, EACH, 1)
+        values_tile = values_tile.to(tl.float32) * of_values
     return add_product(accumulator, values_tile.to(x_tile.dtype), tl.trans(x_tile), zero, PRECISION)
 
 
 @triton.jit
-def _multiply_int4(
-    accumulator, zero, x_pointers, values_pointers, scale_pointers, x_mask, values_mask, inner, pair, group, left,
-    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+def _multiply_nibbles(
+    accumulator, zero, x_pointers, values_pointers, scale, minimum, scale_code, minimum_code, x_mask, column_mask,
+    first_column, column, groups, first_group, group, inner, pair, left, MASKED: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds one step along K: (COLUMNS, INNER / 2) bytes times (INNER, ROWS)."""
     ROWS: tl.constexpr = x_pointers.shape[0]
-    COLUMNS: tl.constexpr = values_pointers.shape[0]
-    PAIRS: tl.constexpr = values_pointers.shape[1]
-    GROUPS: tl.constexpr = scale_pointers.shape[1]
-    scale_mask = values_mask
+    PAIRS: tl.constexpr = pair.shape[0]
+    EACH: tl.constexpr = PAIRS // group.shape[0]
+    values_mask = column_mask
+    group_mask = column_mask
     if MASKED:
         x_mask = x_mask & (inner[None, :] < left)
-        scale_mask = values_mask & (group[None, :] * (2 * PAIRS // GROUPS) < left)
-        values_mask = values_mask & (2 * pair[None, :] < left)
+        values_mask = column_mask & (2 * pair[None, :] < left)
+        group_mask = column_mask & (group[None, :] * (2 * EACH) < left)
     x_tile = tl.load(x_pointers, mask=x_mask, other=0.0)
     even, odd = tl.split(tl.reshape(x_tile, [ROWS, PAIRS, 2]))
-    scale_tile = tl.load(scale_pointers, mask=scale_mask, other=0.0).to(tl.float32)
-    scale_tile = tl.broadcast_to(scale_tile[:, :, None], [COLUMNS, GROUPS, PAIRS // GROUPS])
-    scale_tile = tl.reshape(scale_tile, [COLUMNS, PAIRS])
     bytes_tile = tl.load(values_pointers, mask=values_mask, other=0)
-    low = ((bytes_tile & 15).to(tl.float32) - 8.0) * scale_tile
-    high = ((bytes_tile >> 4).to(tl.float32) - 8.0) * scale_tile
+    low = (bytes_tile & 15).to(tl.float32)
+    high = (bytes_tile >> 4).to(tl.float32)
+    of_values = _of_groups(scale, scale_code, first_column, column, groups, first_group, group, group_mask, EACH, BLOCK)
+    if minimum is None:
+        low = (low - 8.0) * of_values
+        high = (high - 8.0) * of_values
+    else:
+        least = _of_groups(
+            minimum, minimum_code, first_column, column, groups, first_group, group, group_mask, EACH, BLOCK
+        )
+        low = low * of_values + least
+        high = high * of_values + least
     accumulator = add_product(accumulator, low.to(x_tile.dtype), tl.trans(even), zero, PRECISION)
     return add_product(accumulator, high.to(x_tile.dtype), tl.trans(odd), zero, PRECISION)
 
 
 @triton.jit(do_not_specialize=["rows", "part_steps"])
 def _quantized_linear_kernel(
-    x, values, scale, bias, out, rows, columns, inner_size, part_steps, BITS: tl.constexpr, GROUP: tl.constexpr,
-    ACTIVATION: tl.constexpr, IN_PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    INNER: tl.constexpr, ROWS_TOGETHER: tl.constexpr, PRECISION: tl.constexpr,
+    x, values, scale, minimum, scale_code, minimum_code, bias, out, rows, columns, inner_size, part_steps,
+    BITS: tl.constexpr, GROUPED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr,
+    IN_PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+    ROWS_TOGETHER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of the output, over one part of K; parts go to consecutive matrices as they are."""
     row_tile, column_tile = grouped_tile(
@@ -119,42 +163,46 @@ def _quantized_linear_kernel(
     zero = unseen_zero(rows)
     steps = tl.maximum(end - start, 0) // INNER
     left = end - start - steps * INNER
+    groups = tl.cdiv(inner_size, GROUP)
+    group = tl.arange(0, INNER // GROUP)
+    first_group = start // GROUP
     if BITS == 8:
         values_pointers = values + tl.cast(first_column, tl.int64) * inner_size + start
         values_pointers = values_pointers + (column[:, None] * inner_size + inner[None, :])
         for _ in range(0, steps):
-            accumulator = _multiply_int8(
-                accumulator, zero, x_pointers, values_pointers, row_mask, column_mask, inner, left, False, PRECISION
-            )
+            accumulator = _multiply_bytes(
+                accumulator, zero, x_pointers, values_pointers, scale, row_mask, column_mask, first_column, column,
+                groups, first_group, group, inner, left, GROUPED, False, PRECISION,
+            )  # fmt: skip
             x_pointers += INNER
             values_pointers += INNER
+            first_group += INNER // GROUP
         if left > 0:
-            accumulator = _multiply_int8(
-                accumulator, zero, x_pointers, values_pointers, row_mask, column_mask, inner, left, True, PRECISION
-            )
+            accumulator = _multiply_bytes(
+                accumulator, zero, x_pointers, values_pointers, scale, row_mask, column_mask, first_column, column,
+                groups, first_group, group, inner, left, GROUPED, True, PRECISION,
+            )  # fmt: skip
     else:
-        groups = tl.cdiv(inner_size, GROUP)
         pair = tl.arange(0, INNER // 2)
-        group = tl.arange(0, INNER // GROUP)
         values_pointers = values + tl.cast(first_column, tl.int64) * (groups * (GROUP // 2)) + start // 2
         values_pointers = values_pointers + (column[:, None] * (groups * (GROUP // 2)) + pair[None, :])
-        scale_pointers = scale + tl.cast(first_column, tl.int64) * groups + start // GROUP
-        scale_pointers = scale_pointers + (column[:, None] * groups + group[None, :])
         for _ in range(0, steps):
-            accumulator = _multiply_int4(
-                accumulator, zero, x_pointers, values_pointers, scale_pointers, row_mask, column_mask, inner, pair,
-                group, left, False, PRECISION,
+            accumulator = _multiply_nibbles(
+                accumulator, zero, x_pointers, values_pointers, scale, minimum, scale_code, minimum_code, row_mask,
+                column_mask, first_column, column, groups, first_group, group, inner, pair, left, False, BLOCK,
+                PRECISION,
             )  # fmt: skip
             x_pointers += INNER
             values_pointers += INNER // 2
-            scale_pointers += INNER // GROUP
+            first_group += INNER // GROUP
         if left > 0:
-            accumulator = _multiply_int4(
-                accumulator, zero, x_pointers, values_pointers, scale_pointers, row_mask, column_mask, inner, pair,
-                group, left, True, PRECISION,
+            accumulator = _multiply_nibbles(
+                accumulator, zero, x_pointers, values_pointers, scale, minimum, scale_code, minimum_code, row_mask,
+                column_mask, first_column, column, groups, first_group, group, inner, pair, left, True, BLOCK,
+                PRECISION,
             )  # fmt: skip
     if not IN_PARTS:
-        accumulator = _finish(accumulator, scale, bias, first_column, column, columns, BITS, ACTIVATION)
+        accumulator = _finish(accumulator, scale, bias, first_column, column, columns, GROUPED, ACTIVATION)
     tile = out + (part.to(tl.int64) * rows + first_row) * columns + first_column
     tl.store(
         tile + row[None, :] * columns + column[:, None],
@@ -165,7 +213,7 @@ def _quantized_linear_kernel(
 
 @triton.jit(do_not_specialize=["rows", "parts"])
 def _sum_parts_kernel(
-    partial, scale, bias, out, rows, columns, parts, BITS: tl.constexpr, ACTIVATION: tl.constexpr,
+    partial, scale, bias, out, rows, columns, parts, GROUPED: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A tile of out = activation(scale * (sum of the parts, first part first) + bias)."""
@@ -177,7 +225,7 @@ def _sum_parts_kernel(
     total = tl.zeros([COLUMNS, ROWS], tl.float32)
     for part in range(0, parts):
         total += tl.load(partial + tl.cast(part, tl.int64) * rows * columns + offsets, mask=mask, other=0.0)
-    total = _finish(total, scale, bias, first_column, column, columns, BITS, ACTIVATION)
+    total = _finish(total, scale, bias, first_column, column, columns, GROUPED, ACTIVATION)
     tl.store(out + offsets, total.to(out.dtype.element_ty), mask=mask)
 
 
@@ -201,18 +249,27 @@ def _bits(values: torch.Tensor) -> int:
 
 
 def quantized_linear(
-    x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str
+    x: torch.Tensor,
+    values: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+    minimum: torch.Tensor | None = None,
+    scale_code: torch.Tensor | None = None,
+    minimum_code: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x (..., K), a weight (N, K) as values and scale (see above) -> activation(x W^T + b) (..., N)."""
+    """x (..., K), the parts of a weight (N, K) (see above) -> activation(x W^T + b) (..., N)."""
     check_activation("quantized_linear", activation)
     x, values, scale = x.contiguous(), values.contiguous(), scale.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    bias, minimum, scale_code, minimum_code = (
+        None if part is None else part.contiguous() for part in (bias, minimum, scale_code, minimum_code)
+    )
     columns, inner = values.shape[0], x.shape[-1]
     rows = x.shape[:-1].numel()
     out = x.new_empty((*x.shape[:-1], columns))
     if out.numel() == 0:
         return out
-    bits = _bits(values)
+    bits, grouped = _bits(values), scale.ndim == 2
 
     def launch(tile: MatrixTile) -> None:
         programs = ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns)
@@ -221,14 +278,15 @@ def quantized_linear(
         target = out if parts == 1 else torch.empty((parts, rows, columns), dtype=torch.float32, device=x.device)
         with on_device(x):
             _quantized_linear_kernel[(programs, parts)](
-                x, values, scale, bias, target, rows, columns, inner, part_steps, BITS=bits, GROUP=GROUP_SIZE,
-                ACTIVATION=activation, IN_PARTS=parts > 1, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
+                x, values, scale, minimum, scale_code, minimum_code, bias, target, rows, columns, inner, part_steps,
+                BITS=bits, GROUPED=grouped, GROUP=GROUP_SIZE, BLOCK=BLOCK_GROUPS, ACTIVATION=activation,
+                IN_PARTS=parts > 1, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
                 ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(x), num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
             if parts > 1:
                 _sum_parts_kernel[(ceil_div(columns, SUM_COLUMNS), ceil_div(rows, SUM_ROWS))](
-                    target, scale, bias, out, rows, columns, parts, BITS=bits, ACTIVATION=activation, ROWS=SUM_ROWS,
-                    COLUMNS=SUM_COLUMNS, num_warps=4,
+                    target, scale, bias, out, rows, columns, parts, GROUPED=grouped, ACTIVATION=activation,
+                    ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, num_warps=4,
                 )  # fmt: skip
 
     launch(choose("quantized_linear", MatrixTile, x, CANDIDATES, launch, **_key(x, values, rows)))

@@ -16,12 +16,14 @@
 #include <thread>
 #include <vector>
 
-#include "../csrc/native_decoder.h"
-#include "../csrc/sampling.h"
+#include "../csrc/decoder/native_decoder.h"
+#include "../csrc/decoder/sampling.h"
 
 using namespace llmfast;
 
 namespace {
+
+constexpr Format FORMATS[] = {Format::f32, Format::bf16, Format::i8, Format::i4, Format::q8_0, Format::q4_1, Format::q4_k};
 
 uint64_t state = 1;
 float uniform() {  // in [-1, 1)
@@ -30,37 +32,66 @@ float uniform() {  // in [-1, 1)
 }
 
 struct Stored {
-  std::vector<float> floats, scale32;
-  std::vector<int8_t> bytes;
-  std::vector<uint8_t> nibbles;
-  std::vector<uint16_t> scale16;
+  std::vector<float> floats;
+  std::vector<uint8_t> values, codes[2];
+  std::vector<uint16_t> halves[2];
 };
 
-// A random weight in a precision's own form.
+std::vector<uint8_t> random_bytes(i64 n) {
+  std::vector<uint8_t> bytes(static_cast<size_t>(n));
+  for (uint8_t& byte : bytes) byte = uint8_t(128 + 127 * uniform());
+  return bytes;
+}
+
+// Numbers around a power of two, as a half or a bfloat16: 16 steps of its last places.
+std::vector<uint16_t> random_halves(i64 n, uint16_t first) {
+  std::vector<uint16_t> halves(static_cast<size_t>(n));
+  for (uint16_t& half : halves) half = uint16_t(first + 16 * (1 + uniform()));
+  return halves;
+}
+
+// A random weight in a precision's own form, its numbers within about 0.3.
 WeightSource random_weight(Format format, i64 N, i64 K, Stored& s) {
-  const i64 groups = (K + 31) / 32;
-  switch (format) {
-    case Format::i8:
-      for (i64 i = 0; i < N * K; i++) s.bytes.push_back(int8_t(127 * uniform()));
-      for (i64 n = 0; n < N; n++) s.scale32.push_back(0.002f * (1.5f + uniform()));
-      return {WeightSource::Type::i8, s.bytes.data(), K, 1, s.scale32.data()};
-    case Format::i4:
-      for (i64 i = 0; i < N * groups * 16; i++) s.nibbles.push_back(uint8_t(128 + 127 * uniform()));
-      for (i64 i = 0; i < N * groups; i++) s.scale16.push_back(uint16_t(0x3c80 + 16 * (1 + uniform())));
-      return {WeightSource::Type::i4, s.nibbles.data(), groups * 16, 1, s.scale16.data()};
-    default:
-      for (i64 i = 0; i < N * K; i++) s.floats.push_back(0.3f * uniform());
-      return {WeightSource::Type::f32, s.floats.data(), K, 1, nullptr};
+  const i64 groups = (K + 31) / 32, blocks = (groups + 7) / 8;
+  if (format == Format::f32 || format == Format::bf16) {
+    for (i64 i = 0; i < N * K; i++) s.floats.push_back(0.3f * uniform());
+    return {Format::f32, s.floats.data(), K, 1, nullptr, nullptr, nullptr, nullptr};
   }
+  WeightSource source{format, nullptr, K, 1, nullptr, nullptr, nullptr, nullptr};
+  s.values = random_bytes(format == Format::i8 || format == Format::q8_0 ? N * K : N * groups * 16);
+  if (format == Format::i8) {
+    for (uint8_t& byte : s.values) byte = byte == 0x80 ? 0x81 : byte;  // -128 is none of its numbers
+    for (i64 n = 0; n < N; n++) s.floats.push_back(0.002f * (1.5f + uniform()));
+    source.scale = s.floats.data();
+  } else if (format == Format::i4) {
+    s.halves[0] = random_halves(N * groups, 0x3c80);  // bfloat16 from 2^-6
+  } else if (format == Format::q8_0) {
+    s.halves[0] = random_halves(N * groups, 0x1800);  // float16 from 2^-9
+  } else if (format == Format::q4_1) {
+    s.halves[0] = random_halves(N * groups, 0x2400), s.halves[1] = random_halves(N * groups, 0xac00);  // 2^-6, -2^-4
+  } else {
+    s.halves[0] = random_halves(N * blocks, 0x1000), s.halves[1] = random_halves(N * blocks, 0x9400);  // 2^-11, -2^-10
+    for (std::vector<uint8_t>& codes : s.codes) codes = random_bytes(N * groups);
+    for (std::vector<uint8_t>& codes : s.codes)
+      for (uint8_t& code : codes) code &= 63;
+    source.scale_code = s.codes[0].data(), source.minimum_code = s.codes[1].data();
+  }
+  source.values = s.values.data();
+  if (!s.halves[0].empty()) source.scale = s.halves[0].data();
+  if (!s.halves[1].empty()) source.minimum = s.halves[1].data();
+  return source;
 }
 
 // A small model of GPT-2's block, and one with the Llama family's switches: grouped heads whose width is not a vector's,
 // norms of heads, rotation of a part of them, a block without, a window, a gated MLP, biases here and there, an untied head.
+// Beside q4_k the third of the projections is in q8_0: a matrix of two formats.
 ModelDescription describe(bool llama, Format format) {
+  const Format value = format == Format::q4_k ? Format::q8_0 : format;
   ModelDescription d;
   DecoderShape& s = d.shape;
   s = {};
-  s.vocabulary = 101, s.positions = 300, s.width = 48, s.blocks = 2, s.heads = s.key_heads = 3, s.head_dim = 16, s.inner = 100;
+  s.vocabulary = 101, s.positions = 300, s.width = 48, s.blocks = 2, s.heads = s.key_heads = 3, s.head_dim = 16,
+  s.inner = 100;
   s.norm = Norm::layer, s.norm_epsilon = 1e-5f, s.activation = Activation::gelu_tanh;
   s.attention_scale = 0.25f, s.embedding_multiplier = s.residual_multiplier = s.logits_divisor = s.rotary_factor = 1.0f;
   d.rotary = {false, false}, d.windows = {0, 0};
@@ -73,13 +104,13 @@ ModelDescription describe(bool llama, Format format) {
     s.norm = Norm::rms, s.activation = Activation::silu, s.gated = true;
     s.embedding_multiplier = 2.0f, s.residual_multiplier = 0.5f, s.logits_divisor = 3.0f, s.rotary_factor = 1.2f;
     d.inverse_frequencies = {1.0f, 0.1f, 0.01f}, d.rotary = {true, false}, d.windows = {20, 0};
-    weights = {Role::attention_norm, Role::query, Role::key,  Role::value, Role::query_norm, Role::key_norm,
+    weights = {Role::attention_norm, Role::query,    Role::key,  Role::value, Role::query_norm, Role::key_norm,
                Role::attention_out,  Role::mlp_norm, Role::gate, Role::up,    Role::mlp_out};
     biases = {Role::query, Role::value, Role::up};
     outside = {Role::token_embedding, Role::head, Role::final_norm};
   }
   for (i64 block = 0; block < s.blocks; block++) {
-    for (const Role role : weights) d.parameters.push_back({block, role, false, format});
+    for (const Role role : weights) d.parameters.push_back({block, role, false, role == Role::value ? value : format});
     for (const Role role : biases) d.parameters.push_back({block, role, true, Format::f32});
   }
   for (const Role role : outside) d.parameters.push_back({-1, role, false, format});
@@ -94,8 +125,7 @@ std::shared_ptr<NativeModel> random_model(const ModelDescription& description, i
     const NativeModel::Place& place = model->place(i);
     Stored stored;
     const i64 K = place.K ? place.K : 1;
-    const Format format = place.matrix ? place.matrix->format : Format::f32;
-    model->give(i, random_weight(format, place.N, K, stored), team_threads(threads));
+    model->give(i, random_weight(place.format, place.N, K, stored), team_threads(threads));
   }
   return model;
 }
@@ -133,7 +163,8 @@ bool activates_without_bias() {
     auto& parameters = description.parameters;
     const auto of_mlp_in = [](const Parameter& p) { return p.role == Role::mlp_in && p.bias; };
     // The last that get their weights, so that the others are the same either way.
-    const auto first = std::stable_partition(parameters.begin(), parameters.end(), [&](const Parameter& p) { return !of_mlp_in(p); });
+    const auto first =
+        std::stable_partition(parameters.begin(), parameters.end(), [&](const Parameter& p) { return !of_mlp_in(p); });
     if (without) parameters.erase(first, parameters.end());
     const auto model = random_model(description, 1);
     for (i64 i = 0; i < model->parameters(); i++)
@@ -144,22 +175,23 @@ bool activates_without_bias() {
 }
 
 int threads_at_once() {
-  for (const int kind : {0, 1, 2, 3, 4, 5, 6, 7})
-    for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
-      const auto model = random_model(describe(kind < 4, Format(kind % 4)), 3);
-      const std::vector<float> expected = generate(model, cache, 1);
-      std::atomic<int> wrong{0};
-      std::vector<std::thread> threads;
-      for (int i = 0; i < 3; i++)
-        threads.emplace_back([&, i] {
-          for (int turn = 0; turn < 3; turn++) wrong += !same_bits(generate(model, cache, 2 + i), expected);
-        });
-      for (std::thread& thread : threads) thread.join();
-      if (wrong) {
-        std::fprintf(stderr, "several threads at once change the logits\n");
-        return 1;
+  for (const bool llama : {false, true})
+    for (const Format format : FORMATS)
+      for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
+        const auto model = random_model(describe(llama, format), 3);
+        const std::vector<float> expected = generate(model, cache, 1);
+        std::atomic<int> wrong{0};
+        std::vector<std::thread> threads;
+        for (int i = 0; i < 3; i++)
+          threads.emplace_back([&, i] {
+            for (int turn = 0; turn < 3; turn++) wrong += !same_bits(generate(model, cache, 2 + i), expected);
+          });
+        for (std::thread& thread : threads) thread.join();
+        if (wrong) {
+          std::fprintf(stderr, "several threads at once change the logits\n");
+          return 1;
+        }
       }
-    }
   std::printf("%s: threads at once get the logits of one\n", kernels().name);
   return 0;
 }
@@ -174,7 +206,7 @@ int main(int argc, char** argv) {
   }
   std::vector<float> all;
   for (const bool llama : {false, true})
-    for (const Format format : {Format::f32, Format::bf16, Format::i8, Format::i4})
+    for (const Format format : FORMATS)
       for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
         const std::vector<float> one = generate(random_model(describe(llama, format), 1), cache, 1);
         if (!same_bits(one, generate(random_model(describe(llama, format), 4), cache, 4))) {

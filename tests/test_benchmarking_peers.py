@@ -15,7 +15,7 @@ from rich.console import Console
 
 import llmfast
 from llmfast import GPTConfig
-from llmfast.benchmarking.peers import campaign, client, counting, plan, report, worker
+from llmfast.benchmarking.peers import campaign, client, counting, findings, plan, worker
 from llmfast.benchmarking.peers.counting import Formats
 from llmfast.benchmarking.peers.engines import ENGINES
 from llmfast.benchmarking.peers.engines import Engine as EngineInProcess
@@ -306,7 +306,7 @@ def shown(table) -> str:
 
 
 def test_records_go_into_a_file_and_problems_are_among_them(measured, tmp_path):
-    found = report.records(measured)
+    found = findings.records(measured)
     save(Results({}, {}, tuple(found)), tmp_path / "r.json")
     assert load(tmp_path / "r.json").records == tuple(found)
     problems = {(r.backend, r.precision): r.problem for r in found if r.problem}
@@ -318,7 +318,7 @@ def test_records_go_into_a_file_and_problems_are_among_them(measured, tmp_path):
 
 
 def test_a_record_says_the_speed_its_share_and_how_many_times_the_peers_it_is(measured):
-    found = report.records({"fp32": measured["fp32"]})
+    found = findings.records({"fp32": measured["fp32"]})
     ours = next(r for r in found if (r.backend, r.name, r.sizes) == (OURS, "decode", {"batch": 1, "context": 32}))
     assert ours.rates["tokens_per_second"] == pytest.approx(1 / ours.seconds.median, abs=0.1)
     assert ours.limit == "read" and 0 < ours.share_of_limit < 1 and ours.checked == 0
@@ -333,5 +333,5 @@ def test_a_record_says_the_speed_its_share_and_how_many_times_the_peers_it_is(me
 
 
 def test_every_target_missed_is_said(measured):
-    text = shown(report.targets(measured))
+    text = shown(findings.targets(measured))
     assert "MISSED" in text and "met" in text and "not measured" in text

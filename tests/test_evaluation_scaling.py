@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmfast.evaluation.scaling import Run, ScalingLaw, fit
+from llmfast.evaluation.scaling import ScalingLaw, ScalingPoint, fit
 from llmfast.evaluation.scaling_figure import draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -19,11 +19,11 @@ LENGTHS = (100_000, 400_000, 1_600_000)
 LAW = ScalingLaw(E=1.2, A=30.0, alpha=0.35, B=200.0, beta=0.4)
 
 
-def runs_of(law: ScalingLaw, noise: float = 0.0, seed: int = 0) -> list[Run]:
+def runs_of(law: ScalingLaw, noise: float = 0.0, seed: int = 0) -> list[ScalingPoint]:
     generator = torch.Generator().manual_seed(seed)
-    runs = [Run(n, d, law.loss(n, d)) for n in SIZES for d in LENGTHS]
+    runs = [ScalingPoint(n, d, law.loss(n, d)) for n in SIZES for d in LENGTHS]
     factors = (noise * torch.randn(len(runs), generator=generator)).exp().tolist()
-    return [Run(run.parameters, run.tokens, run.loss * f) for run, f in zip(runs, factors, strict=True)]
+    return [ScalingPoint(run.parameters, run.tokens, run.loss * f) for run, f in zip(runs, factors, strict=True)]
 
 
 @settings(max_examples=4)
@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_samples():
 
 def test_one_run_gone_wrong_hardly_moves_the_law():
     runs = runs_of(LAW)
-    runs[5] = Run(runs[5].parameters, runs[5].tokens, 1.3 * runs[5].loss)
+    runs[5] = ScalingPoint(runs[5].parameters, runs[5].tokens, 1.3 * runs[5].loss)
     found = fit(runs, resamples=0).law
     assert found.alpha == pytest.approx(LAW.alpha, rel=0.05) and found.beta == pytest.approx(LAW.beta, rel=0.05)
 
@@ -71,7 +71,9 @@ def test_the_best_division_of_compute_is_the_best():
 
 
 def test_as_many_runs_as_constants_have_no_uncertainty_to_state():
-    runs = [Run(n, d, LAW.loss(n, d)) for n, d in zip(SIZES[:3] + SIZES[:2], LENGTHS + LENGTHS[1:], strict=True)]
+    runs = [
+        ScalingPoint(n, d, LAW.loss(n, d)) for n, d in zip(SIZES[:3] + SIZES[:2], LENGTHS + LENGTHS[1:], strict=True)
+    ]
     found = fit(runs, resamples=5)
     assert found.samples == () and all(map(math.isnan, found.interval(lambda law: law.E)))
 
@@ -81,7 +83,7 @@ def test_as_many_runs_as_constants_have_no_uncertainty_to_state():
     [
         (runs_of(LAW)[:4], "got 4 runs, 2 sizes, 3 numbers of tokens"),
         (runs_of(LAW)[:6], "got 6 runs, 2 sizes, 3 numbers of tokens"),
-        ([*runs_of(LAW), Run(1, 1, math.nan)], "a loss above 0"),
+        ([*runs_of(LAW), ScalingPoint(1, 1, math.nan)], "a loss above 0"),
     ],
 )
 def test_too_little_to_fit_is_named(runs, message):

@@ -372,7 +372,7 @@ for precision in PRECISIONS:
 print(cpp.isa())
 """
     chosen = cpp.isa()
-    order = ["generic", "avx2", "avx512", "avx512_bf16"]
+    order = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
     names = order[: order.index(chosen) + 1] if chosen in order else [chosen]
     for name in names:
         run = subprocess.run(

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from llmfast.kernels.aot import report, versions
+from llmfast.kernels.aot import table, versions
 from llmfast.kernels.aot.chips import CHIPS, KIB
 from llmfast.kernels.aot.compiler import Resources
 
@@ -54,7 +54,7 @@ def test_another_triton_comes_before_the_one_that_is_here(tmp_path, monkeypatch,
 
 
 def test_every_chip_dtype_and_kernel_family_is_in_the_table():
-    rows = report.read().rows
+    rows = table.read().rows
     families = {"attention_forward", "attention_decoding", "attention_delta", "attention_query_gradient",
                 "attention_key_gradient", "layer_norm", "layer_norm_wide", "gelu", "matmul", "linear",
                 "linear_cross_entropy", "quantized_linear"}  # fmt: skip
@@ -84,17 +84,17 @@ GOOD = Resources(
     ],
 )
 def test_what_counts_as_a_problem(change, words):
-    found = report.problems([replace(GOOD, **change)])
+    found = table.problems([replace(GOOD, **change)])
     assert (found == []) if words is None else (len(found) == 1 and words in found[0])
 
 
 def test_the_file_survives_a_round_trip_and_another_layout_counts_as_empty(tmp_path):
-    results = report.Results("3.9.0", (GOOD, replace(GOOD, kernel="gelu.gelu", instruction="")))
+    results = table.Results("3.9.0", (GOOD, replace(GOOD, kernel="gelu.gelu", instruction="")))
     path = tmp_path / "kernels.csv"
-    path.write_text(report.as_csv(results))
-    assert report.read(path) == results
-    path.write_text(report.as_csv(results).replace("registers", "regs"))
-    assert report.read(path).rows == ()
+    path.write_text(table.as_csv(results))
+    assert table.read(path) == results
+    path.write_text(table.as_csv(results).replace("registers", "regs"))
+    assert table.read(path).rows == ()
 
 
 def test_occupancy_is_the_tightest_of_registers_shared_memory_and_warps():

@@ -45,9 +45,10 @@ def test_it_agrees_with_the_dequantised_weights_at_any_shape(place, shape, N, pr
     assert not check(case, *place.values, **AT_ANY_SHAPE).problems
 
 
+@pytest.mark.parametrize("precision", ["int4", "q4_k"])
 @pytest.mark.parametrize("backend, device, dtype", PLACES)
-def test_nothing_in_nothing_out_and_strides_do_not_matter(backend, device, dtype):
-    weight = quantize(torch.randn(6, 40, device=device), "int4")
+def test_nothing_in_nothing_out_and_strides_do_not_matter(backend, device, dtype, precision):
+    weight = quantize(torch.randn(6, 40, device=device), precision)
     x = torch.randn(40, 3, 2, dtype=dtype, device=device).permute(2, 1, 0)
     with llmfast.use_backend(backend):
         y = ops.quantized_linear(x, **weight.parts)
@@ -91,13 +92,13 @@ def test_explain_says_where_the_weights_are_made_floats():
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="opcheck on CPU tensors needs the interpreter")
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", FORMATS)
 def test_the_operator_keeps_pytorchs_rules(precision):
     weight = quantize(torch.randn(9, 40), precision)
     arguments = (torch.randn(2, 40), weight.values, weight.scale, torch.randn(9), "gelu")
-    torch.library.opcheck(
-        torch.ops.llmfast_triton.quantized_linear, arguments, test_utils=("test_schema", "test_faketensor")
-    )
+    further = {name: part for name, part in weight.parts.items() if name not in ("values", "scale")}
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.llmfast_triton.quantized_linear, arguments, further, test_utils=checks)
 
 
 # --- the model ------------------------------------------------------------------------------------------------------

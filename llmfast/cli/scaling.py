@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from llmfast.cli.common import fail
 from llmfast.cli.progress import progress_bars
 from llmfast.evaluation.ladder import FULL, QUICK, Interrupted, Ladder, Trained, climb, cost
-from llmfast.evaluation.scaling import Fit, Run, ScalingLaw, fit
+from llmfast.evaluation.scaling import Fit, ScalingLaw, ScalingPoint, fit
 from llmfast.evaluation.scaling_figure import draw
 from llmfast.files import write_atomic
 from llmfast.training.manifest import Manifest
@@ -102,7 +102,7 @@ def _say(console: Console, trained: Trained, number: int, count: int) -> None:
     )
 
 
-def _fit(runs: Sequence[Run], resamples: int) -> Fit:
+def _fit(runs: Sequence[ScalingPoint], resamples: int) -> Fit:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
         task = display.add_task("fitting")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmfast.evaluation.scaling import OPERATIONS, Run
+from llmfast.evaluation.scaling import OPERATIONS, ScalingPoint
 from llmfast.files import write_atomic
 from llmfast.training import directory
 from llmfast.training.configuration import TrainingConfig
@@ -84,7 +84,7 @@ FULL = Ladder(((2, 64), (3, 96), (4, 128), (6, 192)), (1_000_000, 2_000_000, 4_0
 @dataclass(frozen=True)
 class Trained:
     rung: Rung
-    run: Run
+    run: ScalingPoint
     seconds: float  # of training just now; 0 where it was there already
 
 
@@ -129,7 +129,7 @@ def _train(rung: Rung, config: TrainingConfig, data: Path, out: Path, manifest: 
     assert outcome.validation is not None
     parameters = model_config(config, manifest.vocab_size, manifest.end_of_text).num_parameters
     tokens = config.run.steps * config.data.batch_size * config.model.n_positions
-    return Trained(rung, Run(parameters, tokens, outcome.validation["loss"]), outcome.seconds)
+    return Trained(rung, ScalingPoint(parameters, tokens, outcome.validation["loss"]), outcome.seconds)
 
 
 def cost(rung: Rung) -> float:

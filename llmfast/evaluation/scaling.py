@@ -24,7 +24,7 @@ STEEPEST = 4.0  # α and β are looked for between 0 and this: more model or mor
 
 
 @dataclass(frozen=True)
-class Run:
+class ScalingPoint:
     """A model that was trained to the end of its schedule."""
 
     parameters: int
@@ -77,7 +77,10 @@ class Fit:
 
 
 def fit(
-    runs: Sequence[Run], resamples: int = 100, seed: int = 0, progress: Callable[[int, int], object] | None = None
+    runs: Sequence[ScalingPoint],
+    resamples: int = 100,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Fit:
     """The law that the runs follow: the smallest Huber loss between logarithms of losses, by L-BFGS from many starts.
 
@@ -124,7 +127,7 @@ class _Scale:
     θ = (log E, log A / N₀^α, logit α / 4, log B / D₀^β, logit β / 4).
     """
 
-    def __init__(self, runs: Sequence[Run]):
+    def __init__(self, runs: Sequence[ScalingPoint]):
         log_n = torch.tensor([run.parameters for run in runs], dtype=torch.float64).log()
         log_d = torch.tensor([run.tokens for run in runs], dtype=torch.float64).log()
         self.middle_n, self.middle_d = log_n.mean(), log_d.mean()

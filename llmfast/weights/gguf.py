@@ -28,7 +28,7 @@ from torch import Tensor
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = "general.alignment"
-DEFAULT_ALIGNMENT, MOST_DIMENSIONS, LONGEST_NAME = 32, 4, 1 << 16
+DEFAULT_ALIGNMENT, MOST_DIMENSIONS, LONGEST_NAME = 32, 4, 1024
 # By number: the types of values. 8 is a string, 9 an array.
 NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 BOOL, STRING, ARRAY = 7, 8, 9
@@ -151,15 +151,22 @@ class _Header:
             return tuple(value == 1 for value in values)
         return struct.unpack_from(f"<{count}{code}", self.bytes, start)
 
-    def string(self, longest: int | None = None) -> str:
+    def string(self, longest: float = math.inf) -> str:
         length = self.number(10)
-        if longest is not None and length > longest:
+        if length > longest:
             raise _Damaged(f"a name has {length:,} bytes")
         start = self.take(length, "a string")
         try:
             return str(self.bytes[start : start + length], "utf-8")
         except UnicodeDecodeError:
             raise _Damaged(f"the string at {start:,} is not UTF-8") from None
+
+    def name(self) -> str:
+        """Of a value or a tensor, fit to be shown: messages name it."""
+        start, name = self.position, self.string(LONGEST_NAME)
+        if not name.isprintable():
+            raise _Damaged(f"the name at {start:,} holds characters that can't be printed")
+        return name
 
     def strings(self, count: int) -> Iterator[bytes]:
         """Also to step over them, most of a header's time: a vocabulary has some hundred thousand."""
@@ -204,13 +211,13 @@ def _read(header: _Header) -> tuple[dict[str, Any], list[tuple[str, tuple[int, .
     tensor_count, value_count = header.number(10), header.number(10)
     metadata: dict[str, Any] = {}
     for _ in range(value_count):
-        key = header.string(LONGEST_NAME)
+        key = header.name()
         if key in metadata:
             raise _Damaged(f"it says {key} twice")
         metadata[key] = header.value(key)
     tensors = []
     for _ in range(tensor_count):
-        name = header.string(LONGEST_NAME)
+        name = header.name()
         dimensions = header.number(4)
         if not 1 <= dimensions <= MOST_DIMENSIONS:
             raise _Damaged(f"the tensor {name} has {dimensions} dimensions")
@@ -224,7 +231,7 @@ def _located(
 ) -> dict[str, GGUFTensor]:
     """The tensors by name, once each is known to lie in the file, by itself."""
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
-        raise _Damaged(f"{ALIGNMENT} must be a power of two, and is {alignment!r}")
+        raise _Damaged(f"{ALIGNMENT} must be a power of two, and is {alignment!r:.60}")
     from gguf import GGML_QUANT_SIZES  # a twentieth of a second, for GGUF files only
 
     types = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}

@@ -134,9 +134,13 @@ def config_of(file: GGUFFile) -> ModelConfig:
 
 def _document(file: GGUFFile) -> dict[str, Any]:
     """What a `config.json` would say."""
+    if (parts := file.metadata.get("split.count", 1)) not in (0, 1):
+        raise ValueError(
+            f"it is one of {parts!r:.60} files that are a model together: llama-gguf-split --merge joins them"
+        )
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in SETTINGS:
-        raise ValueError(f"it holds a {architecture!r} model; the architectures that run are {', '.join(SETTINGS)}")
+        raise ValueError(f"it holds a {architecture!r:.60} model; the architectures that run are {', '.join(SETTINGS)}")
     prefix = f"{architecture}."
     settings = {
         key.removeprefix(prefix): _value(value) for key, value in file.metadata.items() if key.startswith(prefix)
@@ -146,8 +150,9 @@ def _document(file: GGUFFile) -> dict[str, Any]:
         raise ValueError(f"it does not say {', '.join(missing)}")
     for key, value in settings.items():
         known = key in names or key in HARMLESS or (key in ROTARY and architecture != "gpt2")
-        if not known and value not in (0, "", *([True] if key == "attention.causal" else [])):
-            raise ValueError(f"it sets {prefix}{key} to {value!r}, which is not computed here")
+        neutral = value is True if key == "attention.causal" else value in (0, "")
+        if not known and not neutral:
+            raise ValueError(f"it sets {prefix}{key} to {value!r:.60}, which is not computed here")
     embedding = file.tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
         raise ValueError(f"it has no {EMBEDDING}")
@@ -191,7 +196,7 @@ def _rotary(file: GGUFFile, settings: Mapping[str, Any], document: Mapping[str, 
     head_dim = document.get("head_dim", usual)
     for key in ("attention.value_length", "rope.dimension_count"):
         if settings.get(key, head_dim) != head_dim:
-            raise ValueError(f"heads of {head_dim} channels with {key} {settings[key]!r} are not computed here")
+            raise ValueError(f"heads of {head_dim} channels with {key} {settings[key]!r:.60} are not computed here")
     if settings.get("rope.scaling.finetuned") is False and document["model_type"] == "granite":
         raise ValueError("it sets granite.rope.scaling.finetuned to False, which is not computed here")
     theta = settings.get("rope.freq_base", 10000.0)
@@ -203,10 +208,10 @@ def _rotary(file: GGUFFile, settings: Mapping[str, Any], document: Mapping[str, 
     elif kind == "linear" and factor != 1.0:
         rope |= {"rope_type": "linear", "factor": factor}
     elif kind not in ("none", "linear"):
-        raise ValueError(f"it scales rotary positions by {kind!r}, which is not computed here")
+        raise ValueError(f"it scales rotary positions by {kind!r:.60}, which is not computed here")
     if ROTARY_FACTORS in file.tensors:
         if rope["rope_type"] != "default":
-            raise ValueError(f"it has {ROTARY_FACTORS} beside a scaling of {kind!r}, which is not computed here")
+            raise ValueError(f"it has {ROTARY_FACTORS} beside a scaling of {kind!r:.60}, which is not computed here")
         tensor = file.tensors[ROTARY_FACTORS]
         if tensor.type != "F32" or tensor.shape != (head_dim // 2,):
             raise ValueError(f"{ROTARY_FACTORS} is {tensor.type} {tensor.shape}, not F32 ({head_dim // 2},)")
@@ -219,7 +224,7 @@ def _rotary(file: GGUFFile, settings: Mapping[str, Any], document: Mapping[str, 
 def _yarn(settings: Mapping[str, Any], document: Mapping[str, Any], factor: float) -> dict[str, Any]:
     for key in ("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"):
         if settings.get(key, 1.0) not in (1.0, -1.0):  # -1 leaves it to llama.cpp, which takes 1
-            raise ValueError(f"it sets {key} to {settings[key]!r}, which is not computed here")
+            raise ValueError(f"it sets {key} to {settings[key]!r:.60}, which is not computed here")
     original = settings.get("rope.scaling.original_context_length") or document["max_position_embeddings"]
     found = {"original_max_position_embeddings": original}
     for name in ("beta_fast", "beta_slow"):
@@ -261,7 +266,9 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"general.architecture": architecture}
     described = config.arithmetic()
     context = min([config.context, *(window for window in described.windows if window is not None)])
-    given = {"n_inner": config.inner_dim} | dict.fromkeys(("n_positions", "max_position_embeddings"), context)
+    given: dict[str, Any] = {"n_inner": config.inner_dim} | dict.fromkeys(
+        ("n_positions", "max_position_embeddings"), context
+    )
     if isinstance(config, LlamaConfig):
         given |= {"rope_theta": config.rope.rope_theta, "num_key_value_heads": config.key_heads}
         given["attention_multiplier"] = described.attention_scale

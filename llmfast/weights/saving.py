@@ -54,7 +54,7 @@ def save(
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copies the files of the tokenizer in a model's directory, or beside its file; those of a GGUF file are written."""
+    """Copies the tokenizer's files from a model's directory, or from beside its file; a GGUF file's are written."""
     if source.suffix == ".gguf":
         tokenizer = load_tokenizer(source)
         if tokenizer is not None:

@@ -18,7 +18,7 @@ from llmfast.quantization.plan import Quantization
 from llmfast.weights.config_file import recommended_precision
 from llmfast.weights.files import Stored, same
 
-ROWS_BYTES = 16 << 20  # how much of a large tensor is read at once to be quantised
+ROWS_BYTES = 16 << 20  # how much of a large tensor, as float32, is read at once to be quantised
 
 
 class StoredWeight(Protocol):
@@ -121,7 +121,7 @@ class Stream:
         if form is None or weight.format is not None:
             return weight.read()
         N, K = weight.shape
-        step = max(1, ROWS_BYTES * N // weight.nbytes) if weight.in_rows else N
+        step = max(1, ROWS_BYTES // (4 * K)) if weight.in_rows else N
         pieces = []
         for start in range(0, N, step):
             floats = weight.read(slice(start, start + step) if step < N else None)
@@ -148,7 +148,7 @@ class _Rounding:
 
     def __str__(self) -> str:
         error = math.sqrt(self.lost / self.whole) if self.whole else 0.0
-        stored, formats = " and ".join(self.kinds), " and ".join(dict.fromkeys(self.kinds.values()))
+        stored, formats = ", ".join(sorted(self.kinds)), ", ".join(sorted(set(self.kinds.values())))
         return f"its {stored} weights are rounded to {formats}, which changes them by {error:.2%} (root mean square)"
 
 
