@@ -38,6 +38,20 @@ def test_options(talker_directory, tmp_path):  # noqa: F811
     assert ran.stderr.startswith("be kind\n") and "max_new_tokens 512, " in ran.stderr and ran.stdout == ""
 
 
+def test_json_of_a_schema(talker_directory, tmp_path):  # noqa: F811
+    pytest.importorskip("llguidance")
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}')
+    model = ("-m", str(talker_directory), "--json-schema", str(file))
+    assert "ok" in json.loads(run("chat", *model, stdin="hello\n").stdout)
+    assert "ok" in json.loads(run("generate", *model, "--json", "hello").stdout)["texts"][0].removeprefix("hello")
+    file.write_text("[]")
+    ran = run("chat", *model, stdin="hello\n")
+    assert ran.code == 2 and ran.stderr == "llmfast: --json-schema is not a JSON schema: it should be a JSON object\n"
+    file.write_bytes(b"\xff")
+    assert run("chat", *model, stdin="hello\n").code == 2
+
+
 @pytest.mark.parametrize(
     "arguments, stdin, message",
     [
