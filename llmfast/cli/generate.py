@@ -11,6 +11,7 @@ import click
 
 import llmfast
 from llmfast.cli.common import backend_option, common_options
+from llmfast.inference.execution import PRECISIONS
 
 
 @click.command()
@@ -31,7 +32,7 @@ from llmfast.cli.common import backend_option, common_options
     "--speculate", type=click.IntRange(0, 15), default=0, metavar="K", help="Guess up to K tokens ahead: the same text."
 )
 @click.option("--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, a .py file, OP=NAME,…")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16, int8, int4 or int4-all.")
+@click.option("--precision", default="auto", show_default=True, help=f"auto, {', '.join(PRECISIONS)}.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @common_options

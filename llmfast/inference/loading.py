@@ -30,8 +30,9 @@ def load(
     there is one), "cpu", "cuda", …. `precision` is one of
 
     - "fp32", "bf16", and on a GPU "fp16"
-    - "int8", "int4", "int4-all" (see `quantization/plan.py`): the weights. Activations have 8 bits too where the native
-      decoder runs, on a CPU with the C++ kernels; elsewhere they are floats, on a GPU of 16 bits and on a CPU of 32
+    - "int8", "int4", "int4-all", "q8_0", "q4_1", "q4_k" (see `quantization/plan.py`): the weights. Activations have 8
+      bits too where the native decoder runs, on a CPU with the C++ kernels; elsewhere they are floats, on a GPU of 16
+      bits and on a CPU of 32
     - "auto": what the model was quantised to, or its card recommends; else bf16 where the device multiplies it faster
       (on a GPU without it fp16), and fp32 elsewhere.
 
