@@ -30,7 +30,12 @@ LARGEST = 1 << 25  # characters or items of any value on the way
 PART = 8  # characters that a part of a list or dictionary counts for, which looking at it takes as long as
 SECONDS = 5.0
 STEPS = 1_000_000  # rounds of loops, calls, filters and operators
-FILTERS = ["abs", "batch", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "sum", "title", "trim", "unique", "upper"]
+FILTERS = (
+    "abs", "batch", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby",
+    "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
+    "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "sum",
+    "title", "trim", "unique", "upper",
+)  # fmt: skip
 
 
 class TemplateLimit(ValueError):
