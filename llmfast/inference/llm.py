@@ -100,7 +100,7 @@ class LLM:
 
     @property
     def precision(self) -> str:
-        """fp32, bf16, fp16, int8, int4 or int4-all."""
+        """fp32, bf16, fp16, or how the weights are quantised: int8, int4, … (`quantization.plan.PRECISIONS`)."""
         return self.runner.precision
 
     def native(self) -> NativeModel | None:
