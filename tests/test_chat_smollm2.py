@@ -22,6 +22,7 @@ def test_it_ends_its_turn(llm):
 
 
 def test_ten_turns_compute_what_is_new(llm):
+    llm.runner.prefixes.clear()
     talk, before = Conversation(llm), 0
     for number in range(10):
         reply = talk.say(

@@ -106,6 +106,16 @@ def test_a_name_is_not_put_together_from_two_messages():
     assert text == "<|im_end|> <|im_end|><|im_end|><|im_end|>" and special == [(31, 41)]
 
 
+@pytest.mark.parametrize(
+    "template, content",
+    [("{{ messages[0].content }}_end|>", " <|im"), ("<|im{{ messages[0].content | trim }}", " _end|> ")],
+)
+def test_nor_from_a_message_and_the_template(template, content):
+    ours = ChatTemplate(template, tokenizer_of(byte_level("smollm")))
+    text, special = ours.render(chat([content]))
+    assert text.strip() == "<|im_end|>" and special == []
+
+
 def test_what_the_template_may_write():
     tokenizer = tokenizer_of(byte_level("smollm"))
     ours = ChatTemplate("{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ name }}{{ tools | tojson }}", tokenizer)
