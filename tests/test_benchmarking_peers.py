@@ -54,6 +54,8 @@ BLOCKS, HEAD, VECTORS, ROWS = 84_934_656, 38_597_376, 121_344, 133_201
         (Formats("int4", "int4", "bf16"), 18 * (BLOCKS + HEAD) // 32 + 4 * VECTORS),  # 69.9
         (Formats("int4", "int8", "bf16"), 18 * BLOCKS // 32 + HEAD + 4 * 50257 + 4 * VECTORS),
         (Formats("q8_0", "q8_0", "f16"), 34 * (BLOCKS + HEAD) // 32 + 4 * VECTORS),
+        (Formats("q4_1", "q8_0", "bf16"), 20 * BLOCKS // 32 + 34 * HEAD // 32 + 4 * VECTORS),
+        (Formats("q4_k", "q4_k", "bf16"), 148 * (BLOCKS + HEAD) // 256 + 4 * VECTORS),  # ggml's own take 144
         (Formats("q4_0", "q4_0", "f16"), 18 * (BLOCKS + HEAD) // 32 + 4 * VECTORS),
     ],
     ids=str,

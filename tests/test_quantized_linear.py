@@ -137,19 +137,21 @@ def test_a_tied_head_and_embedding_are_one_weight_in_memory(storyteller_director
     model = llmfast.load(storyteller_directory, backend="pytorch", device="cpu", precision="int4").model
     assert isinstance(model.lm_head, QuantizedLinear)
     assert model.lm_head.values is model.transformer.wte.values
+    assert model.lm_head.part_names == ("values", "scale")
     moved = model.to(torch.device("cpu"))
     assert moved.lm_head.scale is moved.transformer.wte.scale
 
 
-def test_a_quantised_model_saves_what_quantize_writes(storyteller_directory, tmp_path):
-    llm = llmfast.load(storyteller_directory, backend="pytorch", device="cpu", precision="int4")
+@pytest.mark.parametrize("precision", ["int4", "q4_1", "q4_k"])
+def test_a_quantised_model_saves_what_quantize_writes(storyteller_directory, tmp_path, precision):
+    llm = llmfast.load(storyteller_directory, backend="pytorch", device="cpu", precision=precision)
     llm.save_pretrained(tmp_path / "saved")
-    quantize_checkpoint(storyteller_directory, tmp_path / "written", "int4")
+    quantize_checkpoint(storyteller_directory, tmp_path / "written", precision)
     saved, written = (dict(checkpoint.stream(tmp_path / name)) for name in ("saved", "written"))
     assert saved.keys() == written.keys()
-    for name in plan(llm.config, "int4"):
-        assert torch.equal(saved[name].values, written[name].values)
-    again = llmfast.load(tmp_path / "saved", backend="pytorch", device="cpu", precision="int4")
+    for name in plan(llm.config, precision):
+        assert all(torch.equal(part, written[name].parts[p]) for p, part in saved[name].parts.items())
+    again = llmfast.load(tmp_path / "saved", backend="pytorch", device="cpu", precision=precision)
     assert again.generate("The", temperature=0) == llm.generate("The", temperature=0)
 
 

@@ -422,15 +422,86 @@ struct PackedGroups {
     for (int r = 0; r < ROWS; r++) store(out + r * TILE_COLS, sum[r]);
   }
 
+#if LLMFAST_TILE_REGISTERS
+  // 16 rows with W columns, whose integers `bytes` has as the registers want them: the same sums.
+  static __attribute__((noinline)) void tile_of_16(i64 groups, const uint8_t* rows, i64 stride, const uint8_t* bytes,
+                                                   const uint8_t* column, float* out) {
+    alignas(ALIGN) int32_t dots[2][TILE_UNITS * W];
+    const auto multiply = [&](i64 g) {
+      tile_zero<0>();
+      tile_load<4>(rows + g * GROUP, stride);
+      tile_load<6>(bytes + g * GROUP * W, 4 * W);
+      ByteTiles::add<0, 4, 6>();
+      tile_store<0>(dots[g % 2], 4 * W);
+    };
+    multiply(0);
+    vf sum[TILE_UNITS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_UNITS; r++) sum[r] = zeros();
+    const uint8_t* head = column;
+    for (i64 g = 0; g < groups; head += BLOCK_BYTES)
+      for (i64 i = 0; i < F::BLOCK_GROUPS && g < groups; i++, g++) {
+        if (g + 1 < groups) multiply(g + 1);  // on its way while this one's sums are scaled
+        vf scale, minimum;
+        F::scales(head, i, scale, minimum);
+        const float* at = reinterpret_cast<const float*>(rows) + groups * (GROUP / 4) + g;
+#pragma GCC unroll 16
+        for (int r = 0; r < TILE_UNITS; r++) {
+          const float* numbers = at + r * (stride / 4);
+          vi dot = (vi)load(reinterpret_cast<const float*>(dots[g % 2]) + r * W);
+          if (F::ZERO < 0)
+            sum[r] += minimum * numbers[groups];
+          else
+            dot += (vi)((vu)splat_bits(numbers + 2 * groups) << max_of(F::ZERO, 0));
+          sum[r] += __builtin_convertvector(dot, vf) * (scale * numbers[0]);
+        }
+      }
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_UNITS; r++) store(out + r * TILE_COLS, sum[r]);
+  }
+  // The integers of W columns as bytes: for each group [8][W][4].
+  static void widen(i64 groups, const uint8_t* column, uint8_t* bytes) {
+    for (i64 g = 0; g < groups; g++) {
+      const float* integers = reinterpret_cast<const float*>(column + g / F::BLOCK_GROUPS * BLOCK_BYTES + HEAD_BYTES +
+                                                             g % F::BLOCK_GROUPS * INTEGER_BYTES);
+      float* to = reinterpret_cast<float*>(bytes) + g * (GROUP / 4) * W;
+      for (i64 j = 0; j < F::BITS; j++) {
+        const vu word = (vu)load(integers + j * W);
+        if (F::BITS == 8) {
+          store(to + j * W, (vf)word);
+        } else {
+          store(to + 2 * j * W, (vf)(word & 0x0f0f0f0fu));
+          store(to + (2 * j + 1) * W, (vf)(word >> 4 & 0x0f0f0f0fu));
+        }
+      }
+    }
+  }
+#endif
+
   static void product(i64 M, i64 K, const uint8_t* rows, const uint8_t* panel, float* out) {
     const GroupRow row(K);
     const i64 stride = row.bytes();
-    for (i64 v = 0; v < TILE_VECTORS; v++) {
+    i64 done = 0;
+#if LLMFAST_TILE_REGISTERS
+    if (done = M / TILE_UNITS * TILE_UNITS; done > 0) {
+      Scratch memory(row.groups * GROUP * W / 4);
+      uint8_t* bytes = reinterpret_cast<uint8_t*>(memory.data);
+      shape_tiles(TILE_UNITS, 0, GROUP / 4);
+      for (i64 v = 0; v < TILE_VECTORS; v++) {
+        const uint8_t* column = panel + v * column_bytes(row.groups);
+        widen(row.groups, column, bytes);
+        for (i64 r = 0; r < done; r += TILE_UNITS)
+          tile_of_16(row.groups, rows + r * stride, stride, bytes, column, out + r * TILE_COLS + v * W);
+      }
+      release_tiles();
+    }
+#endif
+    for (i64 v = 0; v < TILE_VECTORS && done < M; v++) {
       const uint8_t* column = panel + v * column_bytes(row.groups);
       const auto tiles = [&](auto tile, i64 r) {
         tile(row.groups, rows + r * stride, stride, column, out + r * TILE_COLS + v * W);
       };
-      i64 r = 0;
+      i64 r = done;
       for (; r + GROUP_ROWS <= M; r += GROUP_ROWS) tiles(tile<GROUP_ROWS>, r);
       for (; r + 4 <= M; r += 4) tiles(tile<4>, r);
       for (; r + 2 <= M; r += 2) tiles(tile<2>, r);

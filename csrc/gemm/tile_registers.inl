@@ -36,24 +36,27 @@ LLMFAST_INLINE void tile_store(void* to, i64 row_bytes) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(row_bytes), "i"(T) : "memory");
 }
 
-// The shapes of the registers, 64 bytes a row: `upper` and `lower` rows of A and C, 16 of B. One without rows is not used.
+// The shapes of the registers: `upper` and `lower` rows of A and C, `units` of k. One without rows is not used.
 //
 //   0 to 3  C: the upper rows by two vectors of columns, the lower ones by two; or the upper rows by four
 //   4, 5    A: the upper and the lower rows
 //   6, 7    B
-LLMFAST_INLINE void shape_tiles(i64 upper, i64 lower) {
+LLMFAST_INLINE void shape_tiles(i64 upper, i64 lower, i64 units = TILE_UNITS) {
   struct {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
   } shape;
-  const i64 rows[8] = {upper, upper, lower ? lower : upper, lower ? lower : upper, upper, lower, TILE_UNITS, TILE_UNITS};
+  const i64 rows[8] = {upper, upper, lower ? lower : upper, lower ? lower : upper, upper, lower, units, units};
   for (int i = 0; i < 8; i++) {
     shape.rows[i] = uint8_t(rows[i]);
-    shape.row_bytes[i] = rows[i] ? 64 : 0;
+    shape.row_bytes[i] = !rows[i] ? 0 : i == 4 || i == 5 ? uint16_t(4 * units) : 64;
   }
   asm volatile("ldtilecfg %0" : : "m"(shape) : "memory");
 }
+
+// So that the system need not keep 8 KiB for this thread.
+LLMFAST_INLINE void release_tiles() { asm volatile("tilerelease" : : : "memory"); }
 
 // The tile of C in register T, at row r and vector v.
 template <int T>
@@ -168,7 +171,7 @@ __attribute__((noinline)) void multiply_tiles(i64 rows, i64 vectors, i64 steps, 
         break;
     }
   }
-  asm volatile("tilerelease" : : : "memory");  // so that the system need not keep 8 KiB for this thread
+  release_tiles();
 }
 
 #endif

@@ -28,7 +28,8 @@ from llmfast.weights.checkpoint import stream
 from llmfast.weights.locate import EMBEDDED, locate_model
 
 EXACT = 1e-3  # how far float32 logits may be from PyTorch's, relative to the largest
-CORRELATION = dict.fromkeys(PRECISIONS, 0.99) | {"int4": 0.9, "int4-all": 0.9}  # of other precisions' with float32's
+# Of other precisions' logits with float32's.
+CORRELATION = dict.fromkeys(PRECISIONS, 0.99) | dict.fromkeys(("int4", "int4-all", "q4_1", "q4_k"), 0.9)
 
 # How a precision stores the blocks, the head, the cache and the vectors, and which limit bounds its products.
 FORMATS = {
@@ -38,6 +39,9 @@ FORMATS = {
     "int8": Formats("int8", "int8", "bf16"),
     "int4": Formats("int4", "int8", "bf16"),
     "int4-all": Formats("int4", "int4", "bf16"),
+    "q8_0": Formats("q8_0", "q8_0", "bf16"),
+    "q4_1": Formats("q4_1", "q8_0", "bf16"),
+    "q4_k": Formats("q4_k", "q8_0", "bf16"),
 }
 ARITHMETIC = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"} | dict.fromkeys(QUANTISED, "int8")
 

@@ -45,8 +45,9 @@ def turns(read_line: Callable[[], str]) -> Iterator[str]:
                 while not turn.rstrip().endswith(BLOCK):
                     turn += "\n" + read_line()
                 turn = turn.rstrip().removesuffix(BLOCK).strip("\n")
-            while turn.endswith("\\"):
-                turn = turn[:-1] + "\n" + read_line()
+            else:
+                while turn.endswith("\\"):
+                    turn = turn[:-1] + "\n" + read_line()
         except EOFError:  # in the middle of one, which counts as far as it came
             pass
         yield turn

@@ -57,6 +57,9 @@ def chat(
             session.take(turn)
         except Ended:
             return
+        except KeyboardInterrupt:  # before a reply has begun, or after it has ended
+            if not at_a_terminal:
+                raise
         except BAD_INPUT as error:
             if not at_a_terminal:
                 raise

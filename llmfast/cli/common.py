@@ -61,13 +61,13 @@ def sampling_options(temperature: float) -> Callable[[Callable[..., None]], Call
 
 def running_options(command: Callable[..., None]) -> Callable[..., None]:
     """Where a model runs, and in which precision."""
+    from llmfast.inference.execution import PRECISIONS  # imports torch, which not every command needs
+
     options = [
         click.option(
             "--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, a .py file, OP=NAME,…"
         ),
-        click.option(
-            "--precision", default="auto", show_default=True, help="auto, fp32, bf16, fp16, int8, int4 or int4-all."
-        ),
+        click.option("--precision", default="auto", show_default=True, help=f"auto, {', '.join(PRECISIONS)}."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …"),
     ]
     return functools.reduce(lambda made, option: option(made), reversed(options), command)

@@ -23,7 +23,7 @@ from llmfast.weights.quantizing import quantize_checkpoint
     "--precision",
     type=click.Choice(list(PRECISIONS)),
     required=True,
-    help="int8; int4, with the embedding and the head at 8 bits; or int4-all.",
+    help="int8; int4, with the embedding and the head at 8 bits; int4-all; or ggml's formats q8_0, q4_1 and q4_k.",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that --out holds.")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmfast.chat.turns import fitting
 from llmfast.inference.arguments import whole_number
 from llmfast.inference.decoders import Decoder, NativeModel
 from llmfast.inference.decoders.speculating import MOST_GUESSES
@@ -99,7 +98,7 @@ class LLM:
 
     @property
     def precision(self) -> str:
-        """fp32, bf16, fp16, int8, int4 or int4-all."""
+        """fp32, bf16, fp16, or how the weights are quantised: int8, int4, … (`quantization.plan.PRECISIONS`)."""
         return self.runner.precision
 
     def native(self) -> NativeModel | None:
@@ -247,6 +246,8 @@ class LLM:
         warning; a reply ends at the latest where the context is full. What the chat so far has in common with an
         earlier one is not computed again. `ValueError` for a model without a template.
         """
+        from llmfast.chat.turns import fitting  # a floor that only chats enter
+
         template = self.chat_template
         prompt = fitting(messages, lambda some: template.encode(some, **variables), self.config.context, max_new_tokens)
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
@@ -281,7 +282,7 @@ class LLM:
                 "this model has no chat template: it continues text (generate), and was not made to answer in turns"
             )
         if self._template is None or self._template.tokenizer is not tokenizer:
-            from llmfast.chat.template import ChatTemplate  # a library that only chats need
+            from llmfast.chat.template import ChatTemplate
 
             self._template = ChatTemplate(tokenizer.chat_template, tokenizer)
         return self._template

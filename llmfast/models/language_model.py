@@ -40,7 +40,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.source: Path | None = None  # what it was read from, whose tokenizer travels along
-        self.quantized_to: str | None = None  # int8, int4 or int4-all, where its matrices were replaced
+        self.quantized_to: str | None = None  # int8, int4, …, where its matrices were replaced
 
     @property
     def token_embedding(self) -> Any:
@@ -100,7 +100,7 @@ class LanguageModel(nn.Module):
 
     @property
     def precision(self) -> str:
-        """fp32, bf16 or fp16; int8, int4 or int4-all of a quantised model (`llmfast/quantization/modules.py`)."""
+        """fp32, bf16 or fp16; int8, int4, … of a quantised model (`llmfast/quantization/plan.py`)."""
         return self.quantized_to or float_name(self.dtype)
 
     @classmethod

@@ -36,6 +36,8 @@ def matrix_bytes(format: str, rows: int, columns: int) -> int:
         "int8": rows * columns + 4 * rows,  # a float32 for each row
         "q8_0": groups * (GROUP + 2),  # 2 bytes for each group
         "int4": groups * (GROUP // 2 + 2),
+        "q4_1": groups * (GROUP // 2 + 4),
+        "q4_k": groups * (GROUP // 2 + 2) + 4 * rows * -(-columns // (8 * GROUP)),
         "q4_0": groups * (GROUP // 2 + 2),
     }[format]
 
