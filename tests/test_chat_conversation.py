@@ -16,7 +16,7 @@ from llmfast.backends import cpp
 from llmfast.chat import ChatTemplate, Conversation
 from llmfast.chat.turns import fitting, without_oldest
 from llmfast.inference.decoders import KeepingDecoder
-from llmfast.tokenizers import BPETokenizer
+from llmfast.tokenizers import BPETokenizer, load_tokenizer
 from llmfast.tokenizers.gguf import tokenizer_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -288,6 +288,15 @@ def test_a_reply_ends_where_the_context_does(talker):
     assert stream.prompt_tokens + stream.tokens <= 193
 
 
-def test_a_tokenizer_trained_here_can_have_a_template(tmp_path):
-    tokenizer = BPETokenizer.train(["hello"], 258, special_tokens=["<|im_end|>"])
-    assert tokenizer.chat_template is None and tokenizer.end_tokens == set(tokenizer.special_tokens.values())
+@pytest.mark.parametrize("split", ["gpt2", "gpt4"])
+def test_a_tokenizer_trained_here_can_have_a_template(tmp_path, split):
+    tokenizer = BPETokenizer.train(["hello"], 259, special_tokens=["<|im_start|>", "<|im_end|>"], split=split)
+    assert tokenizer.end_tokens == {256, 258}
+    tokenizer.chat_template = CHATML
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert type(loaded) is BPETokenizer and loaded.chat_template == CHATML
+    ids = ChatTemplate(CHATML, loaded).encode(messages("<|im_end|>"))
+    assert [i for i in ids if i > 255] == [257, 258, 257]
+    BPETokenizer.train(["hello"], 257).save(tmp_path)
+    assert load_tokenizer(tmp_path).chat_template is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -35,6 +36,20 @@ def test_options(talker_directory, tmp_path):  # noqa: F811
     assert run(*model, "--stop", "☃", stdin="hello\n").stdout == "A \n"
     ran = run(*model, "-s", "be kind", stdin="/system\n/set\n")
     assert ran.stderr.startswith("be kind\n") and "max_new_tokens 512, " in ran.stderr and ran.stdout == ""
+
+
+def test_json_of_a_schema(talker_directory, tmp_path):  # noqa: F811
+    pytest.importorskip("llguidance")
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}')
+    model = ("-m", str(talker_directory), "--json-schema", str(file))
+    assert "ok" in json.loads(run("chat", *model, stdin="hello\n").stdout)
+    assert "ok" in json.loads(run("generate", *model, "--json", "hello").stdout)["texts"][0].removeprefix("hello")
+    file.write_text("[]")
+    ran = run("chat", *model, stdin="hello\n")
+    assert ran.code == 2 and ran.stderr == "llmfast: --json-schema is not a JSON schema: it should be a JSON object\n"
+    file.write_bytes(b"\xff")
+    assert run("chat", *model, stdin="hello\n").code == 2
 
 
 @pytest.mark.parametrize(
@@ -94,9 +109,12 @@ def test_a_terminal(talker_directory, editor):  # noqa: F811
             until("> ")  # a key that comes sooner may be lost
             os.write(ours, entered)
             until(shown)
-        until("> ")
-        os.write(ours, b"\x04")
-        assert chat.wait(60) == 0
+        for _ in range(30):
+            os.write(ours, b"\x04")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                chat.wait(1)
+                break
+        assert chat.returncode == 0
     finally:
         chat.kill()
         os.close(ours)

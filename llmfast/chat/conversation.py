@@ -88,13 +88,17 @@ class Conversation:
         stop: str | list[str] | None = None,
         seed: int | None = None,
         speculate: int = 0,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         **settings: Any,
     ) -> Reply:
         """The pieces of the model's reply to `messages` as they are."""
         chosen = SamplingSettings(**settings)
         count = whole_number("max_new_tokens", max_new_tokens, least=0)
         prompt = self._prompt(count)
-        return Reply(self, self.llm.reply(prompt, count, chosen, stop, seed, speculate), prompt)
+        stream = self.llm.reply(prompt, count, chosen, stop, seed, speculate, json_schema, regex, grammar)
+        return Reply(self, stream, prompt)
 
     def _prompt(self, reply: int) -> list[int]:
         seen, context = self._seen(), self.llm.config.context

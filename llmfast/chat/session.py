@@ -143,7 +143,13 @@ class Session:
         name, _, value = text.replace("=", " ").partition(" ")
         if name:
             self._set(name.replace("-", "_"), value.strip())
-        self.note(", ".join(f"{name} {'none' if value is None else value}" for name, value in self.settings.items()))
+        self.note(
+            ", ".join(
+                f"{name} {'none' if value is None else value}"
+                for name, value in self.settings.items()
+                if name in SETTINGS
+            )
+        )
 
     def _set(self, name: str, value: str) -> None:
         if name not in SETTINGS:

@@ -12,7 +12,15 @@ import click
 import llmfast
 from llmfast.chat import Conversation
 from llmfast.chat.session import Ended, Session, turns
-from llmfast.cli.common import BAD_INPUT, backend_option, common_options, in_options, running_options, sampling_options
+from llmfast.cli.common import (
+    BAD_INPUT,
+    backend_option,
+    common_options,
+    in_options,
+    json_schema_option,
+    running_options,
+    sampling_options,
+)
 
 
 @click.command()
@@ -22,6 +30,7 @@ from llmfast.cli.common import BAD_INPUT, backend_option, common_options, in_opt
 @sampling_options(temperature=0.5)
 @click.option("--load", "saved", type=click.Path(exists=True, dir_okay=False), help="Go on with a saved conversation.")
 @click.option("--speed", is_flag=True, help="Show how fast replies come.")
+@json_schema_option
 @running_options
 @common_options
 def chat(

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ import torch
 
 from llmfast.backends import BackendUnavailable, load_backend
 
+MOST_SCHEMA_BYTES = 1 << 20
 # What the package raises for input it can't use; anything else is a bug and keeps its traceback.
 BAD_INPUT = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
 
@@ -57,6 +59,26 @@ def sampling_options(temperature: float) -> Callable[[Callable[..., None]], Call
         ),
     ]
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def json_schema_option(command: Callable[..., None]) -> Callable[..., None]:
+    """`--json-schema FILE`, which the command gets as the file's text."""
+    return click.option(
+        "--json-schema",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False),
+        callback=lambda _context, _option, path: None if path is None else read_schema(path),
+        help="Answer in JSON that is valid by this schema.",
+    )(command)
+
+
+def read_schema(path: str) -> str:
+    if os.path.getsize(path) > MOST_SCHEMA_BYTES:
+        raise click.BadParameter(f"{path} is larger than a schema may be ({MOST_SCHEMA_BYTES >> 20} MB)")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is not text: {error}") from None
 
 
 def running_options(command: Callable[..., None]) -> Callable[..., None]:

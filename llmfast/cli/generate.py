@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 import llmfast
-from llmfast.cli.common import backend_option, common_options, running_options, sampling_options
+from llmfast.cli.common import (
+    backend_option,
+    common_options,
+    json_schema_option,
+    running_options,
+    sampling_options,
+)
 
 
 @click.command()
@@ -21,6 +27,7 @@ from llmfast.cli.common import backend_option, common_options, running_options, 
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many texts.")
 @click.option("--truncate", is_flag=True, help="Keep the end of a prompt longer than the context.")
 @click.option("--cache/--no-cache", default=True, help="--no-cache computes everything again for every token.")
+@json_schema_option
 @running_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @common_options

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmfast.inference.arguments import whole_number
+from llmfast.inference.constraint import Constraint, Vocabulary, grammar_of
 from llmfast.inference.decoders import Decoder, NativeModel
 from llmfast.inference.decoders.speculating import MOST_GUESSES
 from llmfast.inference.decoding import Decoding, Windows, decode
@@ -75,6 +76,7 @@ class LLM:
         self.tokenizer = tokenizer
         self._end_tokens = end_tokens
         self._template: ChatTemplate | None = None
+        self._vocabulary: Vocabulary | None = None  # made when a text must have a form
         self.backend = backend
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise ValueError(
@@ -141,6 +143,9 @@ class LLM:
         truncate: bool = False,
         use_cache: bool = True,
         speculate: int = 0,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Any:
         """Continues `prompt`; what comes back includes it.
 
@@ -157,12 +162,15 @@ class LLM:
 
         `speculate=k` guesses up to k tokens ahead from what the text has said before, and checks them in one step: the
         same text, sooner where it repeats itself (one sequence, generating natively).
+
+        One of `json_schema` (a dictionary, JSON, or a Pydantic model), `regex` and `grammar` (in Lark's notation) gives
+        what is added a form: JSON that is valid by the schema, unless `max_new_tokens` cuts it off.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
         count = whole_number("num_return_sequences", num_return_sequences, least=1)
         if isinstance(prompt, Tensor):
-            if stop:
-                raise ValueError("stop strings need a text prompt, not token ids")
+            if stop or (json_schema, regex, grammar) != (None, None, None):
+                raise ValueError("stop strings and forms need a text prompt, not token ids")
             rows = [row for row in self._check_ids(prompt) for _ in range(count)]
             decoding = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, speculate)
             new = [tokens.tolist() for tokens in decoding.steps]
@@ -173,13 +181,17 @@ class LLM:
             raise ValueError(f"a prompt must be a string, strings, or a tensor of ids, got {type(prompt).__name__}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = [ids for text in prompts for ids in [self._prompt(text)] for _ in range(count)]
-        writers = [TextWriter(self.need_tokenizer(), stop_strings(stop), self.end_tokens) for _ in rows]
+        constraints = self._constraints(len(rows), json_schema, regex, grammar)
+        writers = [
+            TextWriter(self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraint)
+            for constraint in constraints or [None] * len(rows)
+        ]
         pieces: list[list[str]] = [[] for _ in rows]
         finished: set[int] = set()
         if rows:
             vocabulary = writers[0].tokenizer.vocab_size
             steps = self._decode(
-                rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, finished, vocabulary
+                rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, finished, vocabulary, constraints
             ).steps
             with contextlib.closing(steps):
                 for tokens in steps:
@@ -208,6 +220,9 @@ class LLM:
         truncate: bool = False,
         use_cache: bool = True,
         speculate: int = 0,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> TextStream:
         """The text that `generate` would add to `prompt`, piece by piece as it is made.
 
@@ -216,10 +231,13 @@ class LLM:
         who makes them.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
-        writer = TextWriter(self.need_tokenizer(), stop_strings(stop), self.end_tokens)
+        constraints = self._constraints(1, json_schema, regex, grammar)
+        writer = TextWriter(
+            self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraints[0] if constraints else None
+        )
         rows, vocabulary = [self._prompt(prompt)], writer.tokenizer.vocab_size
         decoding = self._decode(
-            rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, vocabulary=vocabulary
+            rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, (), vocabulary, constraints
         )
         return TextStream(decoding, writer)
 
@@ -236,6 +254,9 @@ class LLM:
         seed: int | None = None,
         stream: bool = False,
         speculate: int = 0,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         **variables: Any,
     ) -> Any:
         """The assistant's reply to `messages`, each {"role": "system", "user" or "assistant", "content": "…"}, written
@@ -251,7 +272,7 @@ class LLM:
         template = self.chat_template
         prompt = fitting(messages, lambda some: template.encode(some, **variables), self.config.context, max_new_tokens)
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
-        reply = self.reply(prompt, max_new_tokens, settings, stop, seed, speculate)
+        reply = self.reply(prompt, max_new_tokens, settings, stop, seed, speculate, json_schema, regex, grammar)
         return reply if stream else "".join(reply)
 
     def reply(
@@ -262,14 +283,20 @@ class LLM:
         stop: str | list[str] | None = None,
         seed: int | None = None,
         speculate: int = 0,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> TextStream:
         """The text that continues the ids of a chat, from where the cache of an earlier one differs; it ends where the
         context is full. Bits may differ from those of a chat that starts over."""
-        writer = TextWriter(self.need_tokenizer(), stop_strings(stop), self.end_tokens)
+        constraints = self._constraints(1, json_schema, regex, grammar)
+        writer = TextWriter(
+            self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraints[0] if constraints else None
+        )
         count = min(whole_number("max_new_tokens", max_new_tokens, least=0), self.config.context - len(prompt) + 1)
         vocabulary = writer.tokenizer.vocab_size
         decoding = self._decode(
-            [prompt], count, settings, seed, False, True, speculate, vocabulary=vocabulary, exact=False
+            [prompt], count, settings, seed, False, True, speculate, (), vocabulary, constraints, exact=False
         )
         return TextStream(decoding, writer)
 
@@ -345,6 +372,7 @@ class LLM:
         speculate: int,
         finished: Collection[int] = (),
         vocabulary: int | None = None,
+        constraints: list[Constraint] | None = None,
         exact: bool = True,
     ) -> Decoding:
         """Checks the arguments, and returns the texts in the making.
@@ -366,13 +394,25 @@ class LLM:
         rows = [prompt[-context:] for prompt in prompts]
         with self.using_backend():
             decoder = self.runner.decoder(
-                len(rows), min(context, longest + count), use_cache, guesses, True, rows[0], exact
+                len(rows), min(context, longest + count), use_cache, guesses, True, rows[0], exact, bool(constraints)
             )
             how = decoder.describe(self.precision)
         vocabulary = self.config.vocab_size if vocabulary is None else vocabulary
-        sampler = Sampler.of(settings, vocabulary, seed, rows, self.runner.device)
+        sampler = Sampler.of(settings, vocabulary, seed, rows, self.runner.device, constraints)
         steps = decode(decoder, Windows(rows, context, finished), count, sampler, self.using_backend)
         return Decoding(steps, decoder, how, min(longest, context))
+
+    def _constraints(
+        self, rows: int, json_schema: Any, regex: str | None, grammar: str | None
+    ) -> list[Constraint] | None:
+        """What gives so many texts their form, or None where they are free."""
+        form = grammar_of(json_schema, regex, grammar)
+        if form is None:
+            return None
+        tokenizer = self.need_tokenizer()
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(tokenizer, self.end_tokens)
+        return [Constraint(self._vocabulary, form) for _ in range(rows)]
 
     def using_backend(self) -> contextlib.AbstractContextManager[None]:
         """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""

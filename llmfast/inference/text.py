@@ -7,6 +7,7 @@ from collections.abc import Collection, Generator
 from types import TracebackType
 from typing import Any
 
+from llmfast.inference.constraint import Constraint
 from llmfast.inference.decoding import Decoding
 from llmfast.tokenizers import Tokenizer
 
@@ -66,10 +67,16 @@ class TextStream:
 
 class TextWriter:
     """Turns one row's tokens into text as far as it is certain, and notices where the text ends: at a token in `ends`,
-    or before a string in `stop`."""
+    before a string in `stop`, or where its form is complete."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: list[str], ends: Collection[int] | None = None):
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: list[str],
+        ends: Collection[int] | None = None,
+        constraint: Constraint | None = None,
+    ):
+        self.tokenizer, self.constraint = tokenizer, constraint
         self.stop = stop
         self.ends = tokenizer.end_tokens if ends is None else ends
         self.finished = False
@@ -84,7 +91,10 @@ class TextWriter:
             text = self.close()
             self.finished = True
             return text
-        return self._release(self._utf8.decode(self.tokenizer.decode_bytes([token])), final=False)
+        complete = self.constraint is not None and self.constraint.complete
+        text = self._release(self._utf8.decode(self.tokenizer.decode_bytes([token])), final=complete)
+        self.finished |= complete
+        return text
 
     def close(self) -> str:
         """What was held back, when no more tokens come. A character of which only some bytes came is left out."""

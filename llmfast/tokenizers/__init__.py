@@ -10,6 +10,7 @@ from llmfast.tokenizers import bpe_files
 from llmfast.tokenizers.bpe import BPETokenizer
 from llmfast.tokenizers.char import CharTokenizer
 from llmfast.tokenizers.gpt2 import gpt2_tokenizer
+from llmfast.tokenizers.model_files import read_config
 from llmfast.tokenizers.protocol import Tokenizer, read_json
 from llmfast.tokenizers.sentencepiece import SentencePieceTokenizer
 from llmfast.tokenizers.word import WordTokenizer
@@ -68,9 +69,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer | None:
         kind = SentencePieceTokenizer
     try:
         tokenizer: Tokenizer = kind.load(path)
-        return tokenizer
     except FileNotFoundError:
         return None
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = read_config(path).get("chat_template")
+    return tokenizer
 
 
 def _from_gguf(path: Path) -> Tokenizer | None:

@@ -132,7 +132,9 @@ class BPETokenizer(BaseTokenizer):
 
     def save(self, directory: str | Path) -> None:
         """Writes `vocab.json` and `merges.txt`, or with GPT-4's split `tokenizer.json`, and `tokenizer_config.json`."""
-        bpe_files.write(directory, BPEFiles(self.vocab, self.merges, self.special_tokens, self.split))
+        bpe_files.write(
+            directory, BPEFiles(self.vocab, self.merges, self.special_tokens, self.split, self.chat_template)
+        )
 
     @classmethod
     def load(cls, directory: str | Path) -> BPETokenizer:

@@ -26,6 +26,7 @@ class BPEFiles:
     merges: list[tuple[bytes, bytes]]
     special_tokens: dict[str, int]
     split: str = "gpt2"
+    chat_template: str | None = None
 
 
 def write(directory: str | Path, files: BPEFiles) -> None:
@@ -46,7 +47,7 @@ def write(directory: str | Path, files: BPEFiles) -> None:
         config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     if set(files.special_tokens) > {END_OF_TEXT}:
         config["added_tokens_decoder"] = {str(t.pop("id")): t for t in _added_tokens(files.special_tokens)}
-    write_files(directory, contents | {CONFIG: json.dumps(config, indent=2)})
+    write_files(directory, contents | {CONFIG: json.dumps(config, indent=2)}, files.chat_template)
 
 
 def read(directory: Path) -> tuple[BPEFiles, Path]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmfast.tokenizers.protocol import read_json
+from llmfast.tokenizers.protocol import TEMPLATE, read_json
 
-CONFIG, TEMPLATE, SPECIAL = "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"
+CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 MOST_TEMPLATE = 1 << 20  # bytes of a chat template
 

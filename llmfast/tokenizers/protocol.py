@@ -19,6 +19,7 @@ END_NAMES = (
     *("<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|eot|>", "<|end_of_turn|>"),
     *("<end_of_turn>", "</s>", "<EOT>", "<|end_of_role|>", "<|return|>", "<|call|>"),
 )
+TEMPLATE = "chat_template.jinja"
 Spans = Sequence[tuple[int, int]]  # parts of a text, from a character to before another, in order
 # Every file that a tokenizer, of whatever kind, may keep beside its model.
 TOKENIZER_FILES = (
@@ -27,7 +28,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer.json",
     "tokenizer.model",
-    "chat_template.jinja",
+    TEMPLATE,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -150,9 +151,10 @@ def _after_blanks(text: str, at: int) -> int:
     return at
 
 
-def write_files(directory: str | Path, files: Mapping[str, str | bytes]) -> None:
+def write_files(directory: str | Path, files: Mapping[str, str | bytes], chat_template: str | None = None) -> None:
     """Writes the files of a tokenizer, by their names, and removes those of another that stood there."""
     directory = Path(directory)
+    files = dict(files) if chat_template is None else {**files, TEMPLATE: chat_template}
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomic(directory / name, content if isinstance(content, bytes) else content.encode())

@@ -72,7 +72,7 @@ class VocabularyTokenizer(BaseTokenizer):
         """Writes `vocab.json`, the id of each token, and `tokenizer_config.json`, which names the kind."""
         vocab = json.dumps(self.vocab, ensure_ascii=False, indent=0)
         config = tokenizer_config(type(self).__name__, self.UNKNOWN, self.end_of_text is not None)
-        write_files(directory, {"vocab.json": vocab, "tokenizer_config.json": config})
+        write_files(directory, {"vocab.json": vocab, "tokenizer_config.json": config}, self.chat_template)
 
     @classmethod
     def load(cls: type[Made], directory: str | Path) -> Made:

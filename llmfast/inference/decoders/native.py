@@ -142,9 +142,15 @@ def chosen(logits: Tensor, best: Tensor, sampler: Sampler) -> Tensor:
     if sampler.seen is not None:
         return sampler.choose(logits)
     check_chosen(best)
+    if sampler.constraints is not None:
+        logits = sampler.possible(logits[:, : sampler.vocabulary])
+        best = logits.argmax(-1)
     if sampler.settings.temperature == 0:
-        return best
-    return next_token(logits, sampler.settings, sampler.generators, sampler.vocabulary)
+        tokens = best
+    else:
+        tokens = next_token(logits, sampler.settings, sampler.generators, sampler.vocabulary)
+    sampler.accept(tokens)
+    return tokens
 
 
 def describe(model: NativeModel, weights: str) -> str:
