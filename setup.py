@@ -53,8 +53,8 @@ def extension() -> Extension:
     flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10
     built = CppExtension(
         "llmfast._C",
-        sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp")),
-        depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.[hi]*")),
+        sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")),
+        depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.[hi]*")),
         extra_compile_args={"cxx": flags + extra},
         extra_link_args=extra,
         py_limited_api=True,

@@ -169,8 +169,8 @@ struct Kernels {
   i64 (*decoder_chunks)(const DecoderState&);
   void (*decoder_step)(DecoderState&, const StepJob&, const Segment*, int thread, uint64_t* last_phase);
   void (*exp_of_scaled)(const float* x, i64 n, float top, float temperature, float* out);  // exp((x - top) / temperature)
-  uint64_t (*limit_read)(const void* memory, i64 bytes, const Threads&);  // a checksum
-  i64 (*limit_arithmetic)(LimitKind, i64 tasks, i64 rounds, const Threads&);  // operations done
+  uint64_t (*limit_read)(const void* memory, i64 bytes, const Threads&);                   // a checksum
+  i64 (*limit_arithmetic)(LimitKind, i64 tasks, i64 rounds, const Threads&);               // operations done
 };
 
 const Kernels& generic_kernels();

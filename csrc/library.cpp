@@ -52,8 +52,7 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def("rotary_backward(Tensor grad_out, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
   m.def("gelu(Tensor x, str approximate) -> Tensor");
   m.def("gelu_backward(Tensor grad_out, Tensor x, str approximate) -> Tensor");
-  m.def(
-      "linear(Tensor x, Tensor weight, Tensor? bias, str activation, bool save_preactivation) -> (Tensor, Tensor)");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, str activation, bool save_preactivation) -> (Tensor, Tensor)");
   m.def(
       "linear_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor preactivation, str activation, bool need_dx, "
       "bool need_dweight, bool need_dbias) -> (Tensor, Tensor, Tensor)");
@@ -74,8 +73,9 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def(
       "native_model(int[] sizes, float[] numbers, str norm, str activation, bool gated, float[] inverse_frequencies, "
       "int[] rotary, int[] windows, int[] blocks, str[] roles, int[] biases, int[] formats) -> int");
-  m.def("native_model_give(int model, int parameter, Tensor values, Tensor? scale, Tensor? minimum, Tensor? scale_code, "
-        "Tensor? minimum_code, int threads) -> ()");
+  m.def(
+      "native_model_give(int model, int parameter, Tensor values, Tensor? scale, Tensor? minimum, Tensor? scale_code, "
+      "Tensor? minimum_code, int threads) -> ()");
   m.def("native_model_bytes(int model) -> int");
   m.def("native_model_free(int model) -> ()");
   m.def("native_decoder(int model, int batch, int capacity, int most_rows, str cache_type) -> int");

@@ -128,7 +128,8 @@ Tensors2 causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, dou
                           const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths, int64_t window, bool causal);
 Tensors3 causal_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
                                    const Tensor& out, const Tensor& lse, double scale, double dropout_p,
-                                   const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths, int64_t window, bool causal);
+                                   const MaybeTensor& dropout_seed, const MaybeTensor& kv_lengths, int64_t window,
+                                   bool causal);
 Tensors3 layer_norm(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, double eps);
 Tensors3 layer_norm_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Tensor& mean,
                              const Tensor& rstd);

@@ -84,7 +84,8 @@ LLMFAST_INLINE vf load(const float16* p) {
 // Unsigned bytes.
 LLMFAST_INLINE vf load_bytes(const uint8_t* p) {
 #if LLMFAST_VECTOR_WIDTH == 16
-  return (vf)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  return (vf)_mm512_maskz_cvtepi32_ps(
+      0xffff, _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #elif LLMFAST_VECTOR_WIDTH == 8
   return (vf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 #else
@@ -160,11 +161,12 @@ LLMFAST_INLINE vf shuffle(vf a, vf b) {
 template <int BY>
 LLMFAST_INLINE vf rotate_lanes(vf a) {
 #if LLMFAST_VECTOR_WIDTH == 16
-  return shuffle<BY % 16, (BY + 1) % 16, (BY + 2) % 16, (BY + 3) % 16, (BY + 4) % 16, (BY + 5) % 16, (BY + 6) % 16, (BY + 7) % 16,
-                 (BY + 8) % 16, (BY + 9) % 16, (BY + 10) % 16, (BY + 11) % 16, (BY + 12) % 16, (BY + 13) % 16, (BY + 14) % 16,
-                 (BY + 15) % 16>(a, a);
+  return shuffle<BY % 16, (BY + 1) % 16, (BY + 2) % 16, (BY + 3) % 16, (BY + 4) % 16, (BY + 5) % 16, (BY + 6) % 16,
+                 (BY + 7) % 16, (BY + 8) % 16, (BY + 9) % 16, (BY + 10) % 16, (BY + 11) % 16, (BY + 12) % 16, (BY + 13) % 16,
+                 (BY + 14) % 16, (BY + 15) % 16>(a, a);
 #elif LLMFAST_VECTOR_WIDTH == 8
-  return shuffle<BY % 8, (BY + 1) % 8, (BY + 2) % 8, (BY + 3) % 8, (BY + 4) % 8, (BY + 5) % 8, (BY + 6) % 8, (BY + 7) % 8>(a, a);
+  return shuffle<BY % 8, (BY + 1) % 8, (BY + 2) % 8, (BY + 3) % 8, (BY + 4) % 8, (BY + 5) % 8, (BY + 6) % 8, (BY + 7) % 8>(
+      a, a);
 #else
   return shuffle<BY % 4, (BY + 1) % 4, (BY + 2) % 4, (BY + 3) % 4>(a, a);
 #endif

@@ -14,13 +14,13 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$root/csrc"
-core="isa.cpp team.cpp scratch.cpp native_decoder.cpp sampling.cpp ../tests/core.cpp"
+core="isa/isa.cpp scratch.cpp decoder/team.cpp decoder/native_decoder.cpp decoder/sampling.cpp ../tests/core.cpp"
 flags="-std=c++17 -Wno-psabi -pthread"
 sanitizers="-g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 case "${1-}" in
 sanitize)
-  ${CXX:-g++} $flags -O1 $sanitizers kernels_*.cpp $core -o "$work/core"
+  ${CXX:-g++} $flags -O1 $sanitizers isa/kernels_*.cpp $core -o "$work/core"
   LLMFAST_CPU_ISA=generic "$work/core" >"$work/expected"
   for isa in avx2 avx512 avx512_bf16 amx neon; do
     LLMFAST_CPU_ISA=$isa "$work/core" compare <"$work/expected" 2>"$work/error" || {
@@ -30,13 +30,13 @@ sanitize)
   done
   ;;
 thread)
-  ${CXX:-g++} $flags -O1 -g1 -fsanitize=thread kernels_*.cpp $core -o "$work/core"
+  ${CXX:-g++} $flags -O1 -g1 -fsanitize=thread isa/kernels_*.cpp $core -o "$work/core"
   for isa in generic ""; do  # and what this CPU has
     LLMFAST_CPU_ISA=$isa TSAN_OPTIONS=halt_on_error=1 "$work/core" threads
   done
   ;;
 arm)
-  aarch64-linux-gnu-g++ $flags -O2 -static kernels_*.cpp $core -o "$work/core"
+  aarch64-linux-gnu-g++ $flags -O2 -static isa/kernels_*.cpp $core -o "$work/core"
   LLMFAST_CPU_ISA=generic qemu-aarch64-static "$work/core" >"$work/expected"
   LLMFAST_CPU_ISA=neon qemu-aarch64-static "$work/core" compare <"$work/expected"
   ;;

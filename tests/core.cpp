@@ -16,15 +16,14 @@
 #include <thread>
 #include <vector>
 
-#include "../csrc/native_decoder.h"
-#include "../csrc/sampling.h"
+#include "../csrc/decoder/native_decoder.h"
+#include "../csrc/decoder/sampling.h"
 
 using namespace llmfast;
 
 namespace {
 
-constexpr Format FORMATS[] = {Format::f32,  Format::bf16, Format::i8,  Format::i4,
-                              Format::q8_0, Format::q4_1, Format::q4_k};
+constexpr Format FORMATS[] = {Format::f32, Format::bf16, Format::i8, Format::i4, Format::q8_0, Format::q4_1, Format::q4_k};
 
 uint64_t state = 1;
 float uniform() {  // in [-1, 1)
@@ -91,7 +90,8 @@ ModelDescription describe(bool llama, Format format) {
   ModelDescription d;
   DecoderShape& s = d.shape;
   s = {};
-  s.vocabulary = 101, s.positions = 300, s.width = 48, s.blocks = 2, s.heads = s.key_heads = 3, s.head_dim = 16, s.inner = 100;
+  s.vocabulary = 101, s.positions = 300, s.width = 48, s.blocks = 2, s.heads = s.key_heads = 3, s.head_dim = 16,
+  s.inner = 100;
   s.norm = Norm::layer, s.norm_epsilon = 1e-5f, s.activation = Activation::gelu_tanh;
   s.attention_scale = 0.25f, s.embedding_multiplier = s.residual_multiplier = s.logits_divisor = s.rotary_factor = 1.0f;
   d.rotary = {false, false}, d.windows = {0, 0};
@@ -104,7 +104,7 @@ ModelDescription describe(bool llama, Format format) {
     s.norm = Norm::rms, s.activation = Activation::silu, s.gated = true;
     s.embedding_multiplier = 2.0f, s.residual_multiplier = 0.5f, s.logits_divisor = 3.0f, s.rotary_factor = 1.2f;
     d.inverse_frequencies = {1.0f, 0.1f, 0.01f}, d.rotary = {true, false}, d.windows = {20, 0};
-    weights = {Role::attention_norm, Role::query, Role::key,  Role::value, Role::query_norm, Role::key_norm,
+    weights = {Role::attention_norm, Role::query,    Role::key,  Role::value, Role::query_norm, Role::key_norm,
                Role::attention_out,  Role::mlp_norm, Role::gate, Role::up,    Role::mlp_out};
     biases = {Role::query, Role::value, Role::up};
     outside = {Role::token_embedding, Role::head, Role::final_norm};
@@ -163,7 +163,8 @@ bool activates_without_bias() {
     auto& parameters = description.parameters;
     const auto of_mlp_in = [](const Parameter& p) { return p.role == Role::mlp_in && p.bias; };
     // The last that get their weights, so that the others are the same either way.
-    const auto first = std::stable_partition(parameters.begin(), parameters.end(), [&](const Parameter& p) { return !of_mlp_in(p); });
+    const auto first =
+        std::stable_partition(parameters.begin(), parameters.end(), [&](const Parameter& p) { return !of_mlp_in(p); });
     if (without) parameters.erase(first, parameters.end());
     const auto model = random_model(description, 1);
     for (i64 i = 0; i < model->parameters(); i++)

@@ -10,9 +10,9 @@ import torch
 import llmfast
 from llmfast.backends import cpp
 from llmfast.benchmarking import (
-    memory,
     model_cases,
     models,
+    peak_memory,
     startup_cases,
     suite,
     tables,
@@ -139,8 +139,8 @@ def test_the_text_is_as_long_as_asked_for():
 
 def test_memory_of_a_process():
     """Tensors of 8 MB and their copies take at least that, and far less than what importing torch does."""
-    task = memory.Task("gelu forward", 4096, Entry("pytorch", "fp32"), "cpu")
-    record = memory.run(task, {}).record
+    task = peak_memory.Task("gelu forward", 4096, Entry("pytorch", "fp32"), "cpu")
+    record = peak_memory.run(task, {}).record
     assert record.problem is None
     assert 2 * 4 * 4096 * 3072 * 0.9 < record.bytes < 3 * 4 * 4096 * 3072
 
@@ -155,7 +155,7 @@ def broken_python(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for Python")
 def test_a_process_that_fails_is_a_problem(broken_python):
-    record = memory.run(memory.Task("gelu forward", 8, Entry("pytorch", "fp32"), "cpu"), {}).record
+    record = peak_memory.run(peak_memory.Task("gelu forward", 8, Entry("pytorch", "fp32"), "cpu"), {}).record
     assert record.bytes is None and record.problem == "RuntimeError: it broke"
     imports, *_ = startup_cases.startup("stories", ["fp32"])
     assert {r.problem for r in records_of(imports).values()} == {"RuntimeError: it broke"}

@@ -78,7 +78,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_an_error_with_both_sizes(parro
     [
         ({"backend": "cuda++"}, "unknown backend 'cuda\\+\\+'; known: auto, .*pytorch"),
         ({"backend": {"attention": "pytorch"}}, "unknown op 'attention'"),
-        ({"precision": "int3"}, "precision must be auto, fp32, .*, got 'int3'"),
+        ({"precision": "int3"}, "precision must be auto, fp32, .*, int4-all, .*got 'int3'"),
         ({"precision": "fp16", "device": "cpu"}, "precision fp16 needs a GPU"),
         ({"device": "abacus"}, "device 'abacus' can't be used"),
         ({"device": "cuda:99"}, "device 'cuda:99' can't be used"),

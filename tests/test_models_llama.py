@@ -25,6 +25,10 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64, "attention_factor": 1.1,
+    "short_factor": [1.0, 1.5, 2.0, 8.0], "long_factor": [1.0, 1.5, 2.0, 8.0],
+}  # fmt: skip
 MODELS: dict[str, tuple[str, dict]] = {
     "llama": ("Llama", {}),
     "llama, one key head, tied": ("Llama", dict(num_key_value_heads=1, tie_word_embeddings=True)),
@@ -45,6 +49,7 @@ MODELS: dict[str, tuple[str, dict]] = {
         dict(rope_parameters=YARN | {"attention_factor": 0.7, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False}),
     ),
     "llama, yarn, mscale": ("Llama", dict(rope_parameters=YARN | {"mscale": 0.8, "mscale_all_dim": 0.4})),
+    "llama, longrope": ("Llama", dict(rope_parameters=LONGROPE)),
     "mistral, no window": ("Mistral", dict(sliding_window=None)),
     "mistral, window": ("Mistral", dict(sliding_window=7, head_dim=10)),
     "qwen2": ("Qwen2", {}),
@@ -200,7 +205,11 @@ def test_old_and_new_spellings_of_rotary_positions_mean_the_same():
         ({"sliding_window": 8}, "sets sliding_window to 8, which llama does not compute"),
         ({"residual_multiplier": 0.5}, "sets residual_multiplier to 0.5, which llama does not compute"),
         ({"hidden_act": "relu"}, "hidden_act must be one of silu"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope_type must be one of default, linear"),
+        ({"rope_scaling": {"rope_type": "proportional"}}, "rope_type must be one of default, linear"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "'longrope' needs short_factor"),
+        ({"rope_scaling": LONGROPE | {"long_factor": [1.0, 1.0, 2.0, 8.0]}}, "other factors for long texts"),
+        ({"rope_scaling": LONGROPE | {"short_factor": "1234"}}, "short_factor must be a list of positive numbers"),
+        ({"rope_scaling": LONGROPE, "head_dim": 16}, "short_factor must have 8 numbers, got 4"),
         ({"rope_scaling": {"rope_type": "linear"}}, "needs factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "alpha": 3}}, "sets alpha to 3"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor must be a positive number"),

@@ -358,7 +358,7 @@ def test_what_is_no_matrix_of_floats_is_refused(weight):
 def test_an_unknown_precision_names_the_known_ones():
     with pytest.raises(ValueError, match="must be int8 or int4 or q8_0 or q4_1 or q4_k, got 'int3'"):
         quantize(torch.ones(2, 2), "int3")
-    with pytest.raises(ValueError, match="must be int8, int4, .*, got 'int2'"):
+    with pytest.raises(ValueError, match="must be int8, .*, int4-all, .*got 'int2'"):
         plan(tiny_config(), "int2")
 
 
@@ -445,7 +445,7 @@ def test_a_quantization_survives_its_document(precision, quality):
     "changes, complaint",
     [
         (None, "should be an object, not None"),
-        ({"precision": "int3"}, "precision must be int8, int4, .*, not 'int3'"),
+        ({"precision": "int3"}, "precision must be int8, .*, int4-all, .*not 'int3'"),
         ({"precision": ["int4"]}, "precision must be"),
         ({"group_size": 64}, "group_size must be 32, not 64"),
         ({"group_size": None}, "group_size must be 32, not None"),

@@ -6,19 +6,29 @@ them, and the derivative is zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.autograd import forward_ad
 
 ADVICE = 'llmfast.use_backend("pytorch") has them'  # where kernels have none
 
 
-@torch.compiler.assume_constant_result  # Dynamo guards both that this asks for: another answer compiles again
+def constant(function: Callable[[], bool]) -> Callable[[], bool]:
+    """`torch.compiler.assume_constant_result`, by the mark that it sets: the function itself imports Dynamo, 170 MB and
+    a second and a half of every program that only runs a model. Dynamo guards what the functions here ask for: another
+    answer compiles again."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
 def transformed() -> bool:
     """Whether this call is inside a transform of `torch.func`, `torch.vmap` included, or of forward mode."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def differentiating() -> bool:
     """The same without `torch.vmap` alone, under which kernels run once for each item."""
     if not transformed():

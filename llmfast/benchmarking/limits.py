@@ -3,8 +3,8 @@
     llmfast bench limits             # --threads 2, --json FILE
 
 Every figure of the benchmarks stands beside the limit that bounds it, and a shared machine drifts, so the limits are
-measured again in every run. The loops are `csrc/limits.inl`, in the instruction set that the kernels use: a limit of
-the CPU as these kernels can reach it. Without an instruction for a format there is no limit for it.
+measured again in every run. The loops are `csrc/ops/limits.inl`, in the instruction set that the kernels use: a limit
+of the CPU as these kernels can reach it. Without an instruction for a format there is no limit for it.
 
     {"isa": "avx2", "threads": 2, "read": {"1": {"median": 20.1, "best": 21.0}, "2": {...}}, "bf16": None, ...}
 """

@@ -15,11 +15,14 @@ import llmfast
 # for: nobody waits for what he does not use.
 VERBS = (
     "generate",
+    "chat",
+    "get",
     "train",
     "data",
     "tokenizer",
     "eval",
     "quantize",
+    "convert",
     "consolidate",
     "bench",
     "verify",

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ import torch
 
 from llmfast.backends import BackendUnavailable, load_backend
 
+MOST_SCHEMA_BYTES = 1 << 20
 # What the package raises for input it can't use; anything else is a bug and keeps its traceback.
 BAD_INPUT = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
 
@@ -36,6 +38,61 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
             fail(error)
 
     return wrapped
+
+
+def sampling_options(temperature: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """How tokens are chosen, and where a text ends."""
+    options = [
+        click.option("-t", "--temperature", type=float, default=temperature, show_default=True, help="0 is greedy."),
+        click.option("--top-k", type=int, help="Only the K likeliest tokens."),
+        click.option("--top-p", type=float, help="Only the likeliest tokens of total probability P."),
+        click.option("--min-p", type=float, help="Only tokens P times as likely as the likeliest."),
+        click.option("--repetition-penalty", type=float, default=1.0, show_default=True),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be given several times."),
+        click.option("--seed", type=int, help="The same seed gives the same text."),
+        click.option(
+            "--speculate",
+            type=click.IntRange(0, 15),
+            default=0,
+            metavar="K",
+            help="Guess up to K tokens ahead: the same text.",
+        ),
+    ]
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def json_schema_option(command: Callable[..., None]) -> Callable[..., None]:
+    """`--json-schema FILE`, which the command gets as the file's text."""
+    return click.option(
+        "--json-schema",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False),
+        callback=lambda _context, _option, path: None if path is None else read_schema(path),
+        help="Answer in JSON that is valid by this schema.",
+    )(command)
+
+
+def read_schema(path: str) -> str:
+    if os.path.getsize(path) > MOST_SCHEMA_BYTES:
+        raise click.BadParameter(f"{path} is larger than a schema may be ({MOST_SCHEMA_BYTES >> 20} MB)")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is not text: {error}") from None
+
+
+def running_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Where a model runs, and in which precision."""
+    from llmfast.inference.execution import PRECISIONS  # imports torch, which not every command needs
+
+    options = [
+        click.option(
+            "--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, a .py file, OP=NAME,…"
+        ),
+        click.option("--precision", default="auto", show_default=True, help=f"auto, {', '.join(PRECISIONS)}."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …"),
+    ]
+    return functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
 def fail(error: Exception) -> None:

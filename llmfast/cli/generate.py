@@ -10,30 +10,25 @@ from typing import Any
 import click
 
 import llmfast
-from llmfast.cli.common import backend_option, common_options
-from llmfast.inference.execution import PRECISIONS
+from llmfast.cli.common import (
+    backend_option,
+    common_options,
+    json_schema_option,
+    running_options,
+    sampling_options,
+)
 
 
 @click.command()
 @click.argument("prompt")
 @click.option("-m", "--model", default="stories", show_default=True, help="Embedded name, directory, file or hub name.")
 @click.option("-n", "--max-new-tokens", type=click.IntRange(min=0), default=256, show_default=True)
-@click.option("-t", "--temperature", type=float, default=0.8, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=int, help="Only the K likeliest tokens.")
-@click.option("--top-p", type=float, help="Only the likeliest tokens of total probability P.")
-@click.option("--min-p", type=float, help="Only tokens P times as likely as the likeliest.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be given several times.")
-@click.option("--seed", type=int, help="The same seed gives the same text.")
+@sampling_options(temperature=0.8)
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many texts.")
 @click.option("--truncate", is_flag=True, help="Keep the end of a prompt longer than the context.")
 @click.option("--cache/--no-cache", default=True, help="--no-cache computes everything again for every token.")
-@click.option(
-    "--speculate", type=click.IntRange(0, 15), default=0, metavar="K", help="Guess up to K tokens ahead: the same text."
-)
-@click.option("--backend", default="auto", show_default=True, help="auto, pytorch, cpp, triton, a .py file, OP=NAME,…")
-@click.option("--precision", default="auto", show_default=True, help=f"auto, {', '.join(PRECISIONS)}.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
+@json_schema_option
+@running_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @common_options
 def generate(

@@ -23,7 +23,7 @@ from llmfast.weights.quantizing import CARD, TRAINING
 def info(model: str, as_json: bool) -> None:
     """What MODEL is: its shape, size, tokenizer and card."""
     stream = open_checkpoint(locate_model(model))
-    config, tokenizer = stream.config, load_tokenizer(stream.directory)
+    config, tokenizer = stream.config, load_tokenizer(stream.path)
     by_precision: dict[str, int] = {}
     for name, size in stream.sizes.items():
         precision = stream.precision_of(name)
@@ -45,8 +45,9 @@ def info(model: str, as_json: bool) -> None:
     }
     if stream.quantization is not None and stream.quantization.quality:
         facts["quality"] = stream.quantization.quality
-    training = stream.directory / TRAINING
-    if training.exists():
+    training, card = stream.directory / TRAINING, stream.directory / CARD
+    in_a_directory = stream.config_file is not None  # what lies beside a GGUF file may be anything
+    if in_a_directory and training.exists():
         try:
             facts["training"] = dict(json.loads(training.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
@@ -66,6 +67,5 @@ def info(model: str, as_json: bool) -> None:
         if not isinstance(value, dict):
             table.add_row(name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
-    card = stream.directory / CARD
-    if card.exists():
+    if in_a_directory and card.exists():
         click.echo(f"card: {card}")

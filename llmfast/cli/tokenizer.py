@@ -208,7 +208,7 @@ def _named(name: str) -> Tokenizer:
     if name == "gpt2" and not Path(name).exists():
         return gpt2_tokenizer()
     path = locate_model(name)
-    found = load_tokenizer(path if path.is_dir() else path.parent)
+    found = load_tokenizer(path)
     if found is None:
         raise FileNotFoundError(f"no tokenizer in {path}")
     return found

@@ -10,12 +10,23 @@ import contextlib
 import warnings
 from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from llmfast.inference.decoders import Decoder
 from llmfast.inference.execution import each_under
 from llmfast.inference.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Texts in the making: the new tokens of all rows, (B,) int64 a step, and who makes them, in words too."""
+
+    steps: Generator[Tensor, None, None]
+    decoder: Decoder
+    how: str
+    prompt_tokens: int  # of the longest row, as far as the model sees it
 
 
 class Windows:

@@ -28,6 +28,7 @@ from llmfast.inference.decoders import (
     NativeDecoder,
     NativeModel,
     NativeReader,
+    PrefixCache,
     Reader,
     SpeculatingDecoder,
     UncachedDecoder,
@@ -36,8 +37,7 @@ from llmfast.inference.decoders import (
 )
 from llmfast.models import FLOATS, LanguageModel, ModelConfig
 from llmfast.quantization.plan import PRECISIONS as QUANTIZED
-from llmfast.weights.checkpoint import Stream
-from llmfast.weights.config_file import recommended_precision
+from llmfast.weights.stream import Stream
 
 PRECISIONS = (*FLOATS, *QUANTIZED)
 Item = TypeVar("Item")
@@ -107,7 +107,7 @@ def best_precision(source: Stream, device: torch.device, natively: bool) -> str:
         return source.precision or fastest_float(device)
     if not natively:
         return "fp32"
-    return recommended_precision(source.path) or native.fastest_float()
+    return source.recommended_precision() or native.fastest_float()
 
 
 def fastest_float(device: torch.device) -> str:
@@ -147,6 +147,7 @@ class Runner:
         self._packed_from = _fingerprint(self._model)
         self._lock = threading.Lock()  # around reading and packing
         self._recorded = DecoderPool()
+        self.prefixes = PrefixCache()
 
     @property
     def model(self) -> LanguageModel:
@@ -199,11 +200,16 @@ class Runner:
         use_cache: bool = True,
         speculate: int = 0,
         keep_recorded: bool = False,
+        prompt: list[int] | None = None,
+        exact: bool = True,
+        constrained: bool = False,
     ) -> Decoder:
         """A decoder for `batch` sequences of up to `capacity` tokens.
 
         `speculate` guesses so many tokens ahead. With `keep_recorded` a recorded decoder is kept for a later use: of at
-        least the capacity, and until its `close`. `ValueError` for what can't be combined.
+        least the capacity, and until its `close`. A decoder of one sequence may hold what its `prompt` begins with:
+        with `exact` only as far as its bits are those of a prefill. `constrained` texts must have a form.
+        `ValueError` for what can't be combined.
         """
         if speculate and (not use_cache or self.packed() is None):
             raise ValueError("speculate needs the native decoder and its cache: a CPU, and the C++ backend")
@@ -211,10 +217,13 @@ class Runner:
             return UncachedDecoder(self.reader())
         packed = self.packed()
         if packed is not None:
-            decoder = NativeDecoder(packed, batch, capacity)
-            return SpeculatingDecoder(decoder, speculate) if speculate else decoder
+            if batch == 1 and prompt is not None:
+                decoder: NativeDecoder = self.prefixes.take(packed, prompt, capacity, exact)
+            else:
+                decoder = NativeDecoder(packed, batch, capacity)
+            return SpeculatingDecoder(decoder, speculate) if speculate or (constrained and batch == 1) else decoder
         model = self.model.eval()  # training it meanwhile has left dropout on
-        if cuda_graph.why_not(model) is not None:
+        if constrained or cuda_graph.why_not(model) is not None:  # a graph can't ask a constraint
             return EagerDecoder(model, batch, capacity)
         return (
             self._recorded.take(model, batch, capacity) if keep_recorded else CudaGraphDecoder(model, batch, capacity)

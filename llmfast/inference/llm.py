@@ -6,18 +6,19 @@ prompt -> tokenizer -> ids -> decode loop -> ids -> text
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from llmfast.inference.arguments import whole_number
+from llmfast.inference.constraint import Constraint, Vocabulary, grammar_of
 from llmfast.inference.decoders import Decoder, NativeModel
 from llmfast.inference.decoders.speculating import MOST_GUESSES
-from llmfast.inference.decoding import Windows, decode
+from llmfast.inference.decoding import Decoding, Windows, decode
 from llmfast.inference.execution import Runner, chosen_backend, each_under
 from llmfast.inference.sampling import Sampler, SamplingSettings
 from llmfast.inference.scoring import (
@@ -32,6 +33,9 @@ from llmfast.inference.scoring import (
 from llmfast.inference.text import TextStream, TextWriter, stop_strings
 from llmfast.models import LanguageModel, ModelConfig
 from llmfast.tokenizers import Tokenizer, gpt2_tokenizer
+
+if TYPE_CHECKING:
+    from llmfast.chat.template import ChatTemplate, Message
 
 GPT2_VOCAB_SIZE = 50257
 
@@ -54,7 +58,8 @@ class LLM:
 
     `model` is a `LanguageModel`, put into evaluation mode, or a function that reads one, called when `LLM.model` is
     first asked for. `native` holds the same weights packed for this CPU: with it, generating runs natively wherever the
-    backends chosen are the C++ ones, and the module is not needed (see `execution.Runner`).
+    backends chosen are the C++ ones, and the module is not needed (see `execution.Runner`). `end_tokens` are ids that
+    end a text beside those of the tokenizer and the configuration.
 
     Generating from several threads at once is safe.
     """
@@ -65,9 +70,13 @@ class LLM:
         tokenizer: Tokenizer | None = None,
         backend: str | Mapping[str, str] = "auto",
         native: NativeModel | None = None,
+        end_tokens: Collection[int] = (),
     ):
         self.runner = Runner(model, native)
         self.tokenizer = tokenizer
+        self._end_tokens = end_tokens
+        self._template: ChatTemplate | None = None
+        self._vocabulary: Vocabulary | None = None  # made when a text must have a form
         self.backend = backend
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise ValueError(
@@ -134,6 +143,9 @@ class LLM:
         truncate: bool = False,
         use_cache: bool = True,
         speculate: int = 0,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Any:
         """Continues `prompt`; what comes back includes it.
 
@@ -150,30 +162,37 @@ class LLM:
 
         `speculate=k` guesses up to k tokens ahead from what the text has said before, and checks them in one step: the
         same text, sooner where it repeats itself (one sequence, generating natively).
+
+        One of `json_schema` (a dictionary, JSON, or a Pydantic model), `regex` and `grammar` (in Lark's notation) gives
+        what is added a form: JSON that is valid by the schema, unless `max_new_tokens` cuts it off.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
         count = whole_number("num_return_sequences", num_return_sequences, least=1)
         if isinstance(prompt, Tensor):
-            if stop:
-                raise ValueError("stop strings need a text prompt, not token ids")
+            if stop or (json_schema, regex, grammar) != (None, None, None):
+                raise ValueError("stop strings and forms need a text prompt, not token ids")
             rows = [row for row in self._check_ids(prompt) for _ in range(count)]
-            steps, _ = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, speculate)
-            new = [tokens.tolist() for tokens in steps]
+            decoding = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, speculate)
+            new = [tokens.tolist() for tokens in decoding.steps]
             result = torch.tensor([[*row, *(tokens[i] for tokens in new)] for i, row in enumerate(rows)])
             return result[0].to(prompt.device) if prompt.ndim == 1 and count == 1 else result.to(prompt.device)
 
         if not isinstance(prompt, (str, Sequence)) or isinstance(prompt, bytes):
             raise ValueError(f"a prompt must be a string, strings, or a tensor of ids, got {type(prompt).__name__}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = [ids for text in prompts for ids in [self._encode(text)] for _ in range(count)]
-        writers = [TextWriter(self.need_tokenizer(), stop_strings(stop)) for _ in rows]
+        rows = [ids for text in prompts for ids in [self._prompt(text)] for _ in range(count)]
+        constraints = self._constraints(len(rows), json_schema, regex, grammar)
+        writers = [
+            TextWriter(self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraint)
+            for constraint in constraints or [None] * len(rows)
+        ]
         pieces: list[list[str]] = [[] for _ in rows]
         finished: set[int] = set()
         if rows:
             vocabulary = writers[0].tokenizer.vocab_size
-            steps, _ = self._decode(
-                rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, finished, vocabulary
-            )
+            steps = self._decode(
+                rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, finished, vocabulary, constraints
+            ).steps
             with contextlib.closing(steps):
                 for tokens in steps:
                     for row, token in enumerate(tokens.tolist()):
@@ -201,6 +220,9 @@ class LLM:
         truncate: bool = False,
         use_cache: bool = True,
         speculate: int = 0,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> TextStream:
         """The text that `generate` would add to `prompt`, piece by piece as it is made.
 
@@ -209,30 +231,118 @@ class LLM:
         who makes them.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
-        writer = TextWriter(self.need_tokenizer(), stop_strings(stop))
-        rows, vocabulary = [self._encode(prompt)], writer.tokenizer.vocab_size
-        steps, how = self._decode(
-            rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, vocabulary=vocabulary
+        constraints = self._constraints(1, json_schema, regex, grammar)
+        writer = TextWriter(
+            self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraints[0] if constraints else None
         )
-        return TextStream(steps, writer, how)
+        rows, vocabulary = [self._prompt(prompt)], writer.tokenizer.vocab_size
+        decoding = self._decode(
+            rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, (), vocabulary, constraints
+        )
+        return TextStream(decoding, writer)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int = 512,
+        temperature: float = 0.5,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        speculate: int = 0,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        **variables: Any,
+    ) -> Any:
+        """The assistant's reply to `messages`, each {"role": "system", "user" or "assistant", "content": "…"}, written
+        by the model's own template: a string, or with `stream` a `TextStream` of its pieces.
+
+        What a message says never becomes a special token. `variables` go to the template. The other settings are those
+        of `generate`. A chat longer than the context loses its oldest turns, but not what the system says, with a
+        warning; a reply ends at the latest where the context is full. What the chat so far has in common with an
+        earlier one is not computed again. `ValueError` for a model without a template.
+        """
+        from llmfast.chat.turns import fitting  # a floor that only chats enter
+
+        template = self.chat_template
+        prompt = fitting(messages, lambda some: template.encode(some, **variables), self.config.context, max_new_tokens)
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
+        reply = self.reply(prompt, max_new_tokens, settings, stop, seed, speculate, json_schema, regex, grammar)
+        return reply if stream else "".join(reply)
+
+    def reply(
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        settings: SamplingSettings,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        speculate: int = 0,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+    ) -> TextStream:
+        """The text that continues the ids of a chat, from where the cache of an earlier one differs; it ends where the
+        context is full. Bits may differ from those of a chat that starts over."""
+        constraints = self._constraints(1, json_schema, regex, grammar)
+        writer = TextWriter(
+            self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraints[0] if constraints else None
+        )
+        count = min(whole_number("max_new_tokens", max_new_tokens, least=0), self.config.context - len(prompt) + 1)
+        vocabulary = writer.tokenizer.vocab_size
+        decoding = self._decode(
+            [prompt], count, settings, seed, False, True, speculate, (), vocabulary, constraints, exact=False
+        )
+        return TextStream(decoding, writer)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's own. `ValueError` where it has none, or none that can be used."""
+        tokenizer = self.need_tokenizer()
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                "this model has no chat template: it continues text (generate), and was not made to answer in turns"
+            )
+        if self._template is None or self._template.tokenizer is not tokenizer:
+            from llmfast.chat.template import ChatTemplate
+
+            self._template = ChatTemplate(tokenizer.chat_template, tokenizer)
+        return self._template
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end a text: the tokenizer's own, and special tokens that the model's files name."""
+        if self.tokenizer is None:
+            return frozenset()
+        # Configurations that say nothing have a family's ids, which may be any word of another tokenizer.
+        special = self.tokenizer.special_tokens.values()
+        return self.tokenizer.end_tokens | ({*self._end_tokens, *self.config.end_tokens} & {*special})
 
     @property
     def start_token(self) -> int | None:
-        """What a text's first token is predicted from: end-of-text, or None where the model has none."""
-        start = self.tokenizer.end_of_text if self.tokenizer is not None else self.config.bos_token_id
+        """What a text's first token is predicted from: the tokenizer's start-of-text, or else end-of-text, or None."""
+        start = self.config.bos_token_id
+        if self.tokenizer is not None:
+            start, end = self.tokenizer.start_of_text, self.tokenizer.end_of_text
+            start = end if start is None else start
         # Hugging Face's small configurations keep GPT-2's id.
         return None if start is not None and start >= self.config.vocab_size else start
 
     def score(self, text: str | Tensor) -> Score:
         """The log-probability of every token of `text` (or of ids (T,)) given those before it.
 
-        The first token is predicted from end-of-text, where the model has one. Texts longer than the context are
+        The first token is predicted from `start_token`, where the model has one. Texts longer than the context are
         scored in windows that overlap by half, so that every token sees at least half a context. `NonFiniteLogits`
         where the model gives no probabilities.
         """
         if isinstance(text, Tensor) and text.ndim != 1:
             raise ValueError(f"score takes one text: ids of shape (T,), got {tuple(text.shape)}")
-        ids = self._check_ids(text)[0] if isinstance(text, Tensor) else self._encode(text, allow_empty=True)
+        ids = self._check_ids(text)[0] if isinstance(text, Tensor) else self._encode(text)
         start = self.start_token
         sequence = ids if start is None else [start, *ids]
         context = self.config.context
@@ -262,12 +372,13 @@ class LLM:
         speculate: int,
         finished: Collection[int] = (),
         vocabulary: int | None = None,
-    ) -> tuple[Generator[Tensor, None, None], str]:
-        """Checks the arguments, and returns an iterator over the new tokens of all rows, (B,) int64 a step, with words
-        on who makes them.
+        constraints: list[Constraint] | None = None,
+        exact: bool = True,
+    ) -> Decoding:
+        """Checks the arguments, and returns the texts in the making.
 
         The caller may add rows to `finished` meanwhile: what becomes of them no longer matters. Tokens from
-        `vocabulary` on are never chosen: an embedding may be larger than its tokenizer.
+        `vocabulary` on are never chosen: an embedding may be larger than its tokenizer. `exact` as in `Runner.decoder`.
         """
         context = self.config.context
         count = whole_number("max_new_tokens", max_new_tokens, least=0)
@@ -283,12 +394,25 @@ class LLM:
         rows = [prompt[-context:] for prompt in prompts]
         with self.using_backend():
             decoder = self.runner.decoder(
-                len(rows), min(context, longest + count), use_cache, guesses, keep_recorded=True
+                len(rows), min(context, longest + count), use_cache, guesses, True, rows[0], exact, bool(constraints)
             )
             how = decoder.describe(self.precision)
         vocabulary = self.config.vocab_size if vocabulary is None else vocabulary
-        sampler = Sampler.of(settings, vocabulary, seed, rows, self.runner.device)
-        return decode(decoder, Windows(rows, context, finished), count, sampler, self.using_backend), how
+        sampler = Sampler.of(settings, vocabulary, seed, rows, self.runner.device, constraints)
+        steps = decode(decoder, Windows(rows, context, finished), count, sampler, self.using_backend)
+        return Decoding(steps, decoder, how, min(longest, context))
+
+    def _constraints(
+        self, rows: int, json_schema: Any, regex: str | None, grammar: str | None
+    ) -> list[Constraint] | None:
+        """What gives so many texts their form, or None where they are free."""
+        form = grammar_of(json_schema, regex, grammar)
+        if form is None:
+            return None
+        tokenizer = self.need_tokenizer()
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(tokenizer, self.end_tokens)
+        return [Constraint(self._vocabulary, form) for _ in range(rows)]
 
     def using_backend(self) -> contextlib.AbstractContextManager[None]:
         """Around every model call rather than a whole stream: what a consumer does between pieces is not ours."""
@@ -306,12 +430,17 @@ class LLM:
                 raise ValueError(f"this model has no tokenizer files: {instead}. {error}") from None
         return self.tokenizer
 
-    def _encode(self, text: str, allow_empty: bool = False) -> list[int]:
-        tokenizer = self.need_tokenizer()
+    def _encode(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise ValueError(f"a prompt must be a string, got {type(text).__name__}")
-        ids = tokenizer.encode(text)
-        if not ids and not allow_empty:
+        return self.need_tokenizer().encode(text)
+
+    def _prompt(self, text: str) -> list[int]:
+        """The ids of a text to continue, after the token that the model expects before any."""
+        tokenizer, ids = self.need_tokenizer(), self._encode(text)
+        if tokenizer.start_of_text is not None:
+            return [tokenizer.start_of_text, *ids]
+        if not ids:
             if tokenizer.end_of_text is None:
                 raise ValueError("the prompt is empty, and the tokenizer has no end-of-text token to start from")
             return [tokenizer.end_of_text]

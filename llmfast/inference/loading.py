@@ -11,10 +11,10 @@ import torch
 from llmfast.inference.decoders import NativeModel
 from llmfast.inference.execution import Execution, check_precision, chosen_backend, device_of
 from llmfast.inference.llm import LLM
-from llmfast.quantization.plan import plan
 from llmfast.tokenizers import load_tokenizer
 from llmfast.weights.checkpoint import stream
-from llmfast.weights.loading import module_of, quantized_module, stored_formats
+from llmfast.weights.config_file import end_tokens
+from llmfast.weights.loading import formats_of, module_of, quantized_module
 from llmfast.weights.locate import locate_model
 
 
@@ -24,7 +24,8 @@ def load(
     precision: str = "auto",
     device: str | torch.device = "auto",
 ) -> LLM:
-    """A model ready to generate: `name` is an embedded model, a directory, a weight file, or a name on the hub.
+    """A model ready to generate: `name` is an embedded model, one that `llmfast get` has brought, a directory, a weight
+    file (.safetensors, .bin, .gguf), or a name on the hub.
 
     `backend` as in `use_backend`; "auto" leaves the choice to the surrounding context. `device` is "auto" (a GPU where
     there is one), "cpu", "cuda", …. `precision` is one of
@@ -43,16 +44,15 @@ def load(
     source = stream(locate_model(name))
     with chosen_backend(backend):
         run = Execution.of(source, precision, place)
-    tokenizer = load_tokenizer(source.directory)
+    tokenizer, ends = load_tokenizer(source.path), end_tokens(source.path)
     if run.natively:
-        formats = plan(source.config, run.precision) if run.quantized else {}
-        stored = stored_formats(source, run.precision)
-        packed = NativeModel(source.config, source.tensors(formats), run.precision, stored)
+        formats = formats_of(source, run.precision) if run.quantized else {}
+        packed = NativeModel(source.config, source.tensors(formats), run.precision, formats)
         rounded = run.precision if run.quantized else None
-        return LLM(lambda: module_of(source, run.dtype, rounded), tokenizer, backend, packed)
+        return LLM(lambda: module_of(source, run.dtype, rounded), tokenizer, backend, packed, ends)
     if run.quantized:
-        return LLM(quantized_module(source, run.precision, run.dtype, place), tokenizer, backend)
-    return LLM(module_of(source, run.dtype).to(place), tokenizer, backend)
+        return LLM(quantized_module(source, run.precision, run.dtype, place), tokenizer, backend, None, ends)
+    return LLM(module_of(source, run.dtype).to(place), tokenizer, backend, None, ends)
 
 
 def generate(prompt: Any, **settings: Any) -> Any:

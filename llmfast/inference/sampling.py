@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llmfast.inference.arguments import is_finite, whole_number
+from llmfast.inference.constraint import Constraint
 from llmfast.inference.finite import are_finite, check_chosen
 from llmfast.threads import fork_safe_torch
 
@@ -42,33 +44,56 @@ class Sampler:
 
     `generators`, one a row, give the random numbers (None where nothing is drawn). `seen` (B, vocabulary) bool marks
     the tokens that a repetition penalty applies to, and is kept up to date; None where there is no penalty.
+    `constraints`, one a row, say which tokens may come, and hear of those that do.
     """
 
     settings: SamplingSettings
     vocabulary: int
     generators: list[torch.Generator] | None = None
     seen: Tensor | None = None
+    constraints: Sequence[Constraint] | None = None
 
     @classmethod
     def of(
-        cls, settings: SamplingSettings, vocabulary: int, seed: int | None, rows: list[list[int]], device: torch.device
+        cls,
+        settings: SamplingSettings,
+        vocabulary: int,
+        seed: int | None,
+        rows: list[list[int]],
+        device: torch.device,
+        constraints: Sequence[Constraint] | None = None,
     ) -> Sampler:
         """For texts that begin with `rows`. Row i draws from `seed` + i; without a seed torch's generator gives one."""
         generators = row_generators(seed, len(rows)) if settings.temperature > 0 else None
         if settings.repetition_penalty == 1:
-            return cls(settings, vocabulary, generators)
+            return cls(settings, vocabulary, generators, None, constraints)
         seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device)
         for number, row in enumerate(rows):
             seen[number, row] = True
-        return cls(settings, vocabulary, generators, seen)
+        return cls(settings, vocabulary, generators, seen, constraints)
 
     def choose(self, logits: Tensor) -> Tensor:
         """(B, V) logits -> (B,) int64. `NonFiniteLogits` where they are not finite."""
         with fork_safe_torch():
-            tokens = next_token(logits[:, : self.vocabulary], self.settings, self.generators, self.seen)
+            logits = self.possible(logits[:, : self.vocabulary])
+            tokens = next_token(logits, self.settings, self.generators, self.seen)
+        self.accept(tokens)
         if self.seen is not None:
             self.seen.scatter_(1, tokens.unsqueeze(1), True)
         return tokens
+
+    def possible(self, logits: Tensor) -> Tensor:
+        """The logits (B, V), the least number there is for tokens that a constraint rules out."""
+        if self.constraints is None:
+            return logits
+        allowed = torch.stack([constraint.allowed() for constraint in self.constraints]).to(logits.device)
+        ruled_out = torch.finfo(torch.float32).min  # not -inf, which is a sign of a broken model
+        return logits.float().masked_fill(~allowed[:, : logits.shape[1]], ruled_out)
+
+    def accept(self, tokens: Tensor) -> None:
+        """Tells the constraints what was chosen, (B,) int64."""
+        for constraint, token in zip(self.constraints or (), tokens.tolist(), strict=self.constraints is not None):
+            constraint.accept(token)
 
 
 def row_generators(seed: int | None, rows: int) -> list[torch.Generator]:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
-
+from llmfast.inference.constraint import Constraint
+from llmfast.inference.decoding import Decoding
 from llmfast.tokenizers import Tokenizer
 
 
 class TextStream:
     """An iterator over pieces of new text.
 
-    `tokens` counts the tokens made so far; `how` says who makes them, in which precision, and where. `close`, or the
-    end of a `with` block, ends the text early and gives the decoder's memory free.
+    `ids` are the tokens made so far, `tokens` counts them; `how` says who makes them, in which precision, and where.
+    `prompt_tokens` is the length of the prompt, of which `reused` tokens were held from an earlier text. `close`, or
+    the end of a `with` block, ends the text early and gives the decoder's memory free.
     """
 
-    def __init__(self, steps: Generator[Tensor, None, None], writer: TextWriter, how: str):
-        self.tokens = 0
-        self.how = how
-        self._steps = steps
+    def __init__(self, decoding: Decoding, writer: TextWriter):
+        self.ids: list[int] = []
+        self.how = decoding.how
+        self.prompt_tokens = decoding.prompt_tokens
+        self.reused = 0
+        self._decoding = decoding
+        self._steps = decoding.steps
         self._pieces = self._run(writer)
 
     def __iter__(self) -> TextStream:
@@ -39,6 +43,10 @@ class TextStream:
     ) -> None:
         self.close()
 
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
     def close(self) -> None:
         """No more pieces come; what was held back is not shown."""
         self._pieces.close()
@@ -46,7 +54,9 @@ class TextStream:
 
     def _run(self, writer: TextWriter) -> Generator[str, None, None]:
         for tokens in self._steps:
-            self.tokens += 1
+            if not self.ids:
+                self.reused = self._decoding.decoder.kept  # before another text has the decoder
+            self.ids.append(int(tokens[0]))
             if piece := writer.push(int(tokens[0])):
                 yield piece
             if writer.finished:
@@ -56,11 +66,19 @@ class TextStream:
 
 
 class TextWriter:
-    """Turns one row's tokens into text as far as it is certain, and notices where the text ends."""
+    """Turns one row's tokens into text as far as it is certain, and notices where the text ends: at a token in `ends`,
+    before a string in `stop`, or where its form is complete."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: list[str]):
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: list[str],
+        ends: Collection[int] | None = None,
+        constraint: Constraint | None = None,
+    ):
+        self.tokenizer, self.constraint = tokenizer, constraint
         self.stop = stop
+        self.ends = tokenizer.end_tokens if ends is None else ends
         self.finished = False
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # text that may turn out to begin a stop string
@@ -69,11 +87,14 @@ class TextWriter:
         """The text that has become certain with `token`."""
         if self.finished:
             return ""
-        if token == self.tokenizer.end_of_text:
+        if token in self.ends:
             text = self.close()
             self.finished = True
             return text
-        return self._release(self._utf8.decode(self.tokenizer.decode_bytes([token])), final=False)
+        complete = self.constraint is not None and self.constraint.complete
+        text = self._release(self._utf8.decode(self.tokenizer.decode_bytes([token])), final=complete)
+        self.finished |= complete
+        return text
 
     def close(self) -> str:
         """What was held back, when no more tokens come. A character of which only some bytes came is left out."""

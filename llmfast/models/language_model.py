@@ -39,7 +39,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.source: Path | None = None  # the directory it was read from, whose tokenizer travels along
+        self.source: Path | None = None  # what it was read from, whose tokenizer travels along
         self.quantized_to: str | None = None  # int8, int4, …, where its matrices were replaced
 
     @property

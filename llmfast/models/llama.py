@@ -162,6 +162,8 @@ class LlamaConfig(ModelConfig):
         turning = int(self.head_channels * self.rope.partial_rotary_factor)
         if turning < 2 or turning % 2:
             raise ValueError(f"rotary positions need an even number of channels, got {turning} of {self.head_dim}")
+        if self.rope.short_factor is not None and len(self.rope.short_factor) != turning // 2:
+            raise ValueError(f"short_factor must have {turning // 2} numbers, got {len(self.rope.short_factor)}")
 
     @property
     def context(self) -> int:

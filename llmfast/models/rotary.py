@@ -5,6 +5,7 @@ linear    all divided by `factor` (position interpolation; Chen et al., 2023)
 dynamic   as default up to the model's own context, which is where this project stops
 llama3    long wavelengths divided by `factor`, short ones kept, those between blended (Llama 3.1)
 yarn      the same with a ramp over the pairs, and cosine and sine multiplied (Peng et al., 2023)
+longrope  each pair's divided by a factor of its own (Ding et al., 2024), the same for short and long texts
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor", "attention_factor"),
 }
 MAY_HAVE = {
+    "longrope": ("factor", "original_max_position_embeddings"),
     "dynamic": ("original_max_position_embeddings",),
     "yarn": (
         "original_max_position_embeddings",
@@ -54,6 +57,8 @@ class RotarySettings:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.rope_type not in NEEDS:
@@ -65,8 +70,22 @@ class RotarySettings:
             if getattr(self, name) is None:
                 raise ValueError(f"rope_type {self.rope_type!r} needs {name}")
         for field in dataclasses.fields(self):
-            if field.name not in ("rope_type", "truncate") and getattr(self, field.name) is not None:
+            if field.name in ("short_factor", "long_factor"):
+                self._check_factors(field.name)
+            elif field.name not in ("rope_type", "truncate") and getattr(self, field.name) is not None:
                 positive_numbers(self, field.name)
+        if self.short_factor != self.long_factor:
+            raise ValueError("longrope with other factors for long texts than for short ones is not computed here")
+
+    def _check_factors(self, name: str) -> None:
+        factors = getattr(self, name)
+        if factors is None:
+            return
+        if not isinstance(factors, (list, tuple)) or not all(
+            isinstance(f, (int, float)) and not isinstance(f, bool) and 0 < f < math.inf for f in factors
+        ):
+            raise ValueError(f"{name} must be a list of positive numbers, got {factors!r}")
+        object.__setattr__(self, name, tuple(map(float, factors)))
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], theta: float) -> RotarySettings:
@@ -102,6 +121,9 @@ class RotarySettings:
             return Rotary(frequencies / self.factor)
         if self.rope_type == "llama3":
             return Rotary(self._llama3(frequencies))
+        if self.rope_type == "longrope":
+            assert self.short_factor is not None and self.attention_factor is not None
+            return Rotary(frequencies / torch.tensor(self.short_factor, device="cpu"), self.attention_factor)
         if self.rope_type == "yarn":
             return Rotary(self._yarn(frequencies, R, context), self._yarn_factor())
         return Rotary(frequencies)

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llmfast.tokenizers import bpe_files
 from llmfast.tokenizers.bpe import BPETokenizer
 from llmfast.tokenizers.char import CharTokenizer
 from llmfast.tokenizers.gpt2 import gpt2_tokenizer
+from llmfast.tokenizers.model_files import read_config
 from llmfast.tokenizers.protocol import Tokenizer, read_json
+from llmfast.tokenizers.sentencepiece import SentencePieceTokenizer
 from llmfast.tokenizers.word import WordTokenizer
 from llmfast.tokenizers.wordpiece import WordPieceTokenizer
 
@@ -17,6 +20,7 @@ __all__ = [
     "TRAINABLE",
     "BPETokenizer",
     "CharTokenizer",
+    "SentencePieceTokenizer",
     "Tokenizer",
     "WordPieceTokenizer",
     "WordTokenizer",
@@ -41,22 +45,45 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
     return tokenizer
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer | None:
-    """The tokenizer saved beside a model, or None where there is none; `ValueError` where its files are damaged.
+def load_tokenizer(path: str | Path) -> Tokenizer | None:
+    """The tokenizer in a model's directory, beside its weight file, or in its `.gguf` file; None where there is none.
+    `ValueError` where its files are damaged, or ask for what is not computed here.
 
-    `tokenizer_config.json` says of which kind it is; without one it is WordPiece where there is a `vocab.txt`, and else
-    byte-level BPE.
+    In a directory `tokenizer_config.json` says of which kind it is. Kinds of this project are read by their own
+    classes, others from `tokenizer.json` or else SentencePiece's `tokenizer.model`.
     """
-    directory = Path(directory)
-    config = directory / "tokenizer_config.json"
+    path = Path(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return _from_gguf(path)
+    path = path.parent if path.is_file() else path
+    config = path / "tokenizer_config.json"
     named = read_json(config).get("tokenizer_class") if config.exists() else None
     kind: Any = BPETokenizer
     if named in (CharTokenizer.__name__, WordTokenizer.__name__):
         kind = CharTokenizer if named == CharTokenizer.__name__ else WordTokenizer
-    elif "Bert" in (named or "Bert") and (directory / "vocab.txt").exists():
+    elif "Bert" in (named or "Bert") and (path / "vocab.txt").exists():
         kind = WordPieceTokenizer
+    elif (path / "tokenizer.json").exists() and not bpe_files.is_own(path / "tokenizer.json"):
+        from llmfast.tokenizers.library import LibraryTokenizer as kind  # a library that own kinds do without
+    elif (path / "tokenizer.model").exists():
+        kind = SentencePieceTokenizer
     try:
-        tokenizer: Tokenizer = kind.load(directory)
-        return tokenizer
+        tokenizer: Tokenizer = kind.load(path)
     except FileNotFoundError:
         return None
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = read_config(path).get("chat_template")
+    return tokenizer
+
+
+def _from_gguf(path: Path) -> Tokenizer | None:
+    from llmfast.tokenizers.gguf import tokenizer_of
+    from llmfast.weights.gguf import GGUFFile  # files of weights know nothing of tokenizers, so this looks up one floor
+
+    metadata = GGUFFile(path).metadata
+    if metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
+        return None
+    try:
+        return tokenizer_of(metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

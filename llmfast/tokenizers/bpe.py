@@ -21,13 +21,13 @@ from llmfast.tokenizers import bpe_files
 from llmfast.tokenizers.bpe_files import BPEFiles
 from llmfast.tokenizers.bpe_training import OnMerge, has_library, learn_merges, learn_merges_with_library
 from llmfast.tokenizers.byte_letters import BYTES
-from llmfast.tokenizers.protocol import END_OF_TEXT, encodable, split_at_special
+from llmfast.tokenizers.protocol import END_OF_TEXT, BaseTokenizer, encodable
 from llmfast.tokenizers.splitting import count_chunks, in_short_chunks, split_pattern, without_long_blanks
 
 TRAINERS = ("auto", "python", "tokenizers")
 
 
-class BPETokenizer:
+class BPETokenizer(BaseTokenizer):
     """A byte-level BPE tokenizer, trained here or read from GPT-2-style files.
 
     >>> tokenizer = BPETokenizer.train(["low lower lowest"] * 9, vocab_size=264)
@@ -115,20 +115,6 @@ class BPETokenizer:
         """One more than the largest id: the number of rows an embedding needs."""
         return max(self._bytes_of_id) + 1
 
-    @property
-    def end_of_text(self) -> int | None:
-        """The id of `<|endoftext|>`, or None where the vocabulary has none."""
-        return self.special_tokens.get(END_OF_TEXT)
-
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Token ids of `text`. Special tokens such as `<|endoftext|>` are ordinary text unless `allow_special`."""
-        if not allow_special:
-            return self._encode_ordinary(text)
-        ids: list[int] = []
-        for part in split_at_special(text, self.special_tokens):
-            ids += [part] if isinstance(part, int) else self._encode_ordinary(part)
-        return ids
-
     def _encode_ordinary(self, text: str) -> list[int]:
         ranks = [rank for part in without_long_blanks(text) for rank in self._encoding.encode_ordinary(part)]
         return [self._id_of_rank[rank] for rank in ranks] if self._rename else ranks
@@ -146,7 +132,9 @@ class BPETokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Writes `vocab.json` and `merges.txt`, or with GPT-4's split `tokenizer.json`, and `tokenizer_config.json`."""
-        bpe_files.write(directory, BPEFiles(self.vocab, self.merges, self.special_tokens, self.split))
+        bpe_files.write(
+            directory, BPEFiles(self.vocab, self.merges, self.special_tokens, self.split, self.chat_template)
+        )
 
     @classmethod
     def load(cls, directory: str | Path) -> BPETokenizer:

@@ -26,6 +26,7 @@ class BPEFiles:
     merges: list[tuple[bytes, bytes]]
     special_tokens: dict[str, int]
     split: str = "gpt2"
+    chat_template: str | None = None
 
 
 def write(directory: str | Path, files: BPEFiles) -> None:
@@ -46,7 +47,7 @@ def write(directory: str | Path, files: BPEFiles) -> None:
         config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     if set(files.special_tokens) > {END_OF_TEXT}:
         config["added_tokens_decoder"] = {str(t.pop("id")): t for t in _added_tokens(files.special_tokens)}
-    write_files(directory, contents | {CONFIG: json.dumps(config, indent=2)})
+    write_files(directory, contents | {CONFIG: json.dumps(config, indent=2)}, files.chat_template)
 
 
 def read(directory: Path) -> tuple[BPEFiles, Path]:
@@ -113,19 +114,45 @@ def _library_document(
     }
 
 
+def is_own(path: Path) -> bool:
+    """Whether a `tokenizer.json` says no more than is read here: then it can be shown, trained on and converted, too.
+
+    Its text is split as by `splitting`, then merged, and all of its added tokens are special and match as they stand.
+    """
+    document = read_json(path)
+    try:
+        _, _, special, _ = _of_library(document)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return False
+    model, after = document["model"], document.get("post_processor") or {"type": "ByteLevel"}
+    beyond = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+    added = document.get("added_tokens", [])
+    return (
+        after["type"] in ("ByteLevel", "TemplateProcessing")
+        and not after.get("special_tokens")  # which it would put around every text
+        and not any(model.get(setting) for setting in beyond)
+        and len(special) == len(added)
+        and not any(token.get("lstrip") or token.get("rstrip") for token in added)
+    )
+
+
 def _read_library(path: Path) -> tuple[dict[str, int], list[tuple[bytes, bytes]], dict[str, int], str]:
     """Vocabulary, merges, special tokens and split of a `tokenizer.json`."""
     document = read_json(path)
     try:
-        model, split = document["model"], _split_of(document["pre_tokenizer"] or {})
-        if model["type"] != "BPE" or split is None or document.get("normalizer"):
-            raise ValueError(f"only BPE that splits text into bytes as {' or '.join(SPLIT_PATTERNS)} does is read")
-        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-        merges = [(unprintable(left), unprintable(right)) for left, right in pairs]
-        special = {token["content"]: token["id"] for token in document.get("added_tokens", []) if token["special"]}
-        return dict(model["vocab"]), merges, special, split
+        return _of_library(document)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a byte-level BPE tokenizer: {error}") from None
+
+
+def _of_library(document: dict[str, Any]) -> tuple[dict[str, int], list[tuple[bytes, bytes]], dict[str, int], str]:
+    model, split = document["model"], _split_of(document["pre_tokenizer"] or {})
+    if model["type"] != "BPE" or split is None or document.get("normalizer"):
+        raise ValueError(f"only BPE that splits text into bytes as {' or '.join(SPLIT_PATTERNS)} does is read")
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    merges = [(unprintable(left), unprintable(right)) for left, right in pairs]
+    special = {token["content"]: token["id"] for token in document.get("added_tokens", []) if token["special"]}
+    return dict(model["vocab"]), merges, special, split
 
 
 def _split_of(pre_tokenizer: dict[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from llmfast.tokenizers.protocol import END_OF_TEXT, read_json, split_at_special, write_files
+from llmfast.tokenizers.protocol import END_OF_TEXT, BaseTokenizer, read_json, write_files
 
 
 def most_frequent(counts: Counter[str]) -> list[str]:
@@ -28,7 +28,7 @@ def tokenizer_config(name: str, unknown: str, has_end: bool, **more: Any) -> str
 Made = TypeVar("Made", bound="VocabularyTokenizer")
 
 
-class VocabularyTokenizer:
+class VocabularyTokenizer(BaseTokenizer):
     """`tokens[i]` is the token of id i. The token `UNKNOWN` stands for all that has none; end-of-text may be missing.
 
     A subclass says how text is split into tokens (`_encode_ordinary`).
@@ -53,20 +53,6 @@ class VocabularyTokenizer:
     def vocab_size(self) -> int:
         return len(self.tokens)
 
-    @property
-    def end_of_text(self) -> int | None:
-        """The id of `<|endoftext|>`, or None where the vocabulary has none."""
-        return self.special_tokens.get(END_OF_TEXT)
-
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Token ids of `text`. `<|endoftext|>` is ordinary text unless `allow_special`."""
-        if not allow_special:
-            return self._encode_ordinary(text)
-        ids: list[int] = []
-        for part in split_at_special(text, self.special_tokens):
-            ids += [part] if isinstance(part, int) else self._encode_ordinary(part)
-        return ids
-
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The UTF-8 bytes that `ids` stand for. An id outside the vocabulary is a `ValueError` naming it."""
         ids = [int(i) for i in ids]
@@ -78,9 +64,6 @@ class VocabularyTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode()
 
-    def _encode_ordinary(self, text: str) -> list[int]:
-        raise NotImplementedError
-
     def _text_of(self, token: str) -> str:
         """What a token looks like in decoded text."""
         return token
@@ -89,7 +72,7 @@ class VocabularyTokenizer:
         """Writes `vocab.json`, the id of each token, and `tokenizer_config.json`, which names the kind."""
         vocab = json.dumps(self.vocab, ensure_ascii=False, indent=0)
         config = tokenizer_config(type(self).__name__, self.UNKNOWN, self.end_of_text is not None)
-        write_files(directory, {"vocab.json": vocab, "tokenizer_config.json": config})
+        write_files(directory, {"vocab.json": vocab, "tokenizer_config.json": config}, self.chat_template)
 
     @classmethod
     def load(cls: type[Made], directory: str | Path) -> Made:

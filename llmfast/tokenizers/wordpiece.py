@@ -137,7 +137,7 @@ class WordPieceTokenizer(VocabularyTokenizer):
             more |= dict.fromkeys(("pad_token", "cls_token", "sep_token", "mask_token"), END_OF_TEXT)
         config = tokenizer_config("BertTokenizer", self.UNKNOWN, self.end_of_text is not None, **more)
         vocab = "".join(f"{token}\n" for token in self.tokens)
-        write_files(directory, {"vocab.txt": vocab, "tokenizer_config.json": config})
+        write_files(directory, {"vocab.txt": vocab, "tokenizer_config.json": config}, self.chat_template)
 
     @classmethod
     def load(cls, directory: str | Path) -> WordPieceTokenizer:

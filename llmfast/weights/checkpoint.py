@@ -9,7 +9,7 @@ prefix, and a tied head is left out. Quantised weights are this project's own: `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,27 +17,30 @@ import torch
 from torch import Tensor
 
 from llmfast.models import ModelConfig
-from llmfast.quantization.formats import QuantizedWeight, layout, quantize
-from llmfast.quantization.plan import Quantization
+from llmfast.quantization.formats import QuantizedWeight, layout
 from llmfast.weights.config_file import config_file, read_config, read_quantization
-from llmfast.weights.files import FLOATS, Stored, dtype_name, same, stored_in, weight_files
+from llmfast.weights.files import FLOATS, Stored, dtype_name, stored_in, weight_files
+from llmfast.weights.gguf_checkpoint import stream_gguf
+from llmfast.weights.stream import StoredWeight, Stream, complain
 
 HEAD = "lm_head.weight"
 # Causal masks and frequencies that old checkpoints carry, and that are made anew.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-ROWS_BYTES = 16 << 20  # how much of a large tensor is read at once to be quantised
 
 
 def stream(path: str | Path) -> Stream:
     """Opens the model in a directory or a single file, to be read a tensor at a time.
 
     A directory holds `config.json` and `model.safetensors` (or several with an index), or `pytorch_model.bin`; a
-    single file's configuration is `config.json` beside it. Every name, shape and dtype has been checked when this
-    returns, from the headers alone. `FileNotFoundError` or `ValueError` in one line otherwise.
+    single file's configuration is `config.json` beside it, but for a `.gguf` file, which says everything itself. Every
+    name, shape and dtype has been checked when this returns, from the headers alone. `FileNotFoundError` or
+    `ValueError` in one line otherwise.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no model at {path}")
+    if path.suffix == ".gguf":
+        return stream_gguf(path)
     file = config_file(path)
     config = read_config(file)
     files = weight_files(path) if path.is_dir() else [path]
@@ -48,7 +51,7 @@ def stream(path: str | Path) -> Stream:
         )
     quantized = read_quantization(file, config)
     formats = {} if quantized is None else quantized.weights
-    return Stream(path, config, quantized, *fitting(tensors, config, formats, path))
+    return Stream(path, config, quantized, *fitting(tensors, config, formats, path), file)
 
 
 def load(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -66,84 +69,25 @@ def load(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A model's tensors, one at a time: pairs of a name in the state dict and a `Tensor` or a `QuantizedWeight`.
+class StoredParts:
+    """A quantised weight of `shape` (N, K) in a file: a tensor for each part of its format."""
 
-    The largest come first, when whoever reads has not gathered much yet. A tied head does not come beside the
-    embedding. Shapes are those of the model; a `Tensor` has the file's dtype, and the weight of a linear layer is a
-    transposed view, not contiguous. They are parts of the mapped file: copy what is to be kept, and let go of one
-    before asking for the next, to have no more than one in memory. Contents that do not fit raise `ValueError`.
-    """
-
-    path: Path
-    config: ModelConfig
-    quantization: Quantization | None
-    stored: Mapping[str, Stored]  # by this model's names; the parts of a quantised weight side by side
-    tied_head: Stored | None  # a copy of the embedding, in files that hold it twice
+    format: str
+    shape: tuple[int, ...]
+    parts: Mapping[str, Stored]
+    in_rows: bool = True
 
     @property
-    def directory(self) -> Path:
-        """Where config.json is, and the tokenizer if there is one."""
-        return self.path if self.path.is_dir() else self.path.parent
+    def stored_as(self) -> str:
+        return self.format
 
     @property
-    def precision(self) -> str | None:
-        """One of `plan.PRECISIONS`, or None for a model that is not quantised."""
-        return None if self.quantization is None else self.quantization.precision
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts.values())
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The bytes of each weight in the file, all its parts together, largest first."""
-        weights = [parameter.name for parameter in self.config.parameters() if parameter.name in self.stored]
-        sizes = {name: sum(part.nbytes for part in self._parts(name).values()) for name in weights}
-        return dict(sorted(sizes.items(), key=lambda item: -item[1]))
-
-    def precision_of(self, name: str) -> str:
-        """The format of a quantised weight, or the dtype of another."""
-        return self._formats.get(name, self.stored[name].dtype)
-
-    @property
-    def _formats(self) -> Mapping[str, str]:
-        return {} if self.quantization is None else self.quantization.weights
-
-    def _parts(self, name: str) -> dict[str, Stored]:
-        """A weight's tensors in the file, by the names of its format's parts; of floats there is one, `values`."""
-        parts = layout(self._formats[name], (1, 1)) if name in self._formats else ["values"]
-        return {part: self.stored[part_name(name, part)] for part in parts}
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
-        return self.tensors({})
-
-    def tensors(self, formats: Mapping[str, str]) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
-        """The same, where `formats` quantises weights that are stored as floats, the largest a few rows at a time."""
-        if self.tied_head is not None and not same(self.tied_head, self.stored[self.config.head_name]):
-            raise ValueError(
-                f"{self.path}: config.json ties the head to the embedding, but lm_head.weight differs from it"
-            )
-        shapes = {parameter.name: (parameter.shape[0], parameter.shape[-1]) for parameter in self.config.parameters()}
-        for name in self.sizes:
-            if name not in self._formats:
-                yield name, self._quantize(name, formats[name]) if name in formats else self.stored[name].read()
-                continue
-            parts = {part: stored.read() for part, stored in self._parts(name).items()}
-            try:
-                weight = QuantizedWeight(self._formats[name], shapes[name], parts)
-            except ValueError as error:
-                raise ValueError(f"{self.path}: {name}: {error}") from None
-            del parts
-            yield name, weight
-            del weight
-
-    def _quantize(self, name: str, precision: str) -> QuantizedWeight:
-        stored = self.stored[name]
-        step = stored.shape[0] if stored.transposed else max(1, ROWS_BYTES * stored.shape[0] // stored.nbytes)
-        rows = [slice(start, start + step) for start in range(0, stored.shape[0], step)]
-        try:
-            pieces = [quantize(stored.read(piece if len(rows) > 1 else None), precision).parts for piece in rows]
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {name}: {error}") from None
-        N, K = stored.shape
-        return QuantizedWeight(precision, (N, K), {p: torch.cat([piece[p] for piece in pieces]) for p in pieces[0]})
+    def read(self, rows: slice | None = None) -> QuantizedWeight:
+        parts = {name: part.read(rows) for name, part in self.parts.items()}
+        return QuantizedWeight(self.format, (len(parts["values"]), self.shape[1]), parts)
 
 
 def part_name(name: str, part: str) -> str:
@@ -153,8 +97,8 @@ def part_name(name: str, part: str) -> str:
 
 def fitting(
     tensors: list[Stored], config: ModelConfig, formats: Mapping[str, str], path: Path
-) -> tuple[dict[str, Stored], Stored | None]:
-    """The tensors by this model's names, and the copy of a tied head; all that does not fit is listed in one error."""
+) -> tuple[dict[str, StoredWeight], Stored | None]:
+    """The weights by this model's names, and the copy of a tied head; all that does not fit is listed in one error."""
     found: dict[str, Stored] = {}
     twice = []
     transposed = {parameter.name for parameter in config.parameters() if parameter.transposed}
@@ -172,26 +116,24 @@ def fitting(
     tied_head = found.pop(HEAD, None) if config.tie_word_embeddings else None
 
     expected = _expected(config, formats)
-    both = [name for name in expected if name in found]
-    complaints = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "surplus": sorted(found.keys() - expected.keys()),
+    both = [(name, found[name], *expected[name]) for name in expected if name in found]
+    problems = {
+        "missing": expected.keys() - found.keys(),
+        "surplus": found.keys() - expected.keys(),
         "stored twice:": twice,
-        "wrongly shaped:": [
-            f"{name} is {found[name].shape}, not {expected[name][0]}"
-            for name in both
-            if found[name].shape != expected[name][0]
-        ],
-        "of the wrong type:": [
-            f"{name} is {found[name].dtype}, not {' or '.join(expected[name][1])}"
-            for name in both
-            if found[name].dtype not in expected[name][1]
-        ],
+        "wrongly shaped:": [f"{n} is {t.shape}, not {shape}" for n, t, shape, _ in both if t.shape != shape],
+        "of the wrong type:": [f"{n} is {t.dtype}, not {' or '.join(d)}" for n, t, _, d in both if t.dtype not in d],
     }
-    problems = [f"{complaint} {_some(names)}" for complaint, names in complaints.items() if names]
-    if problems:
-        raise ValueError(f"{path} does not fit its config.json: {'; '.join(problems)}")
-    return found, tied_head
+    complain(path, "config.json", problems)
+    weights: dict[str, StoredWeight] = {}
+    for parameter in config.parameters():
+        name = parameter.name
+        if name in formats:
+            parts = {part: found[part_name(name, part)] for part in layout(formats[name], parameter.shape)}
+            weights[name] = StoredParts(formats[name], parameter.shape, parts)
+        else:
+            weights[name] = found[name]
+    return weights, tied_head
 
 
 def _expected(config: ModelConfig, formats: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
@@ -203,7 +145,3 @@ def _expected(config: ModelConfig, formats: Mapping[str, str]) -> dict[str, tupl
             for part, (part_shape, dtype) in layout(formats[name], shape).items():
                 expected[part_name(name, part)] = part_shape, (dtype_name(dtype),)
     return expected
-
-
-def _some(items: list[str], limit: int = 4) -> str:
-    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

@@ -59,18 +59,24 @@ def record_quality(directory: str | Path, quality: Mapping[str, Mapping[str, flo
     write_atomic(file, json.dumps(document, indent=2).encode())
 
 
-def recommended_precision(path: str | Path) -> str | None:
-    """The precision to run a model in on a CPU: the one it was quantised to, or that its `config.json` recommends."""
-    file = config_file(Path(path))
-    document = read_document(file)
-    if QUANTIZATION in document:
-        quantized = read_quantization(file, read_config(file))
-        assert quantized is not None
-        return quantized.precision
-    recommended = document.get(RECOMMENDED)
+def recommended_precision(file: Path) -> str | None:
+    """The precision to run a model in on a CPU that its `config.json` recommends."""
+    recommended = read_document(file).get(RECOMMENDED)
     if recommended not in (None, "fp32", "bf16", *PRECISIONS):
         raise ValueError(f"{file} recommends {RECOMMENDED} {recommended!r}, which is not known")
     return recommended
+
+
+def end_tokens(path: Path) -> list[int]:
+    """The ids that `generation_config.json` says end a text; none where there is no such file."""
+    file = config_file(path).with_name("generation_config.json")
+    if path.suffix == ".gguf" or not file.exists():
+        return []
+    ends = read_document(file).get("eos_token_id")
+    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(i) is int for i in ids):
+        raise ValueError(f"{file}: eos_token_id should be an id or a list of ids, got {ends!r:.80}")
+    return ids
 
 
 def read_document(file: Path) -> dict[str, Any]:

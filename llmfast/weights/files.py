@@ -38,6 +38,18 @@ class Stored:
     def nbytes(self) -> int:
         return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
 
+    @property
+    def stored_as(self) -> str:
+        return self.dtype
+
+    @property
+    def format(self) -> None:
+        return None
+
+    @property
+    def in_rows(self) -> bool:
+        return not self.transposed
+
     def read(self, rows: slice | None = None) -> Tensor:
         """The tensor, or some rows of it. It is a part of the mapped file, whose pages leave memory when it does.
 

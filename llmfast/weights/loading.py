@@ -13,8 +13,9 @@ from llmfast.models import FAMILIES, LanguageModel, create
 from llmfast.quantization import modules
 from llmfast.quantization.formats import QuantizedWeight, quantize
 from llmfast.quantization.plan import plan
-from llmfast.weights.checkpoint import Stream, stream
+from llmfast.weights.checkpoint import stream
 from llmfast.weights.locate import locate_model
+from llmfast.weights.stream import Stream
 
 Model = TypeVar("Model", bound=LanguageModel)
 
@@ -38,20 +39,18 @@ def module_of(source: Stream, dtype: torch.dtype, precision: str | None = None) 
     """The module in `dtype`; with the `precision` of a quantised model its matrices are the floats which that has."""
     with torch.device("meta"):  # no time spent on initial weights that are replaced at once
         model = create(source.config)
-    formats = {} if precision is None or stored_formats(source, precision) else plan(source.config, precision)
 
-    def floats(name: str, weight: Tensor | QuantizedWeight) -> Tensor:
+    def floats(weight: Tensor | QuantizedWeight) -> Tensor:
         if isinstance(weight, QuantizedWeight):
             weight = weight.dequantize()
-        if name in formats:
-            weight = quantize(weight, formats[name]).dequantize()
         # No longer a part of the file.
         return weight.to(dtype, memory_format=torch.contiguous_format, copy=True)
 
-    state = {name: floats(name, weight) for name, weight in source}
+    formats = {} if precision is None else formats_of(source, precision)
+    state = {name: floats(weight) for name, weight in in_formats(source, formats)}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_head()
-    model.source = source.directory
+    model.source = source.path
     return model.eval()
 
 
@@ -59,21 +58,25 @@ def quantized_module(
     source: Stream, precision: str, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> LanguageModel:
     """The module with its matrices as integers: those of the file, where it was quantised in just this precision."""
-    planned = plan(source.config, precision)
-    formats = stored_formats(source, precision) or planned
-
-    def tensors() -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
-        for name, weight in source.tensors(planned):
-            if isinstance(weight, QuantizedWeight) and weight.precision != formats.get(name):
-                floats = weight.dequantize()
-                yield name, quantize(floats, formats[name]) if name in formats else floats
-            else:
-                yield name, weight
-
     with torch.device("meta"):
         model = create(source.config)
-    model.source = source.directory
-    return modules.fill(model, precision, tensors(), dtype, device)
+    model.source = source.path
+    return modules.fill(model, precision, in_formats(source, formats_of(source, precision)), dtype, device)
+
+
+def in_formats(source: Stream, formats: Mapping[str, str]) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
+    """The tensors of a model, those that `formats` names in these formats, and all others as floats."""
+    for name, weight in source.tensors(formats):
+        if isinstance(weight, QuantizedWeight) and weight.precision != formats.get(name):
+            floats = weight.dequantize()
+            yield name, quantize(floats, formats[name]) if name in formats else floats
+        else:
+            yield name, weight
+
+
+def formats_of(source: Stream, precision: str) -> Mapping[str, str]:
+    """The format of each quantised weight: the file's own, where it was quantised in just this precision."""
+    return stored_formats(source, precision) or plan(source.config, precision)
 
 
 def stored_formats(source: Stream, precision: str) -> Mapping[str, str] | None:

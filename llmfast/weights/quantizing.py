@@ -90,9 +90,12 @@ def quantize_checkpoint(
         part.squared_norm += whole
         progress(sum(part.bytes_before for part in parts.values()), sum(sizes.values()))
 
-    save(directory, model.config, state, tokenizer_from=model.directory, precision=precision)
+    save(directory, model.config, state, tokenizer_from=model.path, precision=precision)
     if replaces:  # nothing may stay of another model that stood here
-        for file in (*TOKENIZER_FILES, TRAINING, CARD):
+        copied = (
+            TOKENIZER_FILES if model.config_file is not None else ()
+        )  # a tokenizer written anew has removed others'
+        for file in (*copied, TRAINING, CARD):
             if file == TRAINING or not (model.directory / file).exists():
                 (directory / file).unlink(missing_ok=True)
     if model.path.is_dir() and (model.path / CARD).exists():

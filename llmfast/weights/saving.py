@@ -12,6 +12,7 @@ from llmfast.files import write_atomic
 from llmfast.models import ModelConfig
 from llmfast.quantization.formats import QuantizedWeight
 from llmfast.quantization.plan import Quantization
+from llmfast.tokenizers import load_tokenizer
 from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.weights.checkpoint import part_name
 from llmfast.weights.config_file import write_config
@@ -53,7 +54,13 @@ def save(
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copies the files of the tokenizer in `source`, if there is one."""
+    """Copies the tokenizer's files from a model's directory, or from beside its file; a GGUF file's are written."""
+    if source.suffix == ".gguf":
+        tokenizer = load_tokenizer(source)
+        if tokenizer is not None:
+            tokenizer.save(directory)
+        return
+    source = source if source.is_dir() else source.parent
     if source.resolve() != directory.resolve():
         for file in TOKENIZER_FILES:
             if (source / file).exists():

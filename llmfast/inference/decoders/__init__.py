@@ -6,13 +6,14 @@ A `Decoder` holds a batch of sequences and turns new tokens into the logits of t
     logits = decoder.step(tokens)          # (B,) int64, one token more for every sequence -> (B, V) float32
 
 `EagerDecoder` runs the model itself, on any device and backend, `NativeDecoder` makes one C++ call a step, on a CPU,
-and `CudaGraphDecoder` replays a recorded step, on a GPU; all have a KV cache that is allocated once.
-`SpeculatingDecoder` guesses ahead on top of the native one, and `UncachedDecoder` computes everything again for every
-token. `execution.py` chooses between them.
+and `CudaGraphDecoder` replays a recorded step, on a GPU; all have a KV cache that is allocated once. `KeepingDecoder`
+is a native one that goes on from what its last text left, `SpeculatingDecoder` guesses ahead on top of one, and
+`UncachedDecoder` computes everything again for every token. `execution.py` chooses between them.
 """
 
 from llmfast.inference.decoders.cuda_graph import CudaGraphDecoder, DecoderPool
 from llmfast.inference.decoders.eager import EagerDecoder, EagerReader
+from llmfast.inference.decoders.keeping import KeepingDecoder, PrefixCache
 from llmfast.inference.decoders.native import NativeDecoder, NativeModel, NativeReader
 from llmfast.inference.decoders.protocol import Decoder, Reader
 from llmfast.inference.decoders.speculating import SpeculatingDecoder
@@ -25,9 +26,11 @@ __all__ = [
     "DecoderPool",
     "EagerDecoder",
     "EagerReader",
+    "KeepingDecoder",
     "NativeDecoder",
     "NativeModel",
     "NativeReader",
+    "PrefixCache",
     "Reader",
     "SpeculatingDecoder",
     "StaticDecoder",

@@ -1,4 +1,4 @@
-"""The native decoder: one C++ call a step, on weights packed for this CPU (`csrc/native_decoder.h`).
+"""The native decoder: one C++ call a step, on weights packed for this CPU (`csrc/decoder/native_decoder.h`).
 
 weights = NativeModel(config, tensors, "bf16")          # packed once
 decoder = NativeDecoder(weights, batch=1, capacity=512)  # a KV cache of its own; any number may share the weights
@@ -28,7 +28,7 @@ from llmfast.quantization.plan import plan
 from llmfast.threads import thread_count
 
 PRECISIONS = ("fp32", "bf16", *QUANTIZED)
-FORMATS = {form: number for number, form in enumerate(("fp32", "bf16", *ENCODINGS))}  # csrc/decoder.h
+FORMATS = {form: number for number, form in enumerate(("fp32", "bf16", *ENCODINGS))}  # csrc/decoder/decoder.h
 IN_GROUPS = {"int4", "q8_0", "q4_1", "q4_k"}  # they take activations in one form (packed.inl)
 FUSED = (("query", "key", "value"), ("gate", "up"))  # one matrix; the rows of the last two alternate
 PARTS = ("values", "scale", "minimum", "scale_code", "minimum_code")
@@ -142,9 +142,15 @@ def chosen(logits: Tensor, best: Tensor, sampler: Sampler) -> Tensor:
     if sampler.seen is not None:
         return sampler.choose(logits)
     check_chosen(best)
+    if sampler.constraints is not None:
+        logits = sampler.possible(logits[:, : sampler.vocabulary])
+        best = logits.argmax(-1)
     if sampler.settings.temperature == 0:
-        return best
-    return next_token(logits, sampler.settings, sampler.generators, sampler.vocabulary)
+        tokens = best
+    else:
+        tokens = next_token(logits, sampler.settings, sampler.generators, sampler.vocabulary)
+    sampler.accept(tokens)
+    return tokens
 
 
 def describe(model: NativeModel, weights: str) -> str:
@@ -153,7 +159,7 @@ def describe(model: NativeModel, weights: str) -> str:
 
 
 def _native_model(config: ModelConfig, parameters: Sequence[Parameter], formats: Mapping[str, str]) -> int:
-    """The number of a C++ model (`csrc/native_decoder.h`) that waits for these parameters, in this order."""
+    """The number of a C++ model (`csrc/decoder/native_decoder.h`) that waits for these parameters, in this order."""
     a = config.arithmetic()
     assert a is not None  # `why_not` says so
     turning = a.rotary is not None

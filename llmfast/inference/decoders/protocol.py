@@ -17,6 +17,8 @@ class Decoder:
     Neither `prefill` nor `step` may take a sequence past the model's context.
     """
 
+    kept = 0  # how many tokens of the last prompt it held before and did not compute again
+
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """Starts over: B prompts of any lengths, at least one token each -> logits (B, V) float32."""
         raise NotImplementedError

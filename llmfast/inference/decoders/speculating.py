@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llmfast.inference.arguments import whole_number
+from llmfast.inference.constraint import Constraint
 from llmfast.inference.decoders.native import BLOCK_ROWS, NativeDecoder, chosen
 from llmfast.inference.decoders.protocol import Decoder
 from llmfast.inference.sampling import Sampler
@@ -49,12 +50,14 @@ class PromptLookup:
 
 
 class SpeculatingDecoder(Decoder):
-    """A `NativeDecoder` of one sequence that takes up to `guesses` guessed tokens along with every step."""
+    """A `NativeDecoder` of one sequence that takes up to `guesses` guessed tokens along with every step, or those that
+    have to come because the text must have a form."""
 
     def __init__(self, decoder: NativeDecoder, guesses: int):
         if decoder.batch != 1:
             raise ValueError("guessing ahead works on one sequence at a time")
-        self.decoder, self.guesses = decoder, whole_number("speculate", guesses, least=1, most=MOST_GUESSES)
+        self.decoder, self.guesses = decoder, whole_number("speculate", guesses, least=0, most=MOST_GUESSES)
+        self._constraint: Constraint | None = None
         self.steps = 0  # of the decoder below
         self._forget([])
 
@@ -70,6 +73,7 @@ class SpeculatingDecoder(Decoder):
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         self._forget(prompts[0])
         self._logits, self._best = self.decoder.prefill(prompts), self.decoder.best
+        self.kept = self.decoder.kept
         return self._logits
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -80,17 +84,24 @@ class SpeculatingDecoder(Decoder):
             self._row += 1
         else:
             self.decoder.rewind(length)  # guesses that did not come true
-            self._waiting = self._lookup.guess(min(self.guesses, self.decoder.capacity - length - 1))
+            room = self.decoder.capacity - length - 1
+            forced = self._constraint.forced() if self._constraint is not None else []
+            self._waiting = forced[: min(MOST_GUESSES, room)] or self._lookup.guess(min(self.guesses, room))
             self._logits = self.decoder.step_block(torch.tensor([token, *self._waiting]))
             self._best, self._row = self.decoder.best, 0
             self.steps += 1
         return self._logits[self._row : self._row + 1]
 
+    def close(self) -> None:
+        self.decoder.close()
+
     def begin(self, sampler: Sampler) -> None:
         self.decoder.begin(sampler)
+        self._constraint = sampler.constraints[0] if sampler.constraints is not None else None
 
     def choose(self, logits: Tensor, sampler: Sampler) -> Tensor:
         return chosen(logits, self.best, sampler)
 
     def describe(self, weights: str) -> str:
-        return f"{self.decoder.describe(weights)}, up to {self.guesses} tokens guessed"
+        guessed = f", up to {self.guesses} tokens guessed" if self.guesses else ""
+        return self.decoder.describe(weights) + guessed
