@@ -174,6 +174,7 @@ def test_other_blocks_are_rounded_to_8_bits_and_the_cost_is_said(tmp_path, kind)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module_of(source, torch.float32)
+        module_of(source, torch.float32, "int4")  # asked for
 
 
 def test_a_model_of_floats_runs_as_floats(tmp_path):

@@ -13,7 +13,6 @@ it, and the vocabulary, most of the header, is not turned into strings until it 
 
 from __future__ import annotations
 
-import collections
 import math
 import mmap
 import struct
@@ -168,18 +167,26 @@ class _Header:
             raise _Damaged(f"the name at {start:,} holds characters that can't be printed")
         return name
 
+    def skip_strings(self, count: int) -> None:
+        """Most of a header's time: a vocabulary has some hundred thousand."""
+        position, last, data = self.position, self.size - 8, self.bytes
+        length_at = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if position > last:
+                raise _Damaged(f"an array of {count:,} strings goes past the end of the file")
+            position += 8 + length_at(data, position)[0]
+        if position > self.size:
+            raise _Damaged(f"an array of {count:,} strings goes past the end of the file")
+        self.position = position
+
     def strings(self, count: int) -> Iterator[bytes]:
-        """Also to step over them, most of a header's time: a vocabulary has some hundred thousand."""
-        position, size, data = self.position, self.size, self.bytes
+        """Those that `skip_strings` has been over."""
+        position, data = self.position, self.bytes
         length_at = struct.Struct("<Q").unpack_from
         for _ in range(count):
             start = position + 8
-            if start <= size:
-                position = start + length_at(data, position)[0]
-            if start > size or position > size:
-                raise _Damaged(f"an array of {count:,} strings goes past the end of the file")
+            position = start + length_at(data, position)[0]
             yield data[start:position]
-        self.position = position
 
     def value(self, key: str) -> Any:
         kind = self.number(4)
@@ -191,7 +198,7 @@ class _Header:
             raise _Damaged(f"{key} has the unknown type {kind}")
         kind, count, start = self.number(4), self.number(10), self.position
         if kind == STRING:
-            collections.deque(self.strings(count), maxlen=0)
+            self.skip_strings(count)
         elif kind in NUMBERS:
             self.take(count * struct.calcsize(NUMBERS[kind]), f"the array {key}")
         else:

@@ -101,7 +101,8 @@ class Stream:
     def tensors(self, formats: Mapping[str, str]) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
         """The same, where `formats` quantises what would come as floats, the largest a few rows at a time.
 
-        Where the file holds it quantised in another way, one warning at the end says what this rounding cost.
+        Where the file holds it quantised in a way that nothing here multiplies with, and it is to run as it is, one
+        warning at the end says what the rounding cost.
         """
         if self.tied_head is not None and not same(self.tied_head, self.weights[self.config.head_name]):  # type: ignore[arg-type]
             raise ValueError(
@@ -127,7 +128,7 @@ class Stream:
             floats = weight.read(slice(start, start + step) if step < N else None)
             assert isinstance(floats, Tensor)
             pieces.append(quantize(floats, form))
-            if self.quantization is not None and name in self.quantization.weights:
+            if self.quantization is not None and self.quantization.weights.get(name) == form:
                 rounding.add(weight.stored_as, form, *squared_error(floats, pieces[-1]))
             del floats
         return QuantizedWeight(

@@ -245,12 +245,9 @@ class NativeDecoder(Decoder):
         self._number = torch.ops.llmfast.native_decoder(
             model._number, batch, self.capacity, self._most_rows, cache_precision
         )
+        # The memory of the cache. Asked now: a generator that outlives the program's end is closed after this is freed.
+        self.nbytes: int = torch.ops.llmfast.native_decoder_bytes(self._number)
         weakref.finalize(self, torch.ops.llmfast.native_decoder_free, self._number)
-
-    @property
-    def nbytes(self) -> int:
-        """The memory of the cache."""
-        return torch.ops.llmfast.native_decoder_bytes(self._number)
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """Starts over: prompts of any lengths, at least one token each -> logits (B, V)."""
