@@ -184,7 +184,7 @@ class LLM:
         constraints = self._constraints(len(rows), json_schema, regex, grammar)
         writers = [
             TextWriter(self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraint)
-            for constraint in constraints or [None] * len(rows)
+            for constraint in (constraints if constraints is not None else [None] * len(rows))
         ]
         pieces: list[list[str]] = [[] for _ in rows]
         finished: set[int] = set()
