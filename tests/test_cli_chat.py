@@ -41,7 +41,9 @@ def test_options(talker_directory, tmp_path):  # noqa: F811
 def test_json_of_a_schema(talker_directory, tmp_path):  # noqa: F811
     pytest.importorskip("llguidance")
     file = tmp_path / "schema.json"
-    file.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}')
+    file.write_text(
+        '{"type": "object", "properties": {"ok": {"enum": [1]}}, "required": ["ok"], "additionalProperties": false}'
+    )
     model = ("-m", str(talker_directory), "--json-schema", str(file))
     assert "ok" in json.loads(run("chat", *model, stdin="hello\n").stdout)
     assert "ok" in json.loads(run("generate", *model, "--json", "hello").stdout)["texts"][0].removeprefix("hello")

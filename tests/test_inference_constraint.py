@@ -183,7 +183,7 @@ def test_a_form_that_is_none(native, form, message):
 
 
 def test_ids_have_no_form(native):
-    with pytest.raises(ValueError, match="forms need a text prompt"):
+    with pytest.raises(ValueError, match="stop strings need a text prompt, not token ids, and so do forms"):
         native.generate(torch.tensor([1, 2]), regex="a")
 
 

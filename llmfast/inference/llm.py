@@ -170,7 +170,7 @@ class LLM:
         count = whole_number("num_return_sequences", num_return_sequences, least=1)
         if isinstance(prompt, Tensor):
             if stop or (json_schema, regex, grammar) != (None, None, None):
-                raise ValueError("stop strings and forms need a text prompt, not token ids")
+                raise ValueError("stop strings need a text prompt, not token ids, and so do forms")
             rows = [row for row in self._check_ids(prompt) for _ in range(count)]
             decoding = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, speculate)
             new = [tokens.tolist() for tokens in decoding.steps]
