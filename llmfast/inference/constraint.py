@@ -17,7 +17,7 @@ from torch import Tensor
 from llmfast.tokenizers import Tokenizer
 
 # Blanks as people write JSON, and nowhere else: a small model that may write blanks writes them for ever.
-JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Vocabulary:
