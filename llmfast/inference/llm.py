@@ -182,10 +182,9 @@ class LLM:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = [ids for text in prompts for ids in [self._prompt(text)] for _ in range(count)]
         constraints = self._constraints(len(rows), json_schema, regex, grammar)
-        free: list[Constraint | None] = [None] * len(rows)
         writers = [
             TextWriter(self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraint)
-            for constraint in constraints or free
+            for constraint in (constraints if constraints is not None else [None] * len(rows))
         ]
         pieces: list[list[str]] = [[] for _ in rows]
         finished: set[int] = set()

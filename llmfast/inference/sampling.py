@@ -88,7 +88,7 @@ class Sampler:
             return logits
         allowed = torch.stack([constraint.allowed() for constraint in self.constraints]).to(logits.device)
         ruled_out = torch.finfo(torch.float32).min  # not -inf, which is a sign of a broken model
-        return logits.float()
+        return logits.float().masked_fill(~allowed[:, : logits.shape[1]], ruled_out)
 
     def accept(self, tokens: Tensor) -> None:
         """Tells the constraints what was chosen, (B,) int64."""
