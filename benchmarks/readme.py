@@ -4,6 +4,7 @@ llmfast bench ops prefill decode generate latency training tokenizer memory --js
 llmfast bench peers --json benchmarks/results/peers.json
 llmfast bench peers --model smollm2-135m --json benchmarks/results/peers-smollm2-135m.json
 python benchmarks/quality.py … --out benchmarks/results/quality.json
+python benchmarks/quality.py --model smollm2 … --out benchmarks/results/quality-smollm2.json
 python benchmarks/training.py tinyshakespeare.txt --out benchmarks/results/training.json
 python benchmarks/readme.py            # --check only compares, and fails where the README says something else
 
@@ -112,7 +113,8 @@ def quality(content: dict[str, Any]) -> str:
             change, divergence, same = found["loss_change"], found["kl_divergence"], found["top1_agreement"]
             lines.append(f"| {text} | {precision} | {change:+.4f} | {divergence:.4f} | {same:.1%} |")
     model = Path(content["model"]).name  # wherever it was
-    return "\n".join([*lines, "", f"The model is `{model}`; what stands below fp32 is the difference from it."])
+    limit = f", of a text its first {content['limit']},000 characters" if content.get("limit") else ""
+    return "\n".join([*lines, "", f"The model is `{model}`{limit}; what stands below fp32 is the difference from it."])
 
 
 def training(content: dict[str, Any]) -> str:
@@ -144,6 +146,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "peers": ("peers.json", lambda path: peers(records.load(path))),
     "llama-peers": ("peers-smollm2-135m.json", lambda path: peers(records.load(path))),
     "quality": ("quality.json", lambda path: quality(json.loads(path.read_text(encoding="utf-8")))),
+    "smollm2-quality": ("quality-smollm2.json", lambda path: quality(json.loads(path.read_text(encoding="utf-8")))),
     "training": ("training.json", lambda path: training(json.loads(path.read_text(encoding="utf-8")))),
 }
 

@@ -27,6 +27,8 @@ old
 middle
 <!-- quality: made -->
 <!-- end of quality -->
+<!-- smollm2-quality: made -->
+<!-- end of smollm2-quality -->
 <!-- training: made -->
 <!-- end of training -->
 end
