@@ -129,15 +129,32 @@ def gated_linear(
 
 
 def quantized_linear(
-    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    minimum: Tensor | None = None,
+    scale_code: Tensor | None = None,
+    minimum_code: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: str | None = None,
 ) -> list[Any]:
+    def of_group(numbers: list[list[float]], codes: list[list[int]] | None, row: int, group: int) -> float:
+        return numbers[row][group] if codes is None else numbers[row][group // 8] * codes[row][group]
+
     def element(row: int, k: int) -> float:
         if values.dtype == torch.int8:
-            return integers[row][k] * scales[row]
+            return integers[row][k] * (scales[row] if scale.ndim == 1 else scales[row][k // 32])
         byte = integers[row][k // 2]
-        return ((byte >> 4 if k % 2 else byte & 15) - 8) * scales[row][k // 32]
+        nibble = byte >> 4 if k % 2 else byte & 15
+        of_scale = of_group(scales, scale_codes, row, k // 32)
+        if minima is None:
+            return (nibble - 8) * of_scale
+        return nibble * of_scale + of_group(minima, minimum_codes, row, k // 32)
 
     integers, scales = values.tolist(), scale.tolist()
+    minima = None if minimum is None else minimum.tolist()
+    scale_codes = None if scale_code is None else scale_code.tolist()
+    minimum_codes = None if minimum_code is None else minimum_code.tolist()
     weight = [[element(row, k) for k in range(x.shape[-1])] for row in range(values.shape[0])]
     return linear(x, torch.tensor(weight, dtype=torch.float64), bias, activation)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import llmfast
+from llmfast.quantization.plan import PRECISIONS
 from llmfast.weights import checkpoint
 from llmfast.weights.quantizing import quantize_checkpoint
 
@@ -39,7 +40,7 @@ def test_the_figures_are_what_their_names_say(storyteller, storyteller_directory
     result = measure("--model", storyteller_directory, "--text", text, "--out", tmp_path / "out.json")
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "out.json").read_text())["results"]["text.txt"]
-    assert results.keys() == {"fp32", "bf16", "int8", "int4", "int4-all"}
+    assert results.keys() == {"fp32", "bf16", *PRECISIONS}
 
     tokenizer = storyteller.tokenizer
     ids = [tokenizer.end_of_text, *tokenizer.encode(TEXT), tokenizer.end_of_text]

@@ -328,7 +328,7 @@ class LLM:
         """What a text's first token is predicted from: the tokenizer's start-of-text, or else end-of-text, or None."""
         start = self.config.bos_token_id
         if self.tokenizer is not None:
-            start, end = self.tokenizer.start_of_text, self.tokenizer.end_of_text
+            start, end = _start_of_text(self.tokenizer), self.tokenizer.end_of_text
             start = end if start is None else start
         # Hugging Face's small configurations keep GPT-2's id.
         return None if start is not None and start >= self.config.vocab_size else start
@@ -438,8 +438,8 @@ class LLM:
     def _prompt(self, text: str) -> list[int]:
         """The ids of a text to continue, after the token that the model expects before any."""
         tokenizer, ids = self.need_tokenizer(), self._encode(text)
-        if tokenizer.start_of_text is not None:
-            return [tokenizer.start_of_text, *ids]
+        if (start := _start_of_text(tokenizer)) is not None:
+            return [start, *ids]
         if not ids:
             if tokenizer.end_of_text is None:
                 raise ValueError("the prompt is empty, and the tokenizer has no end-of-text token to start from")
@@ -455,3 +455,8 @@ class LLM:
             if not 0 <= wrong < self.config.vocab_size:
                 raise ValueError(f"token id {wrong} is not in the vocabulary of {self.config.vocab_size}")
         return rows
+
+
+def _start_of_text(tokenizer: Tokenizer) -> int | None:
+    """Tokenizers of one's own need not know of it."""
+    return getattr(tokenizer, "start_of_text", None)

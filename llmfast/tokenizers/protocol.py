@@ -20,6 +20,8 @@ END_NAMES = (
     *("<end_of_turn>", "</s>", "<EOT>", "<|end_of_role|>", "<|return|>", "<|call|>"),
 )
 TEMPLATE = "chat_template.jinja"
+# Unicode's White_Space; `str.isspace` also counts the four separators of ASCII, which no tokenizer's library does.
+BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f")
 Spans = Sequence[tuple[int, int]]  # parts of a text, from a character to before another, in order
 # Every file that a tokenizer, of whatever kind, may keep beside its model.
 TOKENIZER_FILES = (
@@ -124,7 +126,7 @@ class BaseTokenizer:
                 raise ValueError(f"the span ({start}, {end}) is no special token, but {name!r}")
             before, after = self.swallows.get(name, (False, False))
             part = text[at:start]
-            yield part.rstrip() if before else part
+            yield part.rstrip(BLANKS) if before else part
             yield self.special_tokens[name]
             at = _after_blanks(text, end) if after else end
         yield text[at:]
@@ -146,7 +148,7 @@ class BaseTokenizer:
 
 
 def _after_blanks(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
+    while at < len(text) and text[at] in BLANKS:
         at += 1
     return at
 
