@@ -1,6 +1,8 @@
 """Where text ends, and the pieces that it is streamed in."""
 
-from __future__ import gc
+from __future__ import annotations
+
+import gc
 
 import pytest
 import torch
