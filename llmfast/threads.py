@@ -46,17 +46,26 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes on the calling thread alone: for many small operations in a row.
+
+    With two threads each waits for the other, on a busy machine for its next slice of time: rounding a weight of
+    1536 x 576 to int4 took 21 s instead of 0.1.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def fork_safe_torch() -> Iterator[None]:
     """Around small computations in torch: in a forked process they run on one thread.
 
     torch's OpenMP threads do not exist in a child, and one that waits for them waits forever; the native decoder has
     threads of its own, which it starts again.
     """
-    if not _forked or (before := torch.get_num_threads()) == 1:
+    with one_thread() if _forked and torch.get_num_threads() > 1 else contextlib.nullcontext():
         yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llmfast import threads
+from llmfast.quantization.formats import quantize
 
 
 @pytest.fixture
@@ -65,5 +66,15 @@ def test_after_a_fork_torch_computes_on_one_thread(torch_threads, monkeypatch):
     monkeypatch.setattr(threads, "_forked", True)
     torch_threads(2)
     with threads.fork_safe_torch():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_rounding_leaves_the_number_of_threads_as_it_was(torch_threads):
+    torch_threads(2)
+    with pytest.raises(ValueError, match="infinities"):
+        quantize(torch.full((4, 32), torch.inf), "int4")
+    assert torch.get_num_threads() == 2
+    with threads.one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmfast.quantization.encodings import ENCODINGS, GROUP_SIZE, Encoding, Parts, encoding_of
+from llmfast.threads import one_thread
 
 __all__ = ["FORMATS", "GROUP_SIZE", "QuantizedWeight", "dequantize", "encoding", "layout", "quantize", "squared_error"]
 
@@ -103,14 +104,15 @@ def quantize(weight: Tensor, precision: str) -> QuantizedWeight:
         part: torch.empty(shape, dtype=dtype, device=weight.device)
         for part, (shape, dtype) in layout(precision, weight.shape).items()
     }
-    for rows in _row_chunks(weight.shape):
-        chunk = weight[rows].detach().float().contiguous()
-        if not chunk.isfinite().all():
-            raise ValueError("the weight holds infinities or NaN")
-        if chunk.numel() and (largest := float(chunk.abs().max())) > form.largest:
-            raise ValueError(f"the weight holds ±{largest:.4g}, where {precision} goes up to {form.largest:.4g}")
-        for part, rounded in zip(parts.values(), form.rounded(chunk), strict=True):
-            part[rows] = rounded
+    with one_thread():
+        for rows in _row_chunks(weight.shape):
+            chunk = weight[rows].detach().float().contiguous()
+            if not chunk.isfinite().all():
+                raise ValueError("the weight holds infinities or NaN")
+            if chunk.numel() and (largest := float(chunk.abs().max())) > form.largest:
+                raise ValueError(f"the weight holds ±{largest:.4g}, where {precision} goes up to {form.largest:.4g}")
+            for part, rounded in zip(parts.values(), form.rounded(chunk), strict=True):
+                part[rows] = rounded
     return QuantizedWeight(precision, (weight.shape[0], weight.shape[1]), parts)
 
 
