@@ -231,15 +231,10 @@ class LLM:
         who makes them.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
-        constraints = self._constraints(1, json_schema, regex, grammar)
-        writer = TextWriter(
-            self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraints[0] if constraints else None
+        form = self._constraints(1, json_schema, regex, grammar)
+        return self._text_stream(
+            self._prompt(prompt), max_new_tokens, settings, stop, seed, speculate, form, truncate, use_cache
         )
-        rows, vocabulary = [self._prompt(prompt)], writer.tokenizer.vocab_size
-        decoding = self._decode(
-            rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, (), vocabulary, constraints
-        )
-        return TextStream(decoding, writer)
 
     def chat(
         self,
@@ -289,14 +284,39 @@ class LLM:
     ) -> TextStream:
         """The text that continues the ids of a chat, from where the cache of an earlier one differs; it ends where the
         context is full. Bits may differ from those of a chat that starts over."""
-        constraints = self._constraints(1, json_schema, regex, grammar)
-        writer = TextWriter(
-            self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraints[0] if constraints else None
-        )
         count = min(whole_number("max_new_tokens", max_new_tokens, least=0), self.config.context - len(prompt) + 1)
+        form = self._constraints(1, json_schema, regex, grammar)
+        return self._text_stream(prompt, count, settings, stop, seed, speculate, form, exact=False)
+
+    def _text_stream(
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        settings: SamplingSettings,
+        stop: str | list[str] | None,
+        seed: int | None,
+        speculate: int,
+        constraints: list[Constraint] | None,
+        truncate: bool = False,
+        use_cache: bool = True,
+        exact: bool = True,
+    ) -> TextStream:
+        """The text that continues one prompt; not `exact`: its bits may differ from those of one that starts over."""
+        constraint = constraints[0] if constraints else None
+        writer = TextWriter(self.need_tokenizer(), stop_strings(stop), self.end_tokens, constraint)
         vocabulary = writer.tokenizer.vocab_size
         decoding = self._decode(
-            [prompt], count, settings, seed, False, True, speculate, (), vocabulary, constraints, exact=False
+            [prompt],
+            max_new_tokens,
+            settings,
+            seed,
+            truncate,
+            use_cache,
+            speculate,
+            (),
+            vocabulary,
+            constraints,
+            exact=exact,
         )
         return TextStream(decoding, writer)
 

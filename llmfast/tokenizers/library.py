@@ -17,7 +17,7 @@ import tokenizers
 
 from llmfast.tokenizers.byte_letters import LETTER_TO_BYTE
 from llmfast.tokenizers.model_files import CONFIG, read_config, token_names
-from llmfast.tokenizers.protocol import END_OF_TEXT, BaseTokenizer, encodable, write_files
+from llmfast.tokenizers.protocol import BaseTokenizer, encodable, write_files
 
 FILE = "tokenizer.json"
 MOST_BYTES = 256 << 20  # of a tokenizer.json
@@ -67,16 +67,6 @@ class LibraryTokenizer(BaseTokenizer):
     def vocab_size(self) -> int:
         """One more than the largest id: the number of rows an embedding needs."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-
-    @property
-    def end_of_text(self) -> int | None:
-        """The id of `<|endoftext|>`, or else of the token that ends a text by the model's files."""
-        return self.special_tokens.get(END_OF_TEXT, self._end)
-
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """Also the model's own."""
-        return super().end_tokens | ({self._end} if self._end is not None else set())
 
     def _encode_ordinary(self, text: str) -> list[int]:
         return self._without_special(self._tokenizer, encodable(text))

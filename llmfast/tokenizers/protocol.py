@@ -91,17 +91,18 @@ class BaseTokenizer:
     chat_template: str | None = None
     token_names: Mapping[str, str] = {}  # of special tokens, by what transformers calls them: "bos_token", …
     swallows: Mapping[str, tuple[bool, bool]] = {}  # special tokens that take the blanks before, or after, along
+    _end: int | None = None  # what ends a text by the model's files
 
     @property
     def end_of_text(self) -> int | None:
-        """The id of `<|endoftext|>`, or None where the vocabulary has none."""
-        return self.special_tokens.get(END_OF_TEXT)
+        """The id of `<|endoftext|>`, or else of the token that ends a text by the model's files, or None."""
+        return self.special_tokens.get(END_OF_TEXT, self._end)
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """End-of-text, and the special tokens whose names say that they end something."""
+        """End-of-text, the model's own, and the special tokens whose names say that they end something."""
         ends = {self.special_tokens[name] for name in END_NAMES if name in self.special_tokens}
-        return frozenset(ends if self.end_of_text is None else {self.end_of_text, *ends})
+        return frozenset(ends | {end for end in (self.end_of_text, self._end) if end is not None})
 
     def encode(self, text: str, allow_special: bool | Spans = False) -> list[int]:
         """Token ids of `text`. The name of a special token is ordinary text unless `allow_special`: everywhere, or

@@ -20,7 +20,7 @@ import regex
 
 from llmfast.tokenizers import sentencepiece_file
 from llmfast.tokenizers.model_files import CONFIG, read_config, token_names
-from llmfast.tokenizers.protocol import END_OF_TEXT, BaseTokenizer, encodable, write_files
+from llmfast.tokenizers.protocol import BaseTokenizer, encodable, write_files
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of pieces, as files number them
 BLANK = "▁"
@@ -66,16 +66,6 @@ class SentencePieceTokenizer(BaseTokenizer):
     @property
     def vocab_size(self) -> int:
         return len(self.pieces)
-
-    @property
-    def end_of_text(self) -> int | None:
-        """The id of `<|endoftext|>`, or else of the token that ends a text by the model's files."""
-        return self.special_tokens.get(END_OF_TEXT, self._end)
-
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """Also the model's own."""
-        return super().end_tokens | ({self._end} if self._end is not None else set())
 
     @functools.cached_property
     def _user_defined(self) -> regex.Pattern[str]:
