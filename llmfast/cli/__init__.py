@@ -16,6 +16,7 @@ import llmfast
 VERBS = (
     "generate",
     "chat",
+    "embed",
     "get",
     "train",
     "data",
