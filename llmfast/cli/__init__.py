@@ -16,6 +16,7 @@ import llmfast
 VERBS = (
     "generate",
     "chat",
+    "index",
     "embed",
     "get",
     "train",

@@ -59,8 +59,8 @@ class BertConfig(ModelConfig):
     unused: ClassVar = ("bert.pooler.", "bert.cls.", "bert.embeddings.position_ids")
     ops: ClassVar = ("bidirectional_attention", "layer_norm", "add_layer_norm", "linear")
     generates: ClassVar = False
-    tie_word_embeddings: ClassVar = False  # there is no head
-    bos_token_id: ClassVar = None
+    tie_word_embeddings: ClassVar = False  # type: ignore[misc]  # no setting here: there is no head
+    bos_token_id: ClassVar = None  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         positive_integers(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
