@@ -199,7 +199,7 @@ def test_the_share_of_words_weighs_rare_ones_more(made):
     hits = {hit.found.name.rpartition("/")[2]: hit for hit in found.search("roses want the sun", 9)}
     assert hits["garden.txt"].share == 1.0 and hits["trains.html"].share == 0.0
     assert hits["garden.txt"].evidence == 1.0 + hits["garden.txt"].similarity
-    rare, common, unknown = log(9.5 / 1.5), log(6.5 / 4.5), log(10.5 / 0.5)
+    rare, common, unknown = log(109.5 / 1.5), log(106.5 / 4.5), log(110.5 / 0.5)
     whole = rare + common + unknown
     expected = {7: (rare + common) / whole, 8: common / whole}
     assert shares([(1, {7}), (4, {7, 8}), (0, set())], 10, [7, 8]) == pytest.approx(expected)
@@ -216,9 +216,10 @@ def test_in_a_large_index_words_that_all_pieces_have_are_left_out(made, monkeypa
     found, _ = made
     monkeypatch.setattr(sqlite_store, "LARGE", 2)
     monkeypatch.setattr(sqlite_store, "RARE", 0.3)
-    assert found.store._rare(["want", "roses", "cold"]) == ["want", "roses", "cold"]
-    monkeypatch.setattr(sqlite_store, "RARE", 0.0)
-    assert found.store._rare(["want", "roses", "cold", "sun"]) == ["want", "roses", "cold"]
+    assert found.store._rare("roses want the cold sun") == ["roses", "want", "cold", "sun"]
+    monkeypatch.setattr(sqlite_store, "RARE", 0.1)
+    assert found.store._rare("roses want") == [] and found.search("roses want", by="words") == []
+    assert names(found.search("roses want the sun"))[0] == "garden.txt"
 
 
 @pytest.mark.parametrize("query", ["", "  ", '"', "NEAR(", "a AND", "*", "ünïcödé 日本"])
