@@ -100,11 +100,7 @@ class Questions:
             raise ValueError(f"sources must be at least 1, got {sources}")
         self.llm, self.index, self.threshold, self.where = llm, index, threshold, where
         self.most_sources = sources
-        messages: list[dict[str, str]] = []
-        for text, question, answer in EXAMPLES:
-            messages.append({"role": "user", "content": turn([text], question)})
-            messages.append({"role": "assistant", "content": answer})
-        self.conversation = Conversation(llm, SYSTEM, messages)
+        self.conversation = Conversation(llm, SYSTEM, examples())
         self._asked: list[str] = []
 
     def ask(self, question: str, max_new_tokens: int = REPLY_TOKENS, **settings: Any) -> Answer:
@@ -136,6 +132,16 @@ def ask(llm: LLM, index: Index, question: str, max_new_tokens: int = REPLY_TOKEN
     for _ in answer:
         pass
     return answer
+
+
+def examples() -> list[dict[str, str]]:
+    """The turns that every conversation begins with."""
+    pairs = [(turn([text], question), answer) for text, question, answer in EXAMPLES]
+    return [
+        {"role": role, "content": content}
+        for pair in pairs
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
 def turn(texts: list[str], question: str) -> str:
