@@ -1,4 +1,4 @@
-"""Questions about paragraphs, as SQuAD has them (Rajpurkar et al., 2016), and how near answers are to the right ones."""
+"""Questions about paragraphs, as SQuAD has them (Rajpurkar et al., 2016), and how near an answer is to a right one."""
 
 from __future__ import annotations
 
