@@ -3,7 +3,7 @@
     python benchmarks/retrieval.py --squad xquad_en.json --dialogues dialogsum_dev.jsonl --out retrieval.json
     python benchmarks/retrieval.py --squad xquad_en.json --only sentences --out retrieval.json    # adds to the file
 
-XQuAD's English part has 240 paragraphs and 1,190 questions in SQuAD's format, DialogSum's validation split 500 dialogues.
+XQuAD's English part has 240 paragraphs and 1,190 questions in SQuAD's format, DialogSum's validation split 500 texts.
 Every part is written when it is done; parts that the file has and that were not asked for again stay.
 """
 
