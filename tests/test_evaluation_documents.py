@@ -9,8 +9,9 @@ from test_retrieval_answering import Echo, Talk
 from llmfast.evaluation import answers, intervals, retrieval, summaries
 from llmfast.evaluation.intervals import mean_of
 from llmfast.evaluation.retrieval import Ranked, passages_of
-from llmfast.evaluation.squad import exact, f1, read_squad, sentences
+from llmfast.evaluation.squad import exact, f1, read_squad
 from llmfast.retrieval import answering
+from llmfast.retrieval.pieces import sentences
 
 PARAGRAPHS = [
     "The tower was built in 1889. It is 330 metres tall. Mr. Eiffel built it.",

@@ -9,7 +9,7 @@ pytest.importorskip("pypdf")
 pytest.importorskip("bs4")
 import llmfast
 from llmfast.retrieval import Index, Questions, answering, ask, summarize
-from llmfast.retrieval.answering import NOT_THERE, turn
+from llmfast.retrieval.answering import NOT_THERE, quotes, turn
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 
@@ -45,7 +45,7 @@ class Echo:
 class Talk:
     """The place of a `Conversation`."""
 
-    def __init__(self, llm, system, messages):
+    def __init__(self, llm):
         self.llm, self.said = llm, []
 
     def say(self, text, max_new_tokens, **settings):
@@ -94,7 +94,8 @@ def test_a_follow_up_is_understood_by_the_question_before_it(index, echo):
     assert not about.ask("Who wrote the symphony of psalms in Salzburg and Vienna long ago, perhaps?").answered
 
 
-def test_sources_are_as_many_as_fit(index, echo):
+def test_sources_are_as_many_as_fit(index, echo, monkeypatch):
+    monkeypatch.setattr(answering, "RELEVANT", 0.0)
     many = Questions(echo, index, sources=4, threshold=0.0)
     assert len(many.ask("train button water oven", max_new_tokens=5).sources) == 4
     echo.config = type("config", (), {"context": 60})
@@ -104,9 +105,16 @@ def test_sources_are_as_many_as_fit(index, echo):
         Questions(echo, index, sources=0)
 
 
+def test_what_is_much_farther_from_the_question_is_no_source(index, echo):
+    answer = Questions(echo, index).ask("Does the night train to Vienna leave at nine?")
+    assert [hit.found.kind for hit in answer.sources] == ["html"] and len(answer.hits) == 5
+    assert quotes(index, answer) == ["The night train to Vienna leaves at nine."]
+    assert quotes(index, Questions(echo, index).ask("Who wrote the symphony of psalms?")) == []
+
+
 def test_one_source_has_no_number():
-    assert turn(["a"], "b?") == "Text: a\n\nQuestion: b?"
-    assert turn(["a", "c"], "b?") == "Text: [1] a\n\n[2] c\n\nQuestion: b?"
+    assert turn(["a"], "b?") == "a\n\nQuestion: b?"
+    assert turn(["a", "c"], "b?") == "[1] a\n\n[2] c\n\nQuestion: b?"
 
 
 def test_a_short_text_is_summarised_at_once():
@@ -168,7 +176,7 @@ def test_the_commands(index, tmp_path, monkeypatch):
 def test_a_real_model_answers_from_its_sources(index, smollm2):
     llm = llmfast.load(smollm2)
     answer = ask(llm, index, "How long do I hold the button on the back?", max_new_tokens=20)
-    assert "ten seconds" in answer.text, answer.text
+    assert "ten seconds" in answer.text and quotes(index, answer)[0].startswith("Hold the button"), answer.text
     about = Questions(llm, index)
     assert "".join(about.ask("When does the night train to Vienna leave?", 20, temperature=0))
     list(about.ask("And how much are bicycles on the train?", 20, temperature=0))

@@ -46,7 +46,7 @@ def ask(
     """
     from llmfast.cli.index import pairs
     from llmfast.retrieval import Index, Questions
-    from llmfast.retrieval.answering import THRESHOLD
+    from llmfast.retrieval.answering import THRESHOLD, quotes
 
     index = Index.open(place)
     llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
@@ -73,8 +73,8 @@ def ask(
         finally:
             made.close()
             click.echo()
-        for number, hit in enumerate(made.sources, start=1):
-            click.echo(f"  [{number}] {hit.name}")
+        for number, (hit, quote) in enumerate(zip(made.sources, quotes(index, made), strict=True), start=1):
+            click.echo(f"  [{number}] {hit.name}: “{' '.join(quote.split())}”")
 
     if question is not None:
         answer(question)

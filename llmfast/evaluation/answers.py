@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmfast.evaluation.intervals import Mean, mean_of
 from llmfast.evaluation.retrieval import Remembering
 from llmfast.evaluation.squad import Question, Squad, exact, f1
-from llmfast.retrieval.answering import SYSTEM, Questions, examples, turn
+from llmfast.retrieval.answering import Questions, turn
 from llmfast.retrieval.index import Index
 
 if TYPE_CHECKING:
@@ -58,9 +58,8 @@ def evaluate(
     asked = sample_of(squad.questions, sample)
 
     def said(question: Question, texts: list[str]) -> str:
-        content = turn(texts, question.text) if texts else f"Question: {question.text}"
-        messages = [{"role": "system", "content": SYSTEM}, *examples(), {"role": "user", "content": content}]
-        reply: str = llm.chat(messages, REPLY_TOKENS, temperature=0.0)
+        message = {"role": "user", "content": turn(texts, question.text)}
+        reply: str = llm.chat([message], REPLY_TOKENS, temperature=0.0)
         return reply.strip()
 
     found: dict[str, list[str]] = {way: [] for way in WAYS}

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from llmfast.evaluation.intervals import Mean, mean_of
-from llmfast.evaluation.squad import Squad, sentences
+from llmfast.evaluation.squad import Squad
 from llmfast.retrieval.index import Hit, Index
+from llmfast.retrieval.pieces import sentences
 
 RANKINGS = ("words", "vectors", "both")
 DEPTH = 30  # pieces looked at for each question

@@ -58,16 +58,6 @@ def read_squad(path: Path) -> Squad:
     return Squad(paragraphs, articles, questions)
 
 
-def sentences(text: str) -> list[tuple[int, str]]:
-    """The sentences of a paragraph, each with the character where it begins."""
-    found, start = [], 0
-    for match in re.finditer(r"[.!?][\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-Þ])|$", text):
-        if text[start : match.end()].strip():
-            found.append((start, text[start : match.end()].strip()))
-        start = match.end()
-    return found
-
-
 def exact(answer: str, right: tuple[str, ...]) -> float:
     """1 where the answer is one of the right ones, but for case, punctuation and articles; else 0."""
     return float(any(_words(answer) == _words(one) for one in right))

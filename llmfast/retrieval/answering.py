@@ -5,12 +5,15 @@ question -> pieces -> is any of them about it? -> as many as fit -> the model's 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmfast.chat.conversation import Conversation, Reply
 from llmfast.retrieval.index import Hit, Index
+from llmfast.retrieval.pieces import sentences
+from llmfast.retrieval.store import words_of
 
 if TYPE_CHECKING:
     from llmfast.inference.llm import LLM
@@ -18,24 +21,10 @@ if TYPE_CHECKING:
 # The evidence (`Hit.evidence`) from which on a question is answered: on XQuAD 90 % of the questions whose paragraph is
 # in the index have it, and of those whose paragraph was taken out 15 % (docs/retrieval.md).
 THRESHOLD = 1.0
-SOURCES = 3  # pieces before the model
+SOURCES = 3  # pieces before the model at most
+RELEVANT = 0.6  # of the best one's evidence, which a piece needs to stand beside it: a small model answers from any
 REPLY_TOKENS = 200
 NOT_THERE = "That is not in the documents."
-SYSTEM = "Answer the question with a few words copied from the text."
-# Turns that show a small model the form: without them SmolLM2 135M writes essays, and its F1 on XQuAD is half.
-EXAMPLES = (
-    (
-        "The Eiffel Tower was completed in 1889 and is 330 metres tall. Gustave Eiffel's company built it for the "
-        "World's Fair.",
-        "When was the Eiffel Tower completed?",
-        "1889",
-    ),
-    (
-        "Bees gather nectar from flowers and turn it into honey, which they store in combs of wax for the winter.",
-        "What do bees store in combs of wax?",
-        "honey",
-    ),
-)
 
 
 @dataclass
@@ -100,7 +89,7 @@ class Questions:
             raise ValueError(f"sources must be at least 1, got {sources}")
         self.llm, self.index, self.threshold, self.where = llm, index, threshold, where
         self.most_sources = sources
-        self.conversation = Conversation(llm, SYSTEM, examples())
+        self.conversation = Conversation(llm)
         self._asked: list[str] = []
 
     def ask(self, question: str, max_new_tokens: int = REPLY_TOKENS, **settings: Any) -> Answer:
@@ -112,7 +101,8 @@ class Questions:
             hits = together if _evidence(together) > _evidence(hits) else hits
         if not hits or _evidence(hits) < self.threshold:
             return Answer(question, hits, [], None, "", iter([NOT_THERE]))
-        sources = self._fitting(hits[: self.most_sources], question, max_new_tokens)
+        near = [hit for hit in hits if hit.evidence >= RELEVANT * _evidence(hits)]
+        sources = self._fitting(near[: self.most_sources], question, max_new_tokens)
         prompt = turn([_shown(hit) for hit in sources], question)
         reply = self.conversation.say(prompt, max_new_tokens, **settings)
         self._asked.append(question)
@@ -134,20 +124,33 @@ def ask(llm: LLM, index: Index, question: str, max_new_tokens: int = REPLY_TOKEN
     return answer
 
 
-def examples() -> list[dict[str, str]]:
-    """The turns that every conversation begins with."""
-    pairs = [(turn([text], question), answer) for text, question, answer in EXAMPLES]
-    return [
-        {"role": role, "content": content}
-        for pair in pairs
-        for role, content in zip(("user", "assistant"), pair, strict=True)
-    ]
+def quotes(index: Index, answer: Answer) -> list[str]:
+    """For each source of an answer the sentence that has most to do with the question: by its vector, and by the share
+    of the question's words in it."""
+    parts = [[sentence for _, sentence in sentences(hit.text)] for hit in answer.sources]
+    every = [sentence for some in parts for sentence in some]
+    if not every:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a very long sentence the beginning counts
+        vectors = index.embedder.embed([answer.question, *every])
+    words = set(words_of(answer.question))
+    near = dict(zip(every, (vectors[1:] @ vectors[0]).tolist(), strict=True))
+
+    def evidence(sentence: str) -> float:
+        return near[sentence] + len(words & set(words_of(sentence))) / max(1, len(words))
+
+    return [max(some, key=evidence) for some in parts]
 
 
 def turn(texts: list[str], question: str) -> str:
-    """What a user says: the sources, numbered where there are several, and the question."""
+    """What a user says: the sources, numbered where there are several, and the question.
+
+    Nothing else: asked for a few words, or shown two examples of short answers, SmolLM2 135M answered with what the
+    examples said.
+    """
     numbered = texts if len(texts) == 1 else [f"[{number}] {text}" for number, text in enumerate(texts, start=1)]
-    return "Text: " + "\n\n".join(numbered) + f"\n\nQuestion: {question}"
+    return "\n\n".join([*numbered, f"Question: {question}"])
 
 
 def _shown(hit: Hit) -> str:

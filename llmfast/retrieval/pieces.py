@@ -76,6 +76,16 @@ def pieces_of(
         yield finished()
 
 
+def sentences(text: str) -> list[tuple[int, str]]:
+    """The sentences of a text, each with the character where it begins."""
+    found, start = [], 0
+    for match in re.finditer(r"[.!?][\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-Þ])|$", text):
+        if text[start : match.end()].strip():
+            found.append((start, text[start : match.end()].strip()))
+        start = match.end()
+    return found
+
+
 def _end_of(units: list[tuple[str, str, int]], most: int) -> list[tuple[str, str, int]]:
     """The last units that have no more than `most` tokens together."""
     kept: list[tuple[str, str, int]] = []
