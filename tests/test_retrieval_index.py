@@ -19,7 +19,6 @@ pytest.importorskip("pypdf")
 pytest.importorskip("bs4")
 from llmfast.files import locked
 from llmfast.retrieval import Index, index, sqlite_store
-from llmfast.retrieval.index import fused
 from llmfast.retrieval.store import shares, words_of
 
 TESTS = Path(__file__).parent
@@ -190,8 +189,12 @@ def test_empty_rows_are_given_back(tmp_path):
         assert names(found.search("short now", by=by))[0] == "a.txt"
 
 
-def test_fusion_prefers_what_both_rankings_have():
-    assert fused({1: 0.9, 2: 0.8}, {2: 7.0, 3: 5.0}) == pytest.approx({1: 1 / 11, 2: 1 / 12 + 1 / 11, 3: 1 / 12})
+def test_both_rankings_are_ordered_by_their_evidence(made):
+    found, _ = made
+    hits = found.search("the night train to Vienna", 9)
+    assert [hit.score for hit in hits] == sorted((hit.evidence for hit in hits), reverse=True)
+    assert index.evidence(0.5, 7.0, 0.25) == 0.75 and index.evidence(None, None, 0.5) == 0.5
+    assert index.evidence(-0.5, None, 0.25) == 0.25
 
 
 def test_the_share_of_words_weighs_rare_ones_more(made):
