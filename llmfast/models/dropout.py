@@ -1,8 +1,8 @@
 """Dropout (Srivastava et al., 2014) whose masks cost little on a CPU.
 
 PyTorch draws a mask there number by number, on one thread: 45 ms for 3 million, a third of a small model's training
-step. Here one draw of 64 random bits decides about four bfloat16 or two float32 numbers, and the mask is applied to their
-bits by integer arithmetic, which every CPU does a vector at a time.
+step. Here 64 random bits decide about four bfloat16 or two float32 numbers, and the mask is applied to their bits by
+integer arithmetic, which every CPU does a vector at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _drop(x: Tensor, p: float) -> Tensor:
     threshold = min(most, round(p * (most + 1)))
     words = torch.empty(-(-x.numel() * x.element_size() // 8), dtype=torch.int64).random_(-(2**63), None)
     words = words.view(integer)[: x.numel()].view(x.shape)
-    # The sign of (number - threshold) in all bits: ones where the element is dropped. In place, as the numbers are ours.
+    # The sign of number - threshold in all bits is ones where the element is dropped; in place, as the numbers are ours.
     kept = words.bitwise_and_(most).sub_(threshold).bitwise_right_shift_(8 * x.element_size() - 1).bitwise_not_()
     return _Keep.apply(x, kept, 1 / (1 - threshold / (most + 1)))
 
