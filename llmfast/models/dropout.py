@@ -31,7 +31,7 @@ def _drop(x: Tensor, p: float) -> Tensor:
     threshold = min(most, round(p * (most + 1)))
     words = torch.empty(-(-x.numel() * x.element_size() // 8), dtype=torch.int64).random_(-(2**63), None)
     words = words.view(integer)[: x.numel()].view(x.shape)
-    # The sign of number - threshold in all bits is ones where the element is dropped; in place, as the numbers are ours.
+    # All bits become the sign of number - threshold, ones where the element is dropped; in place, as all is ours.
     kept = words.bitwise_and_(most).sub_(threshold).bitwise_right_shift_(8 * x.element_size() - 1).bitwise_not_()
     return _Keep.apply(x, kept, 1 / (1 - threshold / (most + 1)))
 
