@@ -203,13 +203,14 @@ class Runner:
         prompt: list[int] | None = None,
         exact: bool = True,
         constrained: bool = False,
+        recordable: bool = True,
     ) -> Decoder:
         """A decoder for `batch` sequences of up to `capacity` tokens.
 
         `speculate` guesses so many tokens ahead. With `keep_recorded` a recorded decoder is kept for a later use: of at
         least the capacity, and until its `close`. A decoder of one sequence may hold what its `prompt` begins with:
-        with `exact` only as far as its bits are those of a prefill. `constrained` texts must have a form.
-        `ValueError` for what can't be combined.
+        with `exact` only as far as its bits are those of a prefill. `constrained` texts must have a form;
+        not `recordable` is a choice of tokens that asks Python. `ValueError` for what can't be combined.
         """
         if speculate and (not use_cache or self.packed() is None):
             raise ValueError("speculate needs the native decoder and its cache: a CPU, and the C++ backend")
@@ -223,7 +224,7 @@ class Runner:
                 decoder = NativeDecoder(packed, batch, capacity)
             return SpeculatingDecoder(decoder, speculate) if speculate or (constrained and batch == 1) else decoder
         model = self.model.eval()  # training it meanwhile has left dropout on
-        if constrained or cuda_graph.why_not(model) is not None:  # a graph can't ask a constraint
+        if not recordable or cuda_graph.why_not(model) is not None:
             return EagerDecoder(model, batch, capacity)
         return (
             self._recorded.take(model, batch, capacity) if keep_recorded else CudaGraphDecoder(model, batch, capacity)

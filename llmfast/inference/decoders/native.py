@@ -142,7 +142,7 @@ def chosen(logits: Tensor, best: Tensor, sampler: Sampler) -> Tensor:
     if sampler.seen is not None:
         return sampler.choose(logits)
     check_chosen(best)
-    if sampler.constraints is not None:
+    if sampler.constraints is not None or sampler.bias is not None:
         logits = sampler.possible(logits[:, : sampler.vocabulary])
         best = logits.argmax(-1)
     if sampler.settings.temperature == 0:
