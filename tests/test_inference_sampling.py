@@ -179,7 +179,7 @@ def test_the_native_sampler_draws_the_same_token_at_the_ends_of_shares(uniform):
     expected = draw(QUARTERS, torch.tensor([uniform], dtype=torch.float64))
     number = torch.tensor([uniform], dtype=torch.float64)
     logits = torch.where(QUARTERS > 0, QUARTERS.log(), -200.0)  # whose probability float32 rounds to zero
-    assert torch.equal(torch.ops.llmfast.sample(logits, 6, 1.0, 0, 1.0, 0.0, number), expected)
+    assert torch.equal(torch.ops.llmfast.sample(logits, 6, 1.0, 0, 1.0, 0.0, number, None), expected)
 
 
 def test_each_row_draws_from_its_own_generator():

@@ -87,7 +87,7 @@ class Conversation:
         max_new_tokens: int = 512,
         stop: str | list[str] | None = None,
         seed: int | None = None,
-        speculate: int = 0,
+        speculate: int | None = None,
         logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,

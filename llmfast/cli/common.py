@@ -60,9 +60,8 @@ def sampling_options(temperature: float) -> Callable[[Callable[..., None]], Call
         click.option(
             "--speculate",
             type=click.IntRange(0, 15),
-            default=0,
             metavar="K",
-            help="Guess up to K tokens ahead: the same text.",
+            help="Guess up to K tokens ahead: the same text. By default as many as pay.",
         ),
     ]
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)

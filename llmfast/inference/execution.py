@@ -198,7 +198,7 @@ class Runner:
         batch: int,
         capacity: int,
         use_cache: bool = True,
-        speculate: int = 0,
+        speculate: int | None = 0,
         keep_recorded: bool = False,
         prompt: list[int] | None = None,
         exact: bool = True,
@@ -207,7 +207,7 @@ class Runner:
     ) -> Decoder:
         """A decoder for `batch` sequences of up to `capacity` tokens.
 
-        `speculate` guesses so many tokens ahead. With `keep_recorded` a recorded decoder is kept for a later use: of at
+        `speculate` guesses so many tokens ahead, None as many as pay, where it can. With `keep_recorded` a recorded decoder is kept for a later use: of at
         least the capacity, and until its `close`. A decoder of one sequence may hold what its `prompt` begins with:
         with `exact` only as far as its bits are those of a prefill. `constrained` texts must have a form;
         not `recordable` is a choice of tokens that asks Python. `ValueError` for what can't be combined.
@@ -222,7 +222,8 @@ class Runner:
                 decoder: NativeDecoder = self.prefixes.take(packed, prompt, capacity, exact)
             else:
                 decoder = NativeDecoder(packed, batch, capacity)
-            return SpeculatingDecoder(decoder, speculate) if speculate or (constrained and batch == 1) else decoder
+            wanted = speculate or (batch == 1 and (constrained or speculate is None))
+            return SpeculatingDecoder(decoder, speculate) if wanted else decoder
         model = self.model.eval()  # training it meanwhile has left dropout on
         if not recordable or cuda_graph.why_not(model) is not None:
             return EagerDecoder(model, batch, capacity)

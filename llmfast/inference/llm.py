@@ -144,7 +144,7 @@ class LLM:
         num_return_sequences: int = 1,
         truncate: bool = False,
         use_cache: bool = True,
-        speculate: int = 0,
+        speculate: int | None = None,
         logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,
@@ -164,7 +164,8 @@ class LLM:
         same text. `NonFiniteLogits` where the model gives no probabilities to choose by.
 
         `speculate=k` guesses up to k tokens ahead from what the text has said before, and checks them in one step: the
-        same text, sooner where it repeats itself (one sequence, generating natively).
+        same text, sooner where it repeats itself (one sequence, generating natively). By default as many as pay, by
+        the clock; 0 guesses none.
 
         With `logprobs=n` every text becomes a `Generation`: the same text, the log-probability of each token, and the n
         likeliest at its place (0 to 100). `logit_bias` adds to the logits of some tokens, {id: from -10000 to 10000};
@@ -252,7 +253,7 @@ class LLM:
         seed: int | None = None,
         truncate: bool = False,
         use_cache: bool = True,
-        speculate: int = 0,
+        speculate: int | None = None,
         logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,
@@ -283,7 +284,7 @@ class LLM:
         stop: str | list[str] | None = None,
         seed: int | None = None,
         stream: bool = False,
-        speculate: int = 0,
+        speculate: int | None = None,
         logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,
@@ -319,7 +320,7 @@ class LLM:
         settings: SamplingSettings,
         stop: str | list[str] | None = None,
         seed: int | None = None,
-        speculate: int = 0,
+        speculate: int | None = None,
         logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,
@@ -338,7 +339,7 @@ class LLM:
         settings: SamplingSettings,
         stop: str | list[str] | None,
         seed: int | None,
-        speculate: int,
+        speculate: int | None,
         logprobs: int | None,
         constraints: list[Constraint] | None,
         truncate: bool = False,
@@ -434,7 +435,7 @@ class LLM:
         seed: int | None,
         truncate: bool,
         use_cache: bool,
-        speculate: int,
+        speculate: int | None,
         finished: Collection[int] = (),
         vocabulary: int | None = None,
         constraints: list[Constraint] | None = None,
@@ -448,7 +449,7 @@ class LLM:
         """
         context = self.config.context
         count = whole_number("max_new_tokens", max_new_tokens, least=0)
-        guesses = whole_number("speculate", speculate, least=0, most=MOST_GUESSES)
+        guesses = None if speculate is None else whole_number("speculate", speculate, least=0, most=MOST_GUESSES)
         if seed is not None:
             seed = whole_number("seed", seed, least=0, most=2**63 - 1)
         longest = max(map(len, prompts))

@@ -127,6 +127,10 @@ class Sampler:
         ids, more = self.bias
         return logits.float().index_copy(1, ids, (logits[:, ids].float() + more).clamp(min=RULED_OUT))
 
+    def masks(self) -> Tensor | None:
+        """Which tokens the constraints allow, a bit each: (B, words) int32, or None where there are none."""
+        return None if self.constraints is None else torch.stack([each.mask() for each in self.constraints])
+
     def accept(self, tokens: Tensor) -> None:
         """Tells the constraints what was chosen, (B,) int64."""
         for constraint, token in zip(self.constraints or (), tokens.tolist(), strict=self.constraints is not None):
