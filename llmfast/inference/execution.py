@@ -25,6 +25,7 @@ from llmfast.inference.decoders import (
     DecoderPool,
     EagerDecoder,
     EagerReader,
+    KeepingDecoder,
     NativeDecoder,
     NativeModel,
     NativeReader,
@@ -230,6 +231,11 @@ class Runner:
         return (
             self._recorded.take(model, batch, capacity) if keep_recorded else CudaGraphDecoder(model, batch, capacity)
         )
+
+    def scorer(self, sequence: list[int], step: int) -> KeepingDecoder | None:
+        """A native decoder that may hold what `sequence` begins with, or None; until its `close`."""
+        packed = self.packed()
+        return None if packed is None else self.prefixes.take_to_score(packed, sequence, step)
 
     def reader(self) -> Reader:
         """What runs the model over tokens that are given."""

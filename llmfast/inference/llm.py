@@ -29,6 +29,8 @@ from llmfast.inference.scoring import (
     Window,
     half_overlapping,
     predictions,
+    score_on,
+    step_of,
     windows,
 )
 from llmfast.inference.text import TextStream, TextWriter, stop_strings
@@ -404,20 +406,32 @@ class LLM:
 
         The first token is predicted from `start_token`, where the model has one. Texts longer than the context are
         scored in windows that overlap by half, so that every token sees at least half a context. `NonFiniteLogits`
-        where the model gives no probabilities.
+        where the model gives no probabilities. Natively, what a text has in common with one scored before is not
+        computed again.
         """
         if isinstance(text, Tensor) and text.ndim != 1:
             raise ValueError(f"score takes one text: ids of shape (T,), got {tuple(text.shape)}")
         ids = self._check_ids(text)[0] if isinstance(text, Tensor) else self._encode(text)
         start = self.start_token
         sequence = ids if start is None else [start, *ids]
+        values = self._log_probabilities(sequence)
+        unpredicted = torch.full((len(ids) - sum(map(len, values)),), float("nan"))
+        return Score(ids, torch.cat([unpredicted, *values]))
+
+    def _log_probabilities(self, sequence: list[int]) -> list[Tensor]:
+        """Of all tokens but the first, in pieces."""
         context = self.config.context
+        if 2 <= len(sequence) <= context + 1:
+            with self.using_backend():
+                scorer = self.runner.scorer(sequence[:-1], step_of(self.config.vocab_size))
+                if scorer is not None:
+                    with contextlib.closing(scorer):
+                        return [score_on(scorer, sequence)]
         pieces = windows(sequence, context, half_overlapping(context))
         values: list[Tensor] = [torch.empty(0)] * len(pieces)
         for index, prediction in self.predictions(pieces):
             values[index] = prediction.log_probabilities
-        unpredicted = torch.full((len(ids) - sum(map(len, values)),), float("nan"))
-        return Score(ids, torch.cat([unpredicted, *values]))
+        return values
 
     def predictions(
         self, windows: Sequence[Window], tokens_per_batch: int = TOKENS_AT_ONCE, progress: Progress | None = None
