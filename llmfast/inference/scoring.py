@@ -132,12 +132,12 @@ def step_of(vocabulary: int) -> int:
 def score_on(decoder: KeepingDecoder, sequence: list[int]) -> Tensor:
     """The log-probabilities of the tokens of `sequence` after the first, (len(sequence) - 1,) float32, of which the
     decoder remembers those that it has scored before, and computes the rest."""
-    found, targets = [], torch.tensor(sequence[1:])
-    for logits in decoder.read_on(sequence[:-1], step_of(decoder.model.config.vocab_size)):
-        if not found:
-            found.append(decoder.log_probabilities[: decoder.kept].clone())
-        start = sum(map(len, found))
+    targets = torch.tensor(sequence[1:])
+    remembered, rest = decoder.read_on(sequence[:-1], step_of(decoder.model.config.vocab_size))
+    found, start = [remembered], len(remembered)
+    for logits in rest:
         found.append(log_probabilities(logits, targets[start : start + len(logits), None]))
+        start += len(logits)
     scored = torch.cat(found)
     decoder.log_probabilities = scored[:-1]
     return scored

@@ -80,13 +80,18 @@ class KeepingDecoder(NativeDecoder):
         shared = min(shared_beginning(self.tokens, sequence) - 1, len(self.log_probabilities), self._prefilled)
         return same_bits(shared, len(sequence), step) if shared > 0 and self.threads == thread_count() else 0
 
-    def read_on(self, sequence: list[int], step: int) -> Iterator[Tensor]:
-        """The logits (n, V) after every token of `sequence` that is not held, up to `step` at a time, a multiple of
-        `QUERIES_PER_TASK`; `kept` says how many are."""
-        start = self.kept = self.scorable(sequence, step)
-        self.rewind(start)
-        if start == 0:
+    def read_on(self, sequence: list[int], step: int) -> tuple[Tensor, Iterator[Tensor]]:
+        """The log-probabilities (n,) of the tokens after the first that it remembers, and the logits (…, V) after every
+        token from the n-th on, up to `step` at a time, a multiple of `QUERIES_PER_TASK`."""
+        self.kept = self.scorable(sequence, step)
+        remembered = self.log_probabilities[: self.kept]
+        self.rewind(self.kept)
+        if self.kept == 0:
             self.threads = thread_count()
+        return remembered, self._read(sequence, step)
+
+    def _read(self, sequence: list[int], step: int) -> Iterator[Tensor]:
+        start = self.kept
         while start < len(sequence):
             end = min(len(sequence), (start // step + 1) * step)
             yield self.step_block(torch.tensor(sequence[start:end]))
