@@ -205,7 +205,7 @@ def _start_generate(
         llm = llm_of(model, entry, device)
 
         def call(_: None = None) -> Tensor:
-            return llm.generate(ids, max_new_tokens=new, temperature=0, use_cache=cache)
+            return llm.generate(ids, max_new_tokens=new, temperature=0, use_cache=cache, speculate=0)
 
         # Other precisions may choose other tokens; their logits are checked where they are decoded.
         checked = check_text(own, call(), expected) if entry.precision == "fp32" else None
