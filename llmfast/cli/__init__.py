@@ -16,6 +16,8 @@ import llmfast
 VERBS = (
     "generate",
     "chat",
+    "index",
+    "embed",
     "get",
     "train",
     "data",

@@ -42,6 +42,8 @@ def load(
     place = device_of(device)
     check_precision(precision, place)
     source = stream(locate_model(name))
+    if not source.config.generates:
+        raise ValueError(f"{name} is an encoder, which turns text into vectors and writes none: see llmfast.Embedder")
     with chosen_backend(backend):
         run = Execution.of(source, precision, place)
     tokenizer, ends = load_tokenizer(source.path), end_tokens(source.path)
