@@ -33,15 +33,18 @@ def kinds_of(config: ModelConfig) -> dict[str, str]:
 class MasterWeights:
     """The float32 weights of `model`, whole in every process, whose parameters become views of one buffer in `dtype`.
 
-    A tied head is the embedding, under the embedding's name. `flat` hands out what an element-wise optimizer needs,
-    `matrices` what one needs that knows rows and columns; both are parts of the same buffers.
+    What takes no gradients is left out, and only rounded. A tied head is the embedding, under the embedding's name.
+    `flat` hands out what an element-wise optimizer needs, `matrices` what one needs that knows rows and columns; both
+    are parts of the same buffers.
     """
 
     gradient_scale = 1.0  # what the shares of the loss are multiplied by
 
-    def __init__(self, model: LanguageModel, dtype: torch.dtype = torch.float32):
-        named = list(model.named_parameters())
-        self.kinds = kinds_of(model.config)
+    def __init__(
+        self, model: LanguageModel, dtype: torch.dtype = torch.float32, kinds: Mapping[str, str] | None = None
+    ):
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.kinds = kinds_of(model.config) if kinds is None else kinds
         named.sort(key=lambda item: KINDS.index(self.kinds[item[0]]))  # stable: within a kind in the model's order
         self.slices: dict[str, slice] = {}
         self.shapes: dict[str, torch.Size] = {}
