@@ -10,10 +10,28 @@ from llmfast.models.architecture import Rotary
 
 
 class Linear(nn.Linear):
-    """x Wᵀ + b, with the activation fused in."""
+    """x Wᵀ + b, with the activation fused in. An `adapter` is a module that adds its own to the product before that:
+    (x, x Wᵀ + b) -> (..., N)."""
+
+    adapter: nn.Module | None
+
+    def __init__(self, within: int, out: int, bias: bool = True):
+        super().__init__(within, out, bias)
+        self.register_module("adapter", None)
 
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        return ops.linear(x, self.weight, self.bias, activation)
+        if self.adapter is None:
+            return ops.linear(x, self.weight, self.bias, activation)
+        return activated(self.adapter(x, ops.linear(x, self.weight, self.bias)), activation)
+
+
+def activated(x: Tensor, activation: str | None) -> Tensor:
+    """One of `ops.ACTIVATIONS` by itself, or none."""
+    if activation is None:
+        return x
+    if activation == "silu":
+        return nn.functional.silu(x)
+    return ops.gelu(x, "none" if activation == "gelu" else "tanh")
 
 
 class AddLayerNorm(nn.LayerNorm):
