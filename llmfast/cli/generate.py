@@ -37,6 +37,7 @@ def generate(
     backend: str,
     precision: str,
     device: str,
+    adapter: str | None,
     samples: int,
     cache: bool,
     stop: tuple[str, ...],
@@ -46,7 +47,7 @@ def generate(
     """Continue PROMPT (- reads it from stdin). The text streams to stdout, the speed goes to stderr."""
     if prompt == "-":
         prompt = sys.stdin.read()
-    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device, adapter=adapter)
     settings |= {"stop": list(stop), "use_cache": cache}
     if as_json:
         start = time.perf_counter()

@@ -98,7 +98,8 @@ def _task(path: Path, record: Record, settings: DataSettings) -> str:
     """What a file is for, by the names of the fields of its first row."""
     form = form_of(record.fields)
     if form is not None and not settings.label_field:
-        if form == "text" and any(name.lower() in labels.LABEL_NAMES for name in record.fields):
+        table = path.suffix in (".csv", ".tsv") and len(record.fields) == 2
+        if form == "text" and (table or labels.looks_labelled(record.fields)):
             return "classify"
         return "text" if form == "text" else "chat"
     if path.suffix in (".csv", ".tsv") or settings.label_field or labels.looks_labelled(record.fields):

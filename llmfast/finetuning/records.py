@@ -63,9 +63,7 @@ def _table(path: Path, text: str) -> Iterator[Record]:
         if len(set(header)) < len(header) or not all(header):
             raise ValueError(f"{path}: its header must name each column once, got {', '.join(header) or 'nothing'}")
         if len(header) == 1:
-            raise ValueError(
-                f"{path}: its header has one column, {header[0]!r:.80}; is it separated by something else?"
-            )
+            raise ValueError(f"{path}: its header has one column, {header[0]!r:.80}: is it separated otherwise?")
         end = rows.line_num
         for row in rows:
             start, end = end + 1, rows.line_num

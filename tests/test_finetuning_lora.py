@@ -1,0 +1,95 @@
+"""Low-rank adapters: their formula, where they are, and what takes gradients."""
+
+import pytest
+import torch
+from conftest import BACKENDS
+from test_weights_adapter import GPT2, IDS, LLAMA
+
+import llmfast
+from llmfast.finetuning import lora
+from llmfast.models import GPT, Llama
+from llmfast.models.layers import Linear
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("activation", [None, "silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("backend", ["pytorch", "auto"])
+def test_a_layer_adds_the_scaled_product_before_its_activation(activation, backend):
+    torch.manual_seed(0)
+    layer = Linear(6, 10)
+    layer.adapter = lora.LowRank(6, 10, 2, 1.5)
+    torch.nn.init.normal_(layer.adapter.b)
+    x = torch.randn(4, 6, requires_grad=True)
+    merged = layer.weight + 1.5 * layer.adapter.b @ layer.adapter.a
+    with llmfast.use_backend(backend):
+        expected = llmfast.ops.linear(x, merged, layer.bias, activation)
+        torch.testing.assert_close(layer(x, activation), expected)
+        grads = [torch.autograd.grad(y.square().sum(), [x, layer.adapter.a], retain_graph=True) for y in
+                 (expected, layer(x, activation))]  # fmt: skip
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("family", "config"), [(GPT, GPT2), (Llama, LLAMA)])
+def test_only_adapters_take_gradients_and_at_first_they_change_nothing(family, config):
+    torch.manual_seed(0)
+    model = family(config).eval()
+    with torch.no_grad():
+        before = model(IDS)
+    lora.put_in(model, lora.targets(config, "all"), 4, 8.0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS), before)
+    model.loss(IDS, IDS).backward()
+    took = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert took == {name for name in model.state_dict() if ".adapter." in name}
+    matrices = [p for p in config.parameters() if p.is_matrix and p.block is not None]
+    assert len(took) == 2 * len(matrices)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(4 * sum(p.shape) for p in matrices)
+    assert set(lora.pairs_of(model.state_dict())) == {p.name for p in matrices}
+    restored = lora.state_of(lora.pairs_of(model.state_dict()))
+    assert all(torch.equal(restored[name], model.state_dict()[name]) for name in took)
+
+
+def test_a_linear_layer_makes_no_gradient_for_a_frozen_weight():
+    """W's gradient is as much work as the layer itself."""
+    if ("cpp", "cpu") not in BACKENDS:
+        pytest.skip("the C++ kernels are not built")
+    asked = []
+    operator = torch.ops.llmfast.linear_backward.default
+    layer = Linear(6, 10).requires_grad_(False)
+    layer.adapter = lora.LowRank(6, 10, 2, 1.0)
+    x = torch.randn(3, 6, requires_grad=True)
+    y = layer(x)
+
+    class Recording(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function == operator:
+                asked.append((tuple(args[2].shape), args[5:8]))
+            return function(*args, **(kwargs or {}))
+
+    with Recording():
+        y.sum().backward()
+    by_shape = {shape: tuple(needs) for shape, needs in asked}
+    assert by_shape[(10, 6)] == (True, False, False)
+    assert by_shape[(2, 6)] == (True, True, False)
+
+
+def test_targets_are_roles_or_groups_of_them():
+    roles = lambda names, config: [p.role for p in lora.targets(config, names) if p.block == 0]  # noqa: E731
+    assert roles("attention", GPT2) == ["query_key_value", "attention_out"]
+    assert roles("mlp", LLAMA) == ["gate", "up", "mlp_out"]
+    assert roles("query, value", LLAMA) == ["query", "value"]
+    with pytest.raises(ValueError, match="no layers 'query' to adapt; it has attention, mlp, all, query_key_value"):
+        lora.targets(GPT2, "query")
+
+
+def test_dropout_is_of_training_alone():
+    torch.manual_seed(0)
+    layer = lora.LowRank(50, 10, 4, 1.0, dropout=0.5)
+    torch.nn.init.normal_(layer.b)
+    x, nothing = torch.randn(3, 50), torch.zeros(3, 10)
+    layer.eval()
+    assert torch.equal(layer(x, nothing), layer(x, nothing))
+    layer.train()
+    assert not torch.equal(layer(x, nothing), layer(x, nothing))
