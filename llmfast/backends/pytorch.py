@@ -244,7 +244,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grads = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=True))
             return (*(next(grads) if need else None for need in needed), None, None)
         row_scale = torch.where(counted, grad_loss / count, 0.0)
-        dweight = torch.zeros_like(weight, dtype=torch.float32)
+        dweight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         dhidden = []
         for start in range(0, hidden.shape[0], ctx.rows):
             chunk = slice(start, start + ctx.rows)
@@ -254,5 +254,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dlogits.scatter_add_(1, targets[chunk, None], -torch.ones_like(lse[chunk, None]))
             dlogits = dlogits.mul_(row_scale[chunk, None]).to(weight.dtype)
             dhidden.append(dlogits @ weight)
-            dweight += (dlogits.T @ hidden[chunk]).float()
-        return (torch.cat(dhidden) if dhidden else torch.zeros_like(hidden)), dweight.to(weight.dtype), None, None
+            if dweight is not None:
+                dweight += (dlogits.T @ hidden[chunk]).float()
+        gathered = torch.cat(dhidden) if dhidden else torch.zeros_like(hidden)
+        return gathered, None if dweight is None else dweight.to(weight.dtype), None, None

@@ -11,11 +11,15 @@ from typing import Any
 
 import click
 import torch
+from rich.console import Console
+from rich.text import Text
 
 from llmfast.cli.common import common_options, fail
 from llmfast.cli.train import pair
 from llmfast.finetuning.configuration import METHODS, TASKS, FinetuningConfig
+from llmfast.finetuning.preview import Preview, preview
 from llmfast.finetuning.run import finetune as run_finetuning
+from llmfast.training.display import duration
 from llmfast.training.trainer import Diverged
 
 
@@ -33,6 +37,7 @@ from llmfast.training.trainer import Diverged
 @click.option(
     "--parallel", type=click.Choice(["none", "ddp"]), default="none", show_default=True, help="Under torchrun."
 )
+@click.option("--dry-run", is_flag=True, help="Show examples as the model sees them, memory and time; then stop.")
 @click.option("--print-config", is_flag=True, help="Print every setting as TOML, with its meaning, and stop.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print how the run ended as one JSON object.")
@@ -45,6 +50,7 @@ def finetune(
     settings: tuple[str, ...],
     resume: bool,
     parallel: str,
+    dry_run: bool,
     print_config: bool,
     quiet: bool,
     as_json: bool,
@@ -59,6 +65,11 @@ def finetune(
     changes |= {name: value for name, value in short.items() if value is not None}
     if print_config:
         click.echo(FinetuningConfig.configure(None, settings_file, changes).to_toml())
+        return
+    if dry_run:
+        if model is None or file is None:
+            raise ValueError("name a model and a file to look at: llmfast finetune MODEL FILE --dry-run")
+        show(preview(model, file, FinetuningConfig.configure(None, settings_file), changes))
         return
     if out is None:
         raise ValueError("name the directory to write: --out DIR")
@@ -83,6 +94,24 @@ def finetune(
         click.echo(json.dumps(dataclasses.asdict(outcome)))
     if outcome.interrupted is not None:
         sys.exit(128 + outcome.interrupted)
+
+
+def show(found: Preview) -> None:
+    """What counts in the loss stands out in green; without colours, between ⟦ and ⟧."""
+    console = Console(highlight=False)
+    for number, example in enumerate(found.examples):
+        text = Text(f"{number + 1}. ", style="bold")
+        for piece, counts in example:
+            marked = piece if console.is_terminal or not counts else f"⟦{piece}⟧"
+            text.append(marked, style="bold green" if counts else "not bold dim")
+        if found.labels:
+            text.append(f"  → {found.labels[number]}", style="bold green")
+        console.print(text, soft_wrap=True)
+    for line in found.lines:
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text(f"{found.padding:.1%} of what is computed pads rows (examples of like length share a batch)"))
+    console.print(Text(f"memory: about {found.memory}"), soft_wrap=True)
+    console.print(Text(f"time: about {duration(found.seconds)} of training, without evaluations"))
 
 
 def _resume_command(out: Path) -> str:

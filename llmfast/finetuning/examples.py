@@ -81,6 +81,14 @@ class ExampleLoader:
         mine += [NOTHING] * (math.ceil(len(chosen) / self.world_size) - len(mine))
         return padded(mine, self.padding)
 
+    def tokens_per_epoch(self) -> int:
+        """Of the first epoch, with those that pad rows."""
+        return sum(len(batch) * int(self._lengths[batch].max()) for batch in self._batches(0))
+
+    def padding_share(self) -> float:
+        """The share of these that pads rows."""
+        return 1 - int(self._lengths.sum()) / self.tokens_per_epoch()
+
     def _batches(self, epoch: int) -> list[np.ndarray]:
         """The examples of an epoch's batches, in its order."""
         if epoch not in self._epochs:

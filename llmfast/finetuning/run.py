@@ -249,12 +249,19 @@ class Finetuning(Loop):
         self.frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
         self.frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.padding = task.tokenizer.end_of_text or 0
-        loader = ExampleLoader(
+        self.loader = ExampleLoader(
             self.examples.train, config.data.batch_size, config.run.seed, group.rank, group.world_size, self.padding
         )
         dropout = settings.lora_dropout > 0 or model.config.without_dropout() != model.config
         trainer = Trainer(
-            config, model, loader, trained | kinds_of(model.config), self.method, group, self.loss_of(model), dropout
+            config,
+            model,
+            self.loader,
+            trained | kinds_of(model.config),
+            self.method,
+            group,
+            self.loss_of(model),
+            dropout,
         )
         self.before: dict[str, Any] = {}
         super().__init__(config, trainer, Report(trainer, out, peak_memory, quiet), out, interruption, command)
@@ -273,30 +280,35 @@ class Finetuning(Loop):
 
     # --- what the loop asks ---------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def description(self) -> list[str]:
+        """What is trained, on how much, in words."""
         config, examples, model = self.config, self.examples, self.trainer.model
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        longest = max(len(example.ids) for example in examples.train)
-        rows = -(-config.data.batch_size // config.data.accumulation // self.group.world_size)
-        expected = memory.estimate(
-            model.config,
-            rows,
-            longest,
-            config.optimization.optimizer,
-            self.dtype,
-            self.group.device,
-            config.run.activation_checkpointing,
-            trained=trained,
-            frozen_bytes=self.frozen_bytes,
-        )
-        lines = [
+        return [
             f"{config.method.method}: {trained:,} parameters are trained, {self.frozen:,} are frozen "
             f"({trained / (trained + self.frozen):.2%} are trained)",
             examples.lengths(),
             f"{config.run.steps:,} steps of {config.data.batch_size} examples: "
             f"{config.run.steps * config.data.batch_size / len(examples.train):.1f} epochs",
         ]
-        self.report.begin([*examples.notes, *lines], expected)
+
+    def expected_memory(self) -> memory.MemoryEstimate:
+        """With the longest examples in one batch."""
+        config, model = self.config, self.trainer.model
+        return memory.estimate(
+            model.config,
+            -(-config.data.batch_size // config.data.accumulation // self.group.world_size),
+            max(len(example.ids) for example in self.examples.train),
+            config.optimization.optimizer,
+            self.dtype,
+            self.group.device,
+            config.run.activation_checkpointing,
+            trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            frozen_bytes=self.frozen_bytes,
+        )
+
+    def begin(self) -> None:
+        self.report.begin([*self.examples.notes, *self.description()], self.expected_memory())
         if self.trainer.steps_done == 0 and not self.before:
             self.before = self.measured()
             for part, figures in self.before.items():

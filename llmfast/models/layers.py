@@ -10,8 +10,8 @@ from llmfast.models.architecture import Rotary
 
 
 class Linear(nn.Linear):
-    """x Wᵀ + b, with the activation fused in. An `adapter` is a module that adds its own to the product before that:
-    (x, x Wᵀ + b) -> (..., N)."""
+    """x Wᵀ + b, with the activation fused in. An `adapter` is a module that adds its own to the product before that: it
+    is called with x and the function that multiplies it, and gives (..., N)."""
 
     adapter: nn.Module | None
 
@@ -22,7 +22,10 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
         if self.adapter is None:
             return ops.linear(x, self.weight, self.bias, activation)
-        return activated(self.adapter(x, ops.linear(x, self.weight, self.bias)), activation)
+        return activated(self.adapter(x, self.product), activation)
+
+    def product(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
 
 
 def activated(x: Tensor, activation: str | None) -> Tensor:
