@@ -12,6 +12,9 @@ import llmfast
 from llmfast.finetuning import lora
 from llmfast.models import GPT, Llama
 from llmfast.models.layers import Linear
+from llmfast.training.weights import rounded
+from llmfast.weights.checkpoint import stream
+from llmfast.weights.loading import module_of, quantized_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,3 +131,38 @@ def test_gradients_are_those_of_the_plain_formula_also_when_blocks_are_computed_
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "q4_1"])
+@pytest.mark.parametrize(("family", "config"), [(GPT, GPT2), (Llama, LLAMA)])
+def test_adapters_beside_quantised_weights_learn_as_beside_the_floats_that_they_stand_for(
+    precision, family, config, tmp_path
+):
+    torch.manual_seed(0)
+    family(config).save_pretrained(tmp_path)
+    source = stream(tmp_path)
+    models = quantized_module(source, precision, torch.float32), module_of(source, torch.float32, precision)
+    found = []
+    for model in models:
+        torch.manual_seed(1)
+        lora.put_in(model, lora.targets(config, "all"), 4, 8.0)
+        for name, parameter in model.named_parameters():
+            if ".adapter.b" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        loss = model.loss(IDS, IDS)
+        loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None} | {"loss": loss})
+    assert found[0].keys() == found[1].keys() and all(".adapter." in n or n == "loss" for n in found[0])
+    for name, expected in found[1].items():
+        torch.testing.assert_close(found[0][name], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_only_floats_are_rounded(tmp_path):
+    torch.manual_seed(0)
+    GPT(GPT2).save_pretrained(tmp_path)
+    model = quantized_module(stream(tmp_path), "q4_1", torch.float32)
+    before = {name: p.dtype for name, p in model.named_parameters()}
+    rounded(model, torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        part = name.rpartition(".")[2] in ("values", "scale", "minimum")
+        assert parameter.dtype == (before[name] if part else torch.bfloat16), name

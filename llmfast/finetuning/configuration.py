@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from llmfast.quantization.plan import PRECISIONS
 from llmfast.training.configuration import OptimizationSettings, RunSettings
 from llmfast.training.settings import Configuration, setting
 
@@ -28,6 +29,11 @@ class MethodSettings:
     rslora: bool = setting(False, "by alpha / √rank instead")
     lora_dropout: float = setting(0.0, "of what adapters are given", least=0, below=1)
     targets: str = setting("all", "layers that get adapters: all, attention, mlp, or roles such as query,value")
+    base: str = setting(
+        "floats",
+        "frozen weights are floats, or stay in 8 or 4 bits: q4_1 is what a GGUF file in Q4_1 holds",
+        options=("floats", *PRECISIONS),
+    )
     layers: int = setting(2, "how many blocks last-layers trains, with the final norm", least=1)
 
 

@@ -49,7 +49,7 @@ from llmfast.training.weights import kinds_of
 from llmfast.weights.adapter import CONFIG, WEIGHTS
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.fetching import KNOWN
-from llmfast.weights.loading import module_of
+from llmfast.weights.loading import module_of, quantized_module
 from llmfast.weights.locate import EMBEDDED, locate_model
 from llmfast.weights.quantizing import TRAINING
 from llmfast.weights.saving import copy_tokenizer
@@ -175,6 +175,8 @@ def resolved(config: FinetuningConfig, examples: Examples, group: Processes) -> 
         changes["task"] = examples.task
     if config.method.method == "head" and examples.task != "classify":
         raise ValueError("the method head trains a classifier's head: it needs --task classify")
+    if config.method.base != "floats" and config.method.method not in ("lora", "head"):
+        raise ValueError(f"the weights that {config.method.method} trains must be floats, not {config.method.base}")
     if config.run.precision == "auto":
         changes["precision"] = best_precision(group.device)
     if config.optimization.lr == 0:
@@ -241,7 +243,10 @@ class Finetuning(Loop):
         peak_memory = memory.Peak(group.device)
         self.method: Method = BY_NAME[settings.method](settings, task.source, record.model, task.source.path)
         torch.manual_seed(config.run.seed)
-        model = module_of(task.source, torch.float32 if self.method.whole_weights else self.dtype)
+        if settings.base != "floats":
+            model = quantized_module(task.source, settings.base, self.dtype)
+        else:
+            model = module_of(task.source, torch.float32 if self.method.whole_weights else self.dtype)
         self.method.apply(model)
         if self.examples.labels:
             classifier.add_head(model, len(self.examples.labels))

@@ -6,35 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from llmfast import ops
+from llmfast.adapting import Adaptable
 from llmfast.models.architecture import Rotary
 
 
-class Linear(nn.Linear):
-    """x Wᵀ + b, with the activation fused in. An `adapter` is a module that adds its own to the product before that: it
-    is called with x and the function that multiplies it, and gives (..., N)."""
-
-    adapter: nn.Module | None
+class Linear(Adaptable, nn.Linear):
+    """x Wᵀ + b, with the activation fused in."""
 
     def __init__(self, within: int, out: int, bias: bool = True):
         super().__init__(within, out, bias)
         self.register_module("adapter", None)
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        if self.adapter is None:
-            return ops.linear(x, self.weight, self.bias, activation)
-        return activated(self.adapter(x, self.product), activation)
-
-    def product(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
-
-
-def activated(x: Tensor, activation: str | None) -> Tensor:
-    """One of `ops.ACTIVATIONS` by itself, or none."""
-    if activation is None:
-        return x
-    if activation == "silu":
-        return nn.functional.silu(x)
-    return ops.gelu(x, "none" if activation == "gelu" else "tanh")
+    def product(self, x: Tensor, activation: str | None = None) -> Tensor:
+        return ops.linear(x, self.weight, self.bias, activation)
 
 
 class AddLayerNorm(nn.LayerNorm):

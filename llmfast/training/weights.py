@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llmfast.models import LanguageModel, ModelConfig
+from llmfast.quantization.modules import Quantized
 from llmfast.training.processes import Processes
 
 KINDS = ("matrix", "embedding", "vector")
@@ -28,6 +29,15 @@ def kinds_of(config: ModelConfig) -> dict[str, str]:
     """Of each parameter by name: "matrix" of a block, "embedding" (or head), or "vector", a norm's or a bias."""
     several = {p.name: "embedding" if p.block is None else "matrix" for p in config.parameters()}
     return several | {p.name: "vector" for p in config.parameters() if len(p.shape) < 2}
+
+
+def rounded(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    """The model with its floats in `dtype`, in place; what stands for quantised weights stays as it is."""
+    parts = {part for module in model.modules() if isinstance(module, Quantized) for part in module.parts.values()}
+    for parameter in model.parameters():
+        if parameter not in parts:
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 class MasterWeights:
@@ -59,7 +69,7 @@ class MasterWeights:
         self._rounded = dtype != torch.float32
         self._copy = self.values.to(dtype)  # the same tensor where there is nothing to round
         self._copy_gradients = self.gradients.to(dtype)
-        self.model = model.to(dtype)
+        self.model = rounded(model, dtype)
         for name, parameter in named:
             parameter.data = self._view(self._copy, name)
             parameter.grad = self._view(self._copy_gradients, name)  # backward adds to it
