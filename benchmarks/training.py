@@ -31,8 +31,9 @@ from llmfast.files import write_atomic
 from llmfast.training.configuration import TrainingConfig, configure
 from llmfast.training.dataset import TokenDataset
 from llmfast.training.prepare import prepare
+from llmfast.training.pretraining import new_trainer
 from llmfast.training.run import train
-from llmfast.training.trainer import Trainer, best_precision
+from llmfast.training.trainer import best_precision
 
 SMALLER = {"n_layer": 3, "batch_size": 32, "steps": 3000, "lr": 3e-3}
 
@@ -102,7 +103,7 @@ def measure_speed(data: Path, rounds: int, steps: int) -> dict[str, Any]:
     config = configure("shakespeare-char-cpu")
     calls = {"plain PyTorch, fp32": plain_step(config, dataset.window(0, dataset.num_tokens), vocab_size)}
     for precision in dict.fromkeys(("fp32", best_precision(torch.device("cpu")))):
-        trainer = Trainer(config.replace({"precision": precision}), dataset, vocab_size)
+        trainer = new_trainer(config.replace({"precision": precision}), dataset, vocab_size)
         calls[f"llmfast, {precision}"] = trainer.step
     tokens = steps * config.data.batch_size * config.model.n_positions
     found: dict[str, list[float]] = {name: [] for name in calls}
