@@ -204,12 +204,13 @@ def linear_cross_entropy_backward(
     targets: torch.Tensor,
     lse: torch.Tensor,
     ignore_index: int,
+    need_dweight: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dhidden, dweight."""
+    """dhidden, and dweight, of shape (0,) where it is not needed."""
     hidden, weight = hidden.contiguous(), weight.contiguous()
     targets, lse = targets.contiguous().view(-1), lse.contiguous().view(-1)
     rows, (vocabulary, inner) = targets.numel(), weight.shape
-    dhidden, dweight = torch.empty_like(hidden), torch.empty_like(weight)
+    dhidden, dweight = torch.empty_like(hidden), torch.empty_like(weight) if need_dweight else weight.new_empty(0)
     if rows == 0 or weight.numel() == 0:
         return dhidden.zero_(), dweight.zero_()
     stride = ceil_div(vocabulary, 64) * 64  # rows of the scratch are aligned, whatever the vocabulary
@@ -228,10 +229,11 @@ def linear_cross_entropy_backward(
             multiply_matrices(
                 scratch, weight, dhidden_rows[here], count, inner, vocabulary, multiplier=multiplier, split=True
             )
-            multiply_matrices(
-                scratch, hidden_rows[here], gathered, vocabulary, inner, count, a_transposed=True,
-                multiplier=multiplier, accumulate=first > 0,
-            )  # fmt: skip
+            if need_dweight:
+                multiply_matrices(
+                    scratch, hidden_rows[here], gathered, vocabulary, inner, count, a_transposed=True,
+                    multiplier=multiplier, accumulate=first > 0,
+                )  # fmt: skip
     return dhidden, gathered.to(dweight.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Searching for configurations on the GPU at hand: `LLMFAST_AUTOTUNE=1`, for whoever extends `configs/`.
+"""Searching for configurations on the GPU at hand: `LLMFAST_AUTOTUNE=1`, for extending `configs/`.
 
 Each kernel's first launch under a key then times every candidate on the very tensors of the call, uses the fastest from
 there on, and prints the line to put into the family's file. Nothing is searched otherwise: a launch costs one look

@@ -127,7 +127,7 @@ def _start_decode(model: str, batch: int, context: int, device: str) -> Callable
         done = SPAN
 
         def start_over() -> None:
-            """Everybody is at the same position in the same round: the context grows by the same steps."""
+            """All competitors are at the same position in the same round: the context grows by the same steps."""
             nonlocal done
             if done + STEPS > SPAN:
                 decoder.prefill([ids[:context]] * batch)
@@ -156,7 +156,7 @@ def generate(
 ) -> Iterator[Comparison]:
     """Texts of each number of new tokens. With the cache the work grows with the length, without it with the square."""
     config = config_of(model)
-    # Without its cache a model runs in PyTorch's dtypes, whoever packs it otherwise.
+    # Without its cache a model runs in PyTorch's dtypes, on backends that pack it otherwise too.
     entries = [entry for entry in competitors(precisions, device, chosen) if entry.precision in ("fp32", "bf16")]
     for new in _within(lengths, config.context - PROMPT):
         for cache in (True, False):

@@ -105,6 +105,7 @@ def running_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--precision", default="auto", show_default=True, help=f"auto, {', '.join(PRECISIONS)}."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …"),
+        click.option("--adapter", metavar="DIR", help="What `llmfast finetune` or peft made for the model."),
     ]
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
 

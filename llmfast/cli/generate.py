@@ -39,6 +39,7 @@ def generate(
     backend: str,
     precision: str,
     device: str,
+    adapter: str | None,
     samples: int,
     cache: bool,
     stop: tuple[str, ...],
@@ -51,7 +52,7 @@ def generate(
         raise ValueError("--logprobs needs --json, which prints them")
     if prompt == "-":
         prompt = sys.stdin.read()
-    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device, adapter=adapter)
     settings |= {"stop": list(stop), "use_cache": cache}
     if as_json:
         start = time.perf_counter()

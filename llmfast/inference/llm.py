@@ -394,12 +394,7 @@ class LLM:
     @property
     def start_token(self) -> int | None:
         """What a text's first token is predicted from: the tokenizer's start-of-text, or else end-of-text, or None."""
-        start = self.config.bos_token_id
-        if self.tokenizer is not None:
-            start, end = _start_of_text(self.tokenizer), self.tokenizer.end_of_text
-            start = end if start is None else start
-        # Hugging Face's small configurations keep GPT-2's id.
-        return None if start is not None and start >= self.config.vocab_size else start
+        return start_token_of(self.config, self.tokenizer)
 
     def score(self, text: str | Tensor) -> Score:
         """The log-probability of every token of `text` (or of ids (T,)) given those before it.
@@ -550,6 +545,16 @@ class LLM:
             if not 0 <= wrong < self.config.vocab_size:
                 raise ValueError(f"token id {wrong} is not in the vocabulary of {self.config.vocab_size}")
         return rows
+
+
+def start_token_of(config: ModelConfig, tokenizer: Tokenizer | None) -> int | None:
+    """What the first token of a text is predicted from (see `LLM.start_token`)."""
+    start = config.bos_token_id
+    if tokenizer is not None:
+        start, end = _start_of_text(tokenizer), tokenizer.end_of_text
+        start = end if start is None else start
+    # Hugging Face's small configurations keep GPT-2's id.
+    return None if start is not None and start >= config.vocab_size else start
 
 
 def _start_of_text(tokenizer: Tokenizer) -> int | None:

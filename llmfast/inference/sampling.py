@@ -186,7 +186,7 @@ def next_token(
     """Chooses one token a row: (B, V) logits -> (B,) int64.
 
     Every row draws from a generator of its own, so that a row's text does not depend on its neighbours, and one number
-    a token, so that the same seed gives the same text to whoever computes the same logits. `seen` (B, V) marks the
+    a token, so that a seed gives the same text on every path that computes the same logits. `seen` (B, V) marks the
     tokens that the repetition penalty applies to. `NonFiniteLogits` where logits are not finite.
     """
     uniform = None if settings.temperature == 0 else uniform_numbers(len(logits), generators, logits.device)

@@ -1,4 +1,4 @@
-"""How likely a model finds tokens that are given: teacher-forced log-probabilities, by whoever runs the model.
+"""How likely a model finds tokens that are given: teacher-forced log-probabilities, by any decoder.
 
 tokens -> windows -> batches -> logits -> the log-probability of every token
 
