@@ -201,9 +201,7 @@ class OpenVINO(Engine):
         import openvino_genai
 
         self.openvino, self.genai = openvino, openvino_genai
-        self.model = openvino_genai.LLMPipeline(
-            str(models / f"{precision}.gguf"), "CPU", INFERENCE_NUM_THREADS=threads
-        )
+        self.model = openvino_genai.LLMPipeline(str(models / f"{precision}.gguf"), "CPU", INFERENCE_NUM_THREADS=threads)
 
     def prefill(self, ids: list[int]) -> None:
         self._metrics(ids, 1)
