@@ -44,7 +44,9 @@ class Turns:
 
 
 def form_of(fields: Mapping[str, Any]) -> str | None:
-    """ "chat", "completion" or "text", by the names of a record's fields; None where it is neither."""
+    """ "preference", "chat", "completion" or "text", by the names of a record's fields; None where it is none."""
+    if {"chosen", "rejected"} <= fields.keys():
+        return "preference"
     if "messages" in fields or "conversations" in fields or {"instruction", "output"} <= fields.keys():
         return "chat"
     if {"prompt", "completion"} <= fields.keys():

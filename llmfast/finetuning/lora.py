@@ -8,7 +8,8 @@ W takes no gradient, so that none is made for it: of a layer r (in + out) number
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,8 +37,11 @@ class LowRank(nn.Module):
         self.a = nn.Parameter(torch.empty(rank, within).uniform_(-bound, bound))
         self.b = nn.Parameter(torch.zeros(out, rank))
         self.scale, self.dropout = scale, dropout
+        self.off = False
 
     def forward(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.off:
+            return product(x)
         if self.dropout and self.training:  # the two are given different x
             dropped = nn.functional.dropout(x, self.dropout)
             return product(x) + self.scale * ((dropped @ self.a.t()) @ self.b.t())
@@ -117,6 +121,19 @@ def put_in(
     for weight in weights:
         out, within = weight.shape
         layer_of(model, weight.name).adapter = LowRank(within, out, rank, scale, dropout).to(model.device)
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """The model as it was before it got adapters, as long as this is entered."""
+    layers = [module for module in model.modules() if isinstance(module, LowRank)]
+    for layer in layers:
+        layer.off = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.off = False
 
 
 def layer_of(model: nn.Module, weight: str) -> nn.Module:
