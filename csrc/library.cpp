@@ -85,8 +85,8 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def("native_decoder_bytes(int decoder) -> int");
   m.def("native_decoder_free(int decoder) -> ()");
   m.def(
-      "sample(Tensor logits, int vocabulary, float temperature, int top_k, float top_p, float min_p, Tensor uniform) "
-      "-> Tensor");
+      "sample(Tensor logits, int vocabulary, float temperature, int top_k, float top_p, float min_p, Tensor? uniform, "
+      "Tensor? masks) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {

@@ -175,6 +175,6 @@ Tensor native_step(int64_t decoder, const Tensor& ids, std::vector<int64_t> segm
 int64_t native_decoder_bytes(int64_t decoder);
 void native_decoder_free(int64_t decoder);
 Tensor sample(const Tensor& logits, int64_t vocabulary, double temperature, int64_t top_k, double top_p, double min_p,
-              const Tensor& uniform);
+              const MaybeTensor& uniform, const MaybeTensor& masks);
 
 }  // namespace llmfast

@@ -7,6 +7,7 @@
 """
 
 from llmfast.backends import BackendUnavailable, backends, explain, load_backend, register_backend, use_backend
+from llmfast.inference.embedding import Embedder
 from llmfast.inference.finite import NonFiniteLogits
 from llmfast.inference.llm import LLM
 from llmfast.inference.loading import generate, load
@@ -18,6 +19,7 @@ __all__ = [
     "GPT",
     "LLM",
     "BackendUnavailable",
+    "Embedder",
     "GPTConfig",
     "NonFiniteLogits",
     "__version__",

@@ -110,7 +110,7 @@ def find_sources(
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"no file or folder {path}")
-        found = [source for file in _files(path, suffixes) for source in _sources(file, encoding, suffixes)]
+        found = [source for file in files_in(path, suffixes) for source in _sources(file, encoding, suffixes)]
         if not found:
             raise ValueError(f"{path} holds no {', '.join(suffixes)}")
         sources += found
@@ -125,6 +125,12 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> str:
     source = Source(Path(path), None, 0, encoding)
     with source.opened() as file:
         return "".join(_decoded(file, source.name, encoding))
+
+
+def decode_text(data: bytes, name: str, encoding: str = "utf-8") -> str:
+    """The text in the bytes of a file, as `read_text` reads it."""
+    _check_encoding(encoding)
+    return "".join(_decoded(io.BytesIO(data), name, encoding))
 
 
 def split_documents(text: str) -> list[str]:
@@ -145,7 +151,8 @@ def _check_encoding(name: str) -> None:
         raise ValueError(f"encoding {name!r} is not known; try utf-8, latin-1 or utf-16") from None
 
 
-def _files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+def files_in(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Those of a folder that have one of the suffixes and are not hidden, by name; a file is itself."""
     if not path.is_dir():
         return [path]
     names = [file.relative_to(path) for file in path.rglob("*") if file.suffix in suffixes and file.is_file()]

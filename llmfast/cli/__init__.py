@@ -12,10 +12,12 @@ import click
 import llmfast
 
 # In the order of `llmfast --help`. A verb's file holds a command of the verb's name, and is imported when it is asked
-# for: nobody waits for what he does not use.
+# for: a command waits only for what it uses.
 VERBS = (
     "generate",
     "chat",
+    "index",
+    "embed",
     "get",
     "train",
     "finetune",

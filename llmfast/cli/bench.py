@@ -111,7 +111,7 @@ def _measure(
     scale_name: str,
     console: Console,
 ) -> Outcome:
-    """Everything; if somebody interrupts, what there is so far."""
+    """All results; after Ctrl-C, those so far."""
     from llmfast.benchmarking import limits, suite
     from llmfast.benchmarking.facts import facts
     from llmfast.benchmarking.records import Record, Results
@@ -172,7 +172,7 @@ def _peers(
 
 
 class _progress:
-    """A bar that names what runs now; where nobody sees a bar, a line for every group."""
+    """A bar that names what runs now; without a terminal, a line for every group."""
 
     def __init__(self, console: Console, total: int):
         self.console, self.total, self.group = console, total, ""

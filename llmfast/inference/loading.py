@@ -40,11 +40,13 @@ def load(
     - "auto": what the model was quantised to, or its card recommends; else bf16 where the device multiplies it faster
       (on a GPU without it fp16), and fp32 elsewhere.
 
-    On a CPU the weights are packed for the native decoder, and `LLM.model` is read only when somebody asks for it.
+    On a CPU the weights are packed for the native decoder, and `LLM.model` is read only when it is asked for.
     """
     place = device_of(device)
     check_precision(precision, place)
     source = stream(locate_model(name))
+    if not source.config.generates:
+        raise ValueError(f"{name} is an encoder, which turns text into vectors and writes none: see llmfast.Embedder")
     if adapter is not None:
         source = adapted(source, Path(adapter))
     with chosen_backend(backend):

@@ -14,11 +14,13 @@ import torch
 
 from llmfast.models import gpt2, llama
 from llmfast.models.architecture import ENDS, MATRICES, Arithmetic, ModelConfig, Parameter, Rotary, Shape
+from llmfast.models.bert import Bert, BertConfig
 from llmfast.models.gpt2 import GPT, GPTConfig
 from llmfast.models.language_model import FLOATS, LanguageModel, float_name
 from llmfast.models.llama import Llama, LlamaConfig
 
 __all__ = [
+    "ENCODERS",
     "ENDS",
     "FAMILIES",
     "FLOATS",
@@ -26,6 +28,8 @@ __all__ = [
     "MATRICES",
     "PRESETS",
     "Arithmetic",
+    "Bert",
+    "BertConfig",
     "GPTConfig",
     "LanguageModel",
     "Llama",
@@ -43,6 +47,7 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, type[LanguageModel]] = {}  # by config.json's model_type
+ENCODERS: dict[str, type[Bert]] = {"bert": Bert}  # which turn text into vectors, and generate none
 PRESETS: dict[str, ModelConfig] = gpt2.PRESETS | {name: LlamaConfig(**fields) for name, fields in llama.PRESETS.items()}
 
 
@@ -75,9 +80,11 @@ def config_from_document(document: Mapping[str, Any]) -> ModelConfig:
     `ValueError` names a family that is not known, or a setting that is missing, wrong or not computed here.
     """
     kind = document.get("model_type", "gpt2")
-    if kind not in FAMILIES:
-        raise ValueError(f"it describes a {kind!r} model; the families that run are {', '.join(FAMILIES)}")
-    return FAMILIES[kind].config_class.from_document(document)
+    known: dict[str, Any] = {**FAMILIES, **ENCODERS}
+    if kind not in known:
+        raise ValueError(f"it describes a {kind!r} model; the families that run are {', '.join(known)}")
+    config: ModelConfig = known[kind].config_class.from_document(document)
+    return config
 
 
 def from_pretrained(path: str | Path, dtype: torch.dtype = torch.float32) -> LanguageModel:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 Role = Literal[
     "token_embedding",  # (V, C), looked up by token
     "position_embedding",  # (context, C), looked up by position
-    "attention_norm",  # before attention
+    "type_embedding",  # (types, C), looked up by the kind of text that a token is of
+    "embedding_norm",  # of what was looked up
+    "attention_norm",  # before attention, or after it in an encoder
     "query_key_value",  # the three projections as one, (3C, C)
     "query",
     "key",
@@ -127,7 +129,9 @@ class ModelConfig:
 
     model_types: ClassVar[tuple[str, ...]]  # of config.json
     prefix: ClassVar[str]  # of names in the state dict, which a file of the bare decoder may lack
+    unused: ClassVar[tuple[str, ...]] = ()  # how names begin of tensors in files which the forward pass has no use for
     ops: ClassVar[tuple[str, ...]]  # of the contract, which its forward pass calls
+    generates: ClassVar[bool] = True  # text; False of an encoder, which has no head
     tie_word_embeddings: bool  # the head is the token embedding
     vocab_size: int
     bos_token_id: int | None

@@ -100,7 +100,7 @@ def kept_by_a_block(config: ModelConfig) -> int:
 
 
 def available(device: torch.device) -> int | None:
-    """The bytes that are free now, or None where nobody says."""
+    """The bytes that are free now, or None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -127,7 +127,7 @@ class Peak:
 
 
 def _status(name: str) -> int:
-    """A size in bytes that Linux gives of this process; 0 where nobody does."""
+    """A size in bytes that Linux gives of this process; 0 on other systems."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

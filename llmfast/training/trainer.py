@@ -221,7 +221,7 @@ class Trainer:
         self.model.eval()
         world = self.group.world_size
         with torch.no_grad():
-            for first in range(0, len(batches), world):  # as many for everyone, as sharded weights need it
+            for first in range(0, len(batches), world):  # as many on every rank, as sharded weights need it
                 index = first + self.group.rank
                 ids, targets = batches[index % len(batches)]
                 count = int((targets != IGNORED).sum()) if index < len(batches) else 0
@@ -278,7 +278,7 @@ class Trainer:
         checkpoints.write(root, self.steps_done, keep, content, self.group)
 
     def load(self, directory: Path, state: dict[str, Any]) -> None:
-        """Puts back what `checkpoint` wrote, whoever shared it. `ValueError` where it is damaged."""
+        """Puts back what `checkpoint` wrote, on any number of processes. `ValueError` where it is damaged."""
         if (directory / checkpoints.SHARDS).is_dir():
             from llmfast.training import sharded
 

@@ -126,6 +126,8 @@ def fitting(
             continue
         if not name.startswith((config.prefix, HEAD)):
             name = config.prefix + name
+        if config.unused and name.startswith(config.unused):
+            continue
         if name in transposed and name not in formats and len(tensor.shape) == 2:
             tensor = dataclasses.replace(tensor, shape=tensor.shape[::-1], transposed=True)
         if name in found:

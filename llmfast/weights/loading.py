@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from llmfast.models import FAMILIES, LanguageModel, create
+from llmfast.models import FAMILIES, Bert, BertConfig, LanguageModel, create
 from llmfast.quantization import modules
 from llmfast.quantization.formats import QuantizedWeight, quantize
 from llmfast.quantization.plan import plan
@@ -27,6 +27,8 @@ def read_model(path: str | Path, dtype: torch.dtype = torch.float32, family: typ
     is not of the `family`.
     """
     source = stream(locate_model(path))
+    if not source.config.generates:
+        raise ValueError(f"{path} is an encoder, not a {family.__name__}: llmfast.Embedder reads it")
     found = next(f for f in FAMILIES.values() if f.config_class is type(source.config))
     if not issubclass(found, family):
         raise ValueError(
@@ -39,19 +41,29 @@ def module_of(source: Stream, dtype: torch.dtype, precision: str | None = None) 
     """The module in `dtype`; with the `precision` of a quantised model its matrices are the floats which that has."""
     with torch.device("meta"):  # no time spent on initial weights that are replaced at once
         model = create(source.config)
-
-    def floats(weight: Tensor | QuantizedWeight) -> Tensor:
-        if isinstance(weight, QuantizedWeight):
-            weight = weight.dequantize()
-        # No longer a part of the file.
-        return weight.to(dtype, memory_format=torch.contiguous_format, copy=True)
-
     formats = {} if precision is None else formats_of(source, precision)
-    state = {name: floats(weight) for name, weight in in_formats(source, formats)}
-    model.load_state_dict(state, strict=False, assign=True)
+    model.load_state_dict(_floats(source, dtype, formats), strict=False, assign=True)
     model.tie_head()
     model.source = source.path
     return model.eval()
+
+
+def encoder_of(source: Stream, dtype: torch.dtype) -> Bert:
+    """The module of an encoder in `dtype`."""
+    assert isinstance(source.config, BertConfig)
+    with torch.device("meta"):
+        model = Bert(source.config)
+    model.load_state_dict(_floats(source, dtype, {}), assign=True)
+    return model.eval()
+
+
+def _floats(source: Stream, dtype: torch.dtype, formats: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state dict in `dtype`, no longer a part of the file; what `formats` names is rounded to them before."""
+    state = {}
+    for name, weight in in_formats(source, formats):
+        floats = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
+        state[name] = floats.to(dtype, memory_format=torch.contiguous_format, copy=True)
+    return state
 
 
 def quantized_module(

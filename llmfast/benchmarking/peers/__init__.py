@@ -7,7 +7,7 @@ docs/benchmarks.md says what is measured and how. In reading order:
 
     plan.py       who is measured at what, and what it should come to
     counting.py   the bytes and the operations that the work needs, for shares of the machine's limits
-    models.py     the same random weights in everybody's format
+    models.py     the same random weights in every engine's format
     engines.py    each library behind the same three functions
     worker.py     the process around one of them; client.py  the other end of its pipes
     campaign.py   the measurement of a group; report.py  its records; session.py  all groups

@@ -43,7 +43,7 @@ class Group:
     model: Model
     limits_before: dict[str, Any]
     limits_after: dict[str, Any]
-    others: list[float | None]  # CPUs that somebody else was using before and after: the figures are as good as that
+    others: list[float | None]  # CPUs that other programs used before and after: the figures are as good as that
 
     @property
     def config(self) -> ModelConfig:

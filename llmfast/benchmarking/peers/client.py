@@ -125,7 +125,7 @@ class Worker:
     def settle(self) -> None:
         """Waits until the process computes nothing: threads of OpenMP spin on for a while after their work.
 
-        Nobody's idle threads may slow down the next engine, so one that never rests is an error.
+        An engine's idle threads must not slow down the next one, so one that never rests is an error.
         """
         end = time.monotonic() + 5
         before = self._cpu_seconds()
