@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("llmfast's benchmarks")
     group.addoption("--quick", action="store_true", help="small sizes and few rounds, under two minutes")
     group.addoption("--full", action="store_true", help="every size and many rounds, as long as it takes")
-    group.addoption("--threads", type=int, help="threads of everybody (default: what torch chooses)")
+    group.addoption("--threads", type=int, help="threads of each competitor (default: what torch chooses)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,7 +57,7 @@ class Measurements:
         self._plugins = config.pluginmanager
 
     def say(self, what: str) -> None:
-        """A line for whoever waits, past pytest's capture."""
+        """A line of progress, past pytest's capture."""
         with self._plugins.getplugin("capturemanager").global_and_fixture_disabled():
             self._plugins.getplugin("terminalreporter").write_line(what)
 

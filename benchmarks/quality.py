@@ -45,20 +45,21 @@ def logits_of(llm: llmfast.LLM, batch: Sequence[Window]) -> Tensor:
         return torch.cat([*batch_logits(llm.runner.reader(), batch)])
 
 
-def windows_of(llm: llmfast.LLM, documents: list[str]) -> list[Window]:
-    """The documents in blocks, each document from an end-of-text to its own."""
+def windows_of(llm: llmfast.LLM, documents: list[str], longest: int | None = None) -> list[Window]:
+    """The documents in blocks of a context, or of `longest` tokens, each document from an end-of-text to its own."""
     assert llm.tokenizer is not None and llm.tokenizer.end_of_text is not None
     end = llm.tokenizer.end_of_text
     sequences = ([end, *llm.tokenizer.encode(document), end] for document in documents)
-    return [window for sequence in sequences for window in windows(sequence, llm.config.context)]
+    context = min(llm.config.context, longest or llm.config.context)
+    return [window for sequence in sequences for window in windows(sequence, context)]
 
 
 @torch.inference_mode()
 def compare(
-    reference: llmfast.LLM, others: Mapping[str, llmfast.LLM], documents: list[str]
+    reference: llmfast.LLM, others: Mapping[str, llmfast.LLM], documents: list[str], longest: int | None = None
 ) -> dict[str, dict[str, float]]:
     """The three figures for each of `others`, and under "fp32" the loss that the changes are of."""
-    blocks = windows_of(reference, documents)
+    blocks = windows_of(reference, documents, longest)
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in ("fp32", *others)}
     tokens, size = 0, max(1, LOGITS_AT_ONCE // reference.config.vocab_size)
     lengths = [len(block.ids) - 1 for block in blocks]
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, action="append", default=[], help="a text to be read from end to end")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--limit", type=int, help="only so many stories, and so many thousand characters of a text")
+    parser.add_argument("--window", type=int, metavar="N", help="read so many tokens at once (default: the context)")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     parser.add_argument("--record", type=Path, help="a directory of MODEL quantised: its config.json gets the figures")
@@ -127,10 +129,16 @@ def main() -> None:
         recorded = precision_of(arguments.record, others) if arguments.record else None
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    results = {name: compare(reference, others, documents) for name, documents in texts.items()}
+    results = {name: compare(reference, others, documents, arguments.window) for name, documents in texts.items()}
     show(results)
     if arguments.out:
-        record: dict[str, Any] = {"model": arguments.model, "limit": limit, "results": results, "facts": facts()}
+        record: dict[str, Any] = {
+            "model": arguments.model,
+            "limit": limit,
+            "window": arguments.window,
+            "results": results,
+            "facts": facts(),
+        }
         write_atomic(arguments.out, (json.dumps(record, indent=2) + "\n").encode())
     if recorded is not None:
         record_quality(arguments.record, {text: rows[recorded] for text, rows in results.items()})

@@ -114,6 +114,7 @@ def quality(content: dict[str, Any]) -> str:
             lines.append(f"| {text} | {precision} | {change:+.4f} | {divergence:.4f} | {same:.1%} |")
     model = Path(content["model"]).name  # wherever it was
     limit = f", of a text its first {content['limit']},000 characters" if content.get("limit") else ""
+    limit += f", in windows of {content['window']} tokens" if content.get("window") else ""
     return "\n".join([*lines, "", f"The model is `{model}`{limit}; what stands below fp32 is the difference from it."])
 
 

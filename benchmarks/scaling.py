@@ -30,8 +30,9 @@ from llmfast.training.configuration import configure
 from llmfast.training.dataset import TokenDataset
 from llmfast.training.hardware import flops_per_token, peak_flops
 from llmfast.training.memory import Peak, estimate
+from llmfast.training.pretraining import new_trainer
 from llmfast.training.processes import Processes
-from llmfast.training.trainer import Trainer, best_precision
+from llmfast.training.trainer import best_precision
 
 MODELS = ("gpt2", "gpt2-xl")
 TOKENS_PER_STEP = 512 * 1024  # GPT-2's batch
@@ -46,7 +47,7 @@ def measure_step(device: torch.device, steps: int) -> dict[str, Any]:
     config = configure("gpt2", changes={"batch_size": sequences, "accumulation": 1, "precision": precision})
     tokens = np.random.default_rng(0).integers(0, 50257, 64 * CONTEXT).astype(np.uint16)
     memory = Peak(device)
-    trainer = Trainer(config, TokenDataset.from_tokens(tokens), 50257, group=Processes(device=device))
+    trainer = new_trainer(config, TokenDataset.from_tokens(tokens), 50257, group=Processes(device=device))
     float(trainer.step()[0])  # warms up
     start = time.perf_counter()
     for _ in range(steps):

@@ -3,8 +3,8 @@
     python benchmarks/training.py tinyshakespeare.txt --out benchmarks/results/training.json    # --speed-only
 
 The speed is that of the preset `shakespeare-char-cpu` (4 layers, 4 heads, 128 wide, context 64, batch 12), whole steps
-with their batches. The peer is the same shape as one writes it in plain PyTorch, eager, float32, with AdamW. Everybody
-takes turns, a round each, and what counts is the median of the rounds' ratios: the machine drifts.
+with their batches. The peer is the same shape as one writes it in plain PyTorch, eager, float32, with AdamW. All take
+turns, a round each, and what counts is the median of the rounds' ratios: the machine drifts.
 
 The losses are those of whole runs, on the whole last tenth of the text, with the seeds asked for: of the preset, and of
 a smaller model (3 layers, batch 32, 3000 steps).
@@ -31,8 +31,9 @@ from llmfast.files import write_atomic
 from llmfast.training.configuration import TrainingConfig, configure
 from llmfast.training.dataset import TokenDataset
 from llmfast.training.prepare import prepare
+from llmfast.training.pretraining import new_trainer
 from llmfast.training.run import train
-from llmfast.training.trainer import Trainer, best_precision
+from llmfast.training.trainer import best_precision
 
 SMALLER = {"n_layer": 3, "batch_size": 32, "steps": 3000, "lr": 3e-3}
 
@@ -95,14 +96,14 @@ def plain_step(config: TrainingConfig, tokens: np.ndarray, vocab_size: int) -> C
 
 
 def measure_speed(data: Path, rounds: int, steps: int) -> dict[str, Any]:
-    """Tokens a second of everybody, and how many times as fast as the peer: medians over the rounds."""
+    """Tokens a second of all, and how many times as fast as the peer: medians over the rounds."""
     dataset = TokenDataset.open(data)
     assert dataset.manifest is not None
     vocab_size = dataset.manifest.vocab_size
     config = configure("shakespeare-char-cpu")
     calls = {"plain PyTorch, fp32": plain_step(config, dataset.window(0, dataset.num_tokens), vocab_size)}
     for precision in dict.fromkeys(("fp32", best_precision(torch.device("cpu")))):
-        trainer = Trainer(config.replace({"precision": precision}), dataset, vocab_size)
+        trainer = new_trainer(config.replace({"precision": precision}), dataset, vocab_size)
         calls[f"llmfast, {precision}"] = trainer.step
     tokens = steps * config.data.batch_size * config.model.n_positions
     found: dict[str, list[float]] = {name: [] for name in calls}

@@ -66,7 +66,7 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def("linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, int ignore_index) -> (Tensor, Tensor)");
   m.def(
       "linear_cross_entropy_backward(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor targets, Tensor lse, "
-      "int ignore_index) -> (Tensor, Tensor)");
+      "int ignore_index, bool need_dweight) -> (Tensor, Tensor)");
   m.def("limit_read(Tensor memory) -> int");
   m.def("limit_arithmetic(str kind, int tasks, int rounds) -> int");
   m.def("cpu_isa() -> str");
@@ -85,8 +85,8 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def("native_decoder_bytes(int decoder) -> int");
   m.def("native_decoder_free(int decoder) -> ()");
   m.def(
-      "sample(Tensor logits, int vocabulary, float temperature, int top_k, float top_p, float min_p, Tensor uniform) "
-      "-> Tensor");
+      "sample(Tensor logits, int vocabulary, float temperature, int top_k, float top_p, float min_p, Tensor? uniform, "
+      "Tensor? masks) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {

@@ -156,7 +156,7 @@ Tensors5 gated_linear_backward(const Tensor& grad_out, const Tensor& x, const Te
                                bool need_dgate_weight, bool need_dup_weight, bool need_dgate_bias, bool need_dup_bias);
 Tensors2 linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets, int64_t ignore_index);
 Tensors2 linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& hidden, const Tensor& weight,
-                                       const Tensor& targets, const Tensor& lse, int64_t ignore_index);
+                                       const Tensor& targets, const Tensor& lse, int64_t ignore_index, bool need_dweight);
 int64_t limit_read(const Tensor& memory);
 int64_t limit_arithmetic(std::string kind, int64_t tasks, int64_t rounds);
 std::string cpu_isa();
@@ -175,6 +175,6 @@ Tensor native_step(int64_t decoder, const Tensor& ids, std::vector<int64_t> segm
 int64_t native_decoder_bytes(int64_t decoder);
 void native_decoder_free(int64_t decoder);
 Tensor sample(const Tensor& logits, int64_t vocabulary, double temperature, int64_t top_k, double top_p, double min_p,
-              const Tensor& uniform);
+              const MaybeTensor& uniform, const MaybeTensor& masks);
 
 }  // namespace llmfast

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import ceil_div, multiprocessors, on_device
+from .launch import ceil_div, multiprocessors, on_device, scheduled
 from .matmul import (
     CANDIDATES,
     ROWS_TOGETHER,
@@ -185,7 +185,7 @@ def linear_cross_entropy(
             _statistics_kernel[(row_tiles, parts)](
                 hidden, weight, targets, *partial, rows, vocabulary, inner, tiles_a_part, hidden.stride(0),
                 weight.stride(0), ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, PRECISION=precision(hidden),
-                num_warps=tile.warps, num_stages=tile.stages,
+                **scheduled(tile),
             )  # fmt: skip
             _merge_kernel[(ceil_div(rows, MERGE_ROWS),)](
                 *partial, targets, lse, losses, rows, vocabulary, parts, ignore_index, ROWS=MERGE_ROWS,
@@ -204,12 +204,13 @@ def linear_cross_entropy_backward(
     targets: torch.Tensor,
     lse: torch.Tensor,
     ignore_index: int,
+    need_dweight: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dhidden, dweight."""
+    """dhidden, and dweight, of shape (0,) where it is not needed."""
     hidden, weight = hidden.contiguous(), weight.contiguous()
     targets, lse = targets.contiguous().view(-1), lse.contiguous().view(-1)
     rows, (vocabulary, inner) = targets.numel(), weight.shape
-    dhidden, dweight = torch.empty_like(hidden), torch.empty_like(weight)
+    dhidden, dweight = torch.empty_like(hidden), torch.empty_like(weight) if need_dweight else weight.new_empty(0)
     if rows == 0 or weight.numel() == 0:
         return dhidden.zero_(), dweight.zero_()
     stride = ceil_div(vocabulary, 64) * 64  # rows of the scratch are aligned, whatever the vocabulary
@@ -228,10 +229,11 @@ def linear_cross_entropy_backward(
             multiply_matrices(
                 scratch, weight, dhidden_rows[here], count, inner, vocabulary, multiplier=multiplier, split=True
             )
-            multiply_matrices(
-                scratch, hidden_rows[here], gathered, vocabulary, inner, count, a_transposed=True,
-                multiplier=multiplier, accumulate=first > 0,
-            )  # fmt: skip
+            if need_dweight:
+                multiply_matrices(
+                    scratch, hidden_rows[here], gathered, vocabulary, inner, count, a_transposed=True,
+                    multiplier=multiplier, accumulate=first > 0,
+                )  # fmt: skip
     return dhidden, gathered.to(dweight.dtype)
 
 
@@ -251,7 +253,7 @@ def _logit_gradients(
         _logit_gradient_kernel[(ceil_div(rows, tile.rows) * ceil_div(vocabulary, tile.columns),)](
             hidden, weight, targets, lse, scratch, rows, vocabulary, inner, ignore_index, hidden.stride(0),
             weight.stride(0), scratch.stride(0), ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
-            ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(hidden), num_warps=tile.warps, num_stages=tile.stages,
+            ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(hidden), **scheduled(tile),
         )  # fmt: skip
 
     launch(choose("cross_entropy_backward", MatrixTile, hidden, CANDIDATES, launch, **_key(hidden)))

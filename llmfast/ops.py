@@ -281,7 +281,7 @@ def quantized_linear(
     scale_code: Tensor | None = None,
     minimum_code: Tensor | None = None,
 ) -> Tensor:
-    """`linear` on a weight (N, K) in a format of `llmfast.quantization`, for inference: x (..., K) -> (..., N).
+    """`linear` on a weight (N, K) in a format of `llmfast.quantization`: x (..., K) -> (..., N).
 
     The weight's parts, with G = ⌈K/32⌉ and S = ⌈K/256⌉; `llmfast.quantization.encodings` says what they mean:
 
@@ -291,7 +291,8 @@ def quantized_linear(
         q4_1   values uint8 (N, 16 G), scale and minimum float16 (N, G)
         q4_k   values uint8 (N, 16 G), scale and minimum float16 (N, S), scale_code and minimum_code uint8 (N, G)
 
-    The result is that of the weights which they stand for. x (and bias) take no gradients. A backend is called with
+    The result is that of the weights which they stand for, and so are the gradients of x and bias; the parts take none
+    (what is trained of a quantised model stands beside them). A backend is called with
     the parts that a format has beyond values and scale as keywords.
     """
     optional = {"minimum": minimum, "scale_code": scale_code, "minimum_code": minimum_code}
@@ -311,8 +312,8 @@ def quantized_linear(
     if bias is not None and bias.shape != (N,):
         raise ValueError(f"bias must be (N,) for values (N, …), got {_shapes(bias=bias, values=values)}")
     _check_activation(activation, None, *ACTIVATIONS)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        raise ValueError("quantized_linear has no gradients: call it under torch.inference_mode() or torch.no_grad()")
+    if torch.is_grad_enabled() and any(part.requires_grad for part in parts.values()):
+        raise ValueError("quantized_linear has no gradients for the parts of a weight: give them detached")
     x, bias = _autocast(x, bias)
     _same_kind(x=x, bias=bias)
     _same_device(x=x, **parts)

@@ -140,7 +140,7 @@ std::vector<float> generate(std::shared_ptr<const NativeModel> model, CacheType 
   decoder.step(ids.data(), {{0, 0, 270, 0}, {1, 0, 13, 0}}, false, 101, threads, logits.data(), best);
   for (int step = 0; step < 6; step++) {
     decoder.step(best, {{1, 13 + step, 1, 0}, {0, 270 + step, 1, 0}}, false, 101, threads, logits.data(), best);
-    best[0] = (best[0] + sample({logits.data(), 101, 0.8, 10, 0.9, 0.01, 0.5})) * 0 + step;
+    best[0] = (best[0] + sample({logits.data(), 101, 0.8, 10, 0.9, 0.01, 0.5, nullptr})) * 0 + step;
     best[1] = 2 * step;
   }
   decoder.step(ids.data(), {{0, 276, 9, 0}}, true, 101, threads, nullptr, best);

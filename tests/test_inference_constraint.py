@@ -104,6 +104,17 @@ def test_on_other_backends_too(llm, settings):
         jsonschema.validate(json.loads(made(llm, json_schema=json.dumps(PERSON), seed=1, **settings)), PERSON)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"temperature": 0.5}, {"top_k": 3}, {"repetition_penalty": 1.5}]
+)
+def test_the_native_sampler_chooses_what_torch_does(native, settings):
+    """The mask is applied in C++, and tokens that have to come are not asked for: the same text, token by token."""
+    settings = {"max_new_tokens": 60, "seed": 3, "json_schema": PERSON} | settings
+    text = made(native, **settings)
+    with llmfast.use_backend("pytorch"):
+        assert made(native, **settings) == text
+
+
 def test_a_batch(native):
     texts = native.generate(["x", "yy z"], json_schema=PERSON, seed=1, max_new_tokens=50, num_return_sequences=2)
     for prompt, made_of in zip(["x", "yy z"], texts, strict=True):
@@ -144,8 +155,11 @@ def test_a_chat(talker):  # noqa: F811
 
 @pytest.mark.skipif(not NATIVE, reason="the native decoder takes several tokens in a step")
 def test_what_has_to_come_is_one_step(native, monkeypatch):
-    """ "abcdefgh" has no choice after its first token: all of it goes through the weights at once."""
+    """ "abcdefgh" has no choice after its first token: all of it goes through the weights at once, and no mask is asked
+    for."""
     steps, block = [], NativeDecoder.step_block
+    masks, mask = [], Constraint.mask
+    monkeypatch.setattr(Constraint, "mask", lambda constraint: masks.append(1) or mask(constraint))
 
     def counting(decoder, tokens):
         steps.append(len(tokens))
@@ -154,6 +168,7 @@ def test_what_has_to_come_is_one_step(native, monkeypatch):
     monkeypatch.setattr(NativeDecoder, "step_block", counting)
     assert made(native, regex="abcdefgh[xy]") in ("abcdefghx", "abcdefghy")
     assert len(steps) == 1 and steps[0] > 5
+    assert len(masks) == 2  # for the first token and the last
 
 
 def test_free_text_is_what_it_was(native):

@@ -13,6 +13,7 @@ import llmfast
 from llmfast.backends import cpp
 from llmfast.inference.decoders import KeepingDecoder, NativeDecoder, NativeModel, PrefixCache
 from llmfast.inference.decoders.keeping import same_bits, shared_beginning
+from llmfast.inference.scoring import Window
 from llmfast.models import Llama, LlamaConfig
 
 pytestmark = [
@@ -207,7 +208,7 @@ def test_one_user_at_a_time(models):
 @pytest.fixture(scope="module")
 def llm() -> llmfast.LLM:
     torch.manual_seed(0)
-    model = llmfast.GPT(tiny_config(vocab_size=90, n_positions=300, n_embd=64, n_head=2))
+    model = llmfast.GPT(tiny_config(vocab_size=90, n_positions=300, n_embd=64, n_head=2, bos_token_id=0))
     return llmfast.LLM(model, native=NativeModel(model.config, model.state_dict().items(), "fp32"))
 
 
@@ -238,3 +239,90 @@ def test_text_that_outgrows_the_context(llm):
         first = llm.generate(prompt, max_new_tokens=30, seed=1)
     with pytest.warns(UserWarning, match="outgrew"):
         assert torch.equal(llm.generate(prompt, max_new_tokens=30, seed=1), first)
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """How many tokens go through the model, a number a step."""
+    sizes, run = [], NativeDecoder._run
+
+    def noting(decoder, ids, segments, all_rows=False):
+        sizes.append(len(ids))
+        return run(decoder, ids, segments, all_rows)
+
+    monkeypatch.setattr(NativeDecoder, "_run", noting)
+    return sizes
+
+
+def score_anew(llm: llmfast.LLM, ids: list[int]) -> torch.Tensor:
+    llm.runner.prefixes.clear()
+    return llm.score(torch.tensor(ids)).log_probabilities
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_scores_of_texts_that_begin_alike_have_the_same_bits(models, precision):
+    packed = models["llama", precision]
+    torch.manual_seed(1)
+    llm = llmfast.LLM(Llama(packed.config), native=packed)
+    document = tokens(700, 0)
+    texts = [[*document[:length], *tokens(more, length)] for length, more in ((300, 40), (300, 5), (290, 60), (700, 9))]
+    texts += [document[:300], document, tokens(30, 5), tokens(30, 5)]
+    llm.runner.prefixes.clear()
+    together = [llm.score(torch.tensor(ids)).log_probabilities for ids in texts]
+    for ids, mine in zip(texts, together, strict=True):
+        assert torch.equal(mine, score_anew(llm, ids))
+    [(_, prediction)] = llm.predictions([Window([packed.config.bos_token_id, *document])])
+    torch.testing.assert_close(together[5], prediction.log_probabilities, atol=0.05, rtol=0)
+
+
+def test_only_what_is_new_is_computed(llm, read):
+    document = tokens(200, 0)
+    score_anew(llm, [*document, *tokens(20, 1)])
+    read.clear()
+    llm.score(torch.tensor([*document, *tokens(20, 2)]))
+    assert sum(read) == 220 - 192  # from the start token to the last but one
+    read.clear()
+    llm.score(torch.tensor(tokens(40, 3)))  # nothing in common
+    assert sum(read) == 40
+
+
+def test_scoring_and_generating_share_what_is_held(llm, read):
+    document = tokens(220, 7)
+    with_start = [llm.start_token, *document]
+    generated = llm.generate(torch.tensor(with_start), max_new_tokens=5, temperature=0)
+    score = score_anew(llm, document)
+    read.clear()
+    assert torch.equal(llm.generate(torch.tensor(with_start), max_new_tokens=5, temperature=0), generated)
+    assert read[0] == len(with_start) - 192  # what was scored has the bits of a prefill
+    assert torch.equal(llm.score(torch.tensor(document)).log_probabilities, score)  # generated with since then
+
+
+def test_a_decoder_that_has_no_scores_is_none_to_score_with(llm, read):
+    document = tokens(200, 8)
+    expected = score_anew(llm, document)
+    llm.runner.prefixes.clear()
+    llm.generate(torch.tensor([llm.start_token, *document]), max_new_tokens=2, temperature=0)
+    read.clear()
+    assert torch.equal(llm.score(torch.tensor(document)).log_probabilities, expected)
+    assert sum(read) == 200
+
+
+def test_what_scoring_holds_is_bounded(llm):
+    llm.runner.prefixes.clear()
+    for seed in range(30):
+        llm.score(torch.tensor(tokens(100, seed)))
+    assert len(llm.runner.prefixes._waiting) <= 16
+    small = PrefixCache(most_bytes=1)
+    decoder = small.take_to_score(llm.native(), tokens(100, 0), 512)
+    for _ in decoder.read_on(tokens(100, 0), 512)[1]:
+        pass
+    decoder.close()
+    assert small.nbytes == 0
+
+
+def test_one_token_and_none(llm):
+    assert llm.score(torch.tensor([5])).log_probabilities.shape == (1,)
+    assert score_anew(llm, [5, 6]).shape == (2,)

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.skipif(
     cpp.why_not("linear", torch.device("cpu"), torch.float32) is not None, reason="the C++ kernels are not built"
 )
 
+AS_STORED = {"q8_0", "q4_1", "q4_k"}  # as ggml stores them: activations have a scale for 32 channels
+ROUNDED_TWICE = {"int8": ("lm_head", "c_proj")} | dict.fromkeys(AS_STORED, ("lm_head", "c_attn"))  # native_decoder.cpp
 # Largest difference to the reference, which rounds weights and activations as the precision does; its logits vary by
 # about 1. Where two roundings fall on different sides of a half, one activation differs by a step.
 TOLERANCE = {"fp32": 2e-5, "bf16": 0.02} | dict.fromkeys(QUANTIZED, 0.05)
@@ -73,7 +75,7 @@ def as_stored(model: GPT, precision: str) -> GPT:
     for name, module in stored.named_modules():
         form = weights.formats.get(head if name == "lm_head" else f"{name}.weight")
         if form is not None and not isinstance(module, torch.nn.Embedding):
-            twice = form == "int8" and name.endswith(("lm_head", "c_proj"))
+            twice = name.endswith(ROUNDED_TWICE.get(form, ()))
 
             def rounds(_, inputs, form=form, twice=twice):
                 x = rounded(inputs[0], form)

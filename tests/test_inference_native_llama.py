@@ -6,12 +6,13 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_inference_native import TOLERANCE, rounded, tokens
+from test_inference_native import AS_STORED, TOLERANCE, rounded, tokens
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,6 +67,7 @@ SWITCHES = {
     "nine groups, two blocks of q4_k": dict(hidden_size=288, intermediate_size=300, num_hidden_layers=1),
     "heads of 2": dict(head_dim=2, intermediate_size=7, hidden_size=10, vocab_size=5),
 }
+WHOLE_ROWS = {"int8"}  # formats whose activations have one scale a row
 
 
 def config_of(switch: str) -> LlamaConfig:
@@ -100,10 +102,11 @@ class Reference:
             return quantize(weight, form).dequantize()
         return weight.bfloat16().float() if form == "bf16" else weight
 
-    def product(self, x: Tensor, name: str, twice: bool = False) -> Tensor:
+    def product(self, x: Tensor, name: str, twice: Collection[str] = ()) -> Tensor:
+        """Activations of the formats in `twice` are rounded a second time, the second time what the first left over."""
         form = self.formats.get(f"{name}.weight", "fp32")
         first = rounded(x, form)
-        x = first + rounded(x - first, form) if twice and form == "int8" else first
+        x = first + rounded(x - first, form) if form in twice else first
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
     def norm(self, x: Tensor, name: str) -> Tensor:
@@ -122,7 +125,7 @@ class Reference:
     def attention(self, x: Tensor, block: int) -> Tensor:
         config, at = self.config, f"model.layers.{block}.self_attn"
         T, D, group = len(x), config.head_dim, config.num_attention_heads // config.key_heads
-        q, k, v = (self.product(x, f"{at}.{part}_proj").view(T, -1, D).transpose(0, 1) for part in "qkv")
+        q, k, v = (self.product(x, f"{at}.{part}_proj", AS_STORED).view(T, -1, D).transpose(0, 1) for part in "qkv")
         if config.model_type == "qwen3":
             q, k = self.norm(q, f"{at}.q_norm"), self.norm(k, f"{at}.k_norm")
         if block not in config.no_rope_blocks:
@@ -134,13 +137,13 @@ class Reference:
         window = config.sliding_window if windowed and config.sliding_window else T
         scores = (q @ k.transpose(1, 2) * scale).masked_fill((distance < 0) | (distance >= window), -math.inf)
         attended = (scores.softmax(-1) @ v).transpose(0, 1).reshape(T, -1)
-        return self.product(attended, f"{at}.o_proj", twice=True)
+        return self.product(attended, f"{at}.o_proj", WHOLE_ROWS)
 
     def mlp(self, x: Tensor, block: int) -> Tensor:
         at = f"model.layers.{block}.mlp"
         act = {"silu": F.silu, "gelu": F.gelu}[self.config.hidden_act]
         gated = act(self.product(x, f"{at}.gate_proj")) * self.product(x, f"{at}.up_proj")
-        return self.product(gated, f"{at}.down_proj", twice=True)
+        return self.product(gated, f"{at}.down_proj", WHOLE_ROWS)
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> Tensor:
@@ -151,7 +154,7 @@ class Reference:
             x = x + self.attention(self.norm(x, f"{at}.input_layernorm"), block) * config.residual_multiplier
             x = x + self.mlp(self.norm(x, f"{at}.post_attention_layernorm"), block) * config.residual_multiplier
         head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
-        return self.product(self.norm(x, "model.norm"), head, twice=True) / config.logits_scaling
+        return self.product(self.norm(x, "model.norm"), head, WHOLE_ROWS | AS_STORED) / config.logits_scaling
 
 
 def packed(switch: str, precision: str = "fp32") -> tuple[NativeModel, Reference]:

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmfast.backends import cpp
+from llmfast.inference.decoders import native
 from llmfast.inference.sampling import (
     Sampler,
     SamplingSettings,
@@ -179,7 +181,7 @@ def test_the_native_sampler_draws_the_same_token_at_the_ends_of_shares(uniform):
     expected = draw(QUARTERS, torch.tensor([uniform], dtype=torch.float64))
     number = torch.tensor([uniform], dtype=torch.float64)
     logits = torch.where(QUARTERS > 0, QUARTERS.log(), -200.0)  # whose probability float32 rounds to zero
-    assert torch.equal(torch.ops.llmfast.sample(logits, 6, 1.0, 0, 1.0, 0.0, number), expected)
+    assert torch.equal(torch.ops.llmfast.sample(logits, 6, 1.0, 0, 1.0, 0.0, number, None), expected)
 
 
 def test_each_row_draws_from_its_own_generator():
@@ -282,3 +284,40 @@ def test_a_min_p_of_one_keeps_all_that_are_as_likely_as_the_likeliest():
 def test_a_penalty_without_tokens_to_punish_changes_nothing():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     assert next_token(logits, SamplingSettings(0, repetition_penalty=9.0)).tolist() == [1]
+
+
+@pytest.mark.skipif(NO_KERNELS is not None, reason=str(NO_KERNELS))
+@given(
+    size=st.integers(1, 150),
+    chosen_by=st.sampled_from(
+        [dict(temperature=0), dict(temperature=0.3), dict(top_k=4), dict(top_p=0.6), dict(min_p=0.2, top_k=9)]
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_the_native_sampler_obeys_a_mask(size, chosen_by, seed):
+    """What a mask leaves out has no chance; the rest is drawn as `sampling.choose` draws it."""
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, size + 7, generator=draw) * 4
+    allowed = torch.rand(2, size, generator=draw) < 0.3
+    allowed[:, seed % size] = True
+    bits = np.zeros((2, -(-size // 32) * 32), dtype=bool)
+    bits[:, :size] = allowed.numpy()
+    masks = torch.from_numpy(np.packbits(bits, axis=1, bitorder="little").view(np.int32))
+    chosen_by = SamplingSettings(**chosen_by)
+    tokens = native.next_token(logits, chosen_by, row_generators(seed, 2), size, masks)
+    expected = next_token(
+        logits[:, :size].masked_fill(~allowed, torch.finfo(torch.float32).min), chosen_by, row_generators(seed, 2)
+    )
+    assert torch.equal(tokens, expected)
+    assert allowed.gather(1, tokens.unsqueeze(1)).all()
+
+
+@pytest.mark.skipif(NO_KERNELS is not None, reason=str(NO_KERNELS))
+def test_the_native_sampler_says_what_it_cannot_take():
+    logits, none = torch.zeros(1, 40), torch.zeros(1, 2, dtype=torch.int32)
+    for temperature, uniform in ((0.0, None), (0.5, torch.zeros(1, dtype=torch.float64))):
+        assert torch.ops.llmfast.sample(logits, 40, temperature, 0, 1.0, 0.0, uniform, none).tolist() == [-1]
+    with pytest.raises(RuntimeError, match="masks has shape"):
+        torch.ops.llmfast.sample(logits, 40, 0.0, 0, 1.0, 0.0, None, none[:, :1])
+    with pytest.raises(RuntimeError, match="numbers to draw with"):
+        torch.ops.llmfast.sample(logits, 40, 0.5, 0, 1.0, 0.0, None, None)

@@ -66,7 +66,7 @@ def test_wrong_arguments_are_named():
         (x, weight.values, weight.scale, torch.ones(5)): r"bias must be \(N,\)",
         (x, weight.values, weight.scale, None, "relu"): "activation must be",
         (x, weight.values, weight.scale, torch.ones(6, dtype=torch.float64)): "share one dtype",
-        (x.clone().requires_grad_(), weight.values, weight.scale): "has no gradients",
+        (x, weight.values, weight.scale.clone().requires_grad_()): "has no gradients for the parts",
     }.items():
         with pytest.raises(ValueError, match=complaint):
             ops.quantized_linear(*call)

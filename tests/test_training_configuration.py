@@ -8,15 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmfast.training.configuration import (
-    FIELDS,
     PRESETS,
-    SECTION_TYPES,
     OptimizationSettings,
     TrainingConfig,
     configure,
-    tomllib,
 )
 from llmfast.training.schedules import learning_rate
+from llmfast.training.settings import tomllib
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -35,8 +33,9 @@ def test_the_presets_asked_for_are_there():
 
 
 def test_every_key_belongs_to_one_section():
-    names = [each.name for kind in SECTION_TYPES.values() for each in dataclasses.fields(kind)]
-    assert len(names) == len(set(names)) == len(FIELDS)
+    sections = [getattr(TrainingConfig(), name) for name in TrainingConfig.sections()]
+    names = [each.name for section in sections for each in dataclasses.fields(section)]
+    assert len(names) == len(set(names)) == len(TrainingConfig.settings())
 
 
 def test_single_settings_win_over_the_file_and_the_file_over_the_preset(tmp_path):

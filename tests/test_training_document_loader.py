@@ -49,6 +49,14 @@ def test_an_epoch_shows_every_document_once_or_its_end(sizes, context, more, see
         assert sorted(seen) == documents
 
 
+def test_little_of_a_batch_is_padding_where_pools_meet_too():
+    sizes = np.random.default_rng(0).integers(5, 60, 5000).tolist()  # of five pools
+    dataset = TokenDataset.from_tokens([token for size in sizes for token in (*range(size), END)])
+    loader = DocumentLoader(dataset, 64, 1280, end_of_text=END)
+    for step in range(loader.steps_per_epoch):
+        assert loader.batch(step)[0].numel() < 1.5 * 1280
+
+
 @settings(max_examples=60)
 @given(SIZES, st.integers(4, 20), st.sampled_from([2, 3, 4]), st.integers(0, 30))
 def test_the_ranks_share_the_batch_that_one_process_sees(sizes, context, world_size, step):

@@ -21,9 +21,9 @@ from llmfast.training.dataset import TokenDataset
 from llmfast.training.hardware import flops_per_token, peak_flops
 from llmfast.training.memory import Peak, estimate
 from llmfast.training.optimizers import make_optimizers
+from llmfast.training.pretraining import new_trainer, scored_once
 from llmfast.training.processes import Processes
 from llmfast.training.schedules import learning_rate
-from llmfast.training.trainer import Trainer
 from llmfast.training.weights import MasterWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ def tokens(count=400, seed=0):
 
 
 def trainer(data=None, **changes):
-    return Trainer(configure(changes=BASE | changes), data or TokenDataset.from_tokens(tokens()), VOCABULARY)
+    return new_trainer(configure(changes=BASE | changes), data or TokenDataset.from_tokens(tokens()), VOCABULARY)
 
 
 def run(made, steps=10):
@@ -211,7 +211,7 @@ def test_a_compiled_model_learns_the_same():
 def test_evaluation_scores_every_token_once():
     held_out = TokenDataset.from_tokens(tokens(83, seed=2))
     made = trainer(dropout=0.5)
-    result = made.evaluate(held_out)
+    result = made.evaluate(scored_once(made, held_out))
     nats, ids = 0.0, torch.from_numpy(held_out.window(0, 83))
     made.model.eval()
     for start in range(0, 82, 8):
@@ -233,12 +233,12 @@ def test_rows_of_documents_are_learned_and_each_is_scored_alone():
     end, corpus = VOCABULARY - 1, documents_of([5, 12, 3, 20, 7, 9] * 6)
     data = TokenDataset.from_tokens([token for document in corpus for token in [*document, end]])
     config = configure(changes=BASE | {"rows": "documents", "steps": 60, "dropout": 0.1, "attention_dropout": 0.1})
-    made = Trainer(config, data, VOCABULARY, end)
+    made = new_trainer(config, data, VOCABULARY, end)
     losses = run(made, 60)
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
     held_out = documents_of([4, 8, 9, 21])
     stream = [token for document in held_out for token in [*document, end]]
-    result = made.evaluate(TokenDataset.from_tokens(stream))
+    result = made.evaluate(scored_once(made, TokenDataset.from_tokens(stream)))
     expected = document_perplexity(EagerReader(made.model), [(document, 1) for document in held_out], end)
     assert result.tokens == expected.tokens == len(stream)
     assert result.nats == pytest.approx(expected.nats, rel=1e-5)
@@ -280,7 +280,7 @@ def test_a_trainer_put_back_from_its_checkpoint_goes_on_with_the_same_bits(optim
     with llmfast.use_backend("pytorch" if precision == "fp16" else "auto"):
         one = trainer(**changes)
         run(one, 5)
-        one.checkpoint(tmp_path, 1, tmp_path, {"version": checkpoints.VERSION})
+        one.checkpoint(tmp_path, 1, {"version": checkpoints.VERSION})
         other = trainer(**changes, seed=0)
         path = checkpoints.found(tmp_path)[0]
         other.load(path, checkpoints.read_state(path))
@@ -295,21 +295,23 @@ def test_on_a_gpu_a_trainer_learns_and_goes_on_with_the_same_bits(optimizer, fam
     group = Processes(device=torch.device("cuda"))
     config = configure(changes=BASE | family | {"optimizer": optimizer, "precision": "bf16", "device": "cuda"})
     data = TokenDataset.from_tokens(tokens())
-    one, other = (Trainer(config, data, VOCABULARY, group=group) for _ in range(2))
+    one, other = (new_trainer(config, data, VOCABULARY, group=group) for _ in range(2))
     losses = run(one, 20)
     assert sum(losses[-5:]) < sum(losses[:5]) - 1
-    one.checkpoint(tmp_path, 1, tmp_path, {"version": checkpoints.VERSION})
+    one.checkpoint(tmp_path, 1, {"version": checkpoints.VERSION})
     path = checkpoints.found(tmp_path)[0]
     other.load(path, checkpoints.read_state(path))
     assert run(one, 5) == run(other, 5)
     assert torch.equal(one.weights.values, other.weights.values)
-    assert one.evaluate(data).loss == pytest.approx(other.evaluate(data).loss, rel=1e-6)
+    assert one.evaluate(scored_once(one, data)).loss == pytest.approx(
+        other.evaluate(scored_once(other, data)).loss, rel=1e-6
+    )
 
 
 def test_a_checkpoint_without_the_optimizer_it_needs_is_damaged(tmp_path):
     trainer_one = trainer(optimizer="sgd")
     run(trainer_one, 1)
-    trainer_one.checkpoint(tmp_path, 1, tmp_path, {"version": checkpoints.VERSION})
+    trainer_one.checkpoint(tmp_path, 1, {"version": checkpoints.VERSION})
     path = checkpoints.found(tmp_path)[0]
     with pytest.raises(ValueError, match="is damaged: it lacks"):
         trainer().load(path, checkpoints.read_state(path))

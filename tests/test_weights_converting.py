@@ -77,6 +77,17 @@ def test_the_types_of_a_file(tmp_path, kind, blocks, ends, file_type):
         assert float((again[name] - tensor).abs().max()) <= worst, name
 
 
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1"])
+def test_blocks_of_the_same_type_are_copied(tmp_path, kind):
+    """Rounding what was rounded already would change it: a block's largest and smallest number are rounded, too."""
+    random_model(llama(intermediate_size=64, num_hidden_layers=1), tmp_path)
+    convert(tmp_path, tmp_path / "one.gguf", "gguf", kind)
+    convert(tmp_path / "one.gguf", tmp_path / "two.gguf", "gguf", kind)
+    one, two = GGUFFile(tmp_path / "one.gguf").tensors, GGUFFile(tmp_path / "two.gguf").tensors
+    assert one.keys() == two.keys() and one["blk.0.attn_q.weight"].type == kind.upper()
+    assert all(torch.equal(one[name].read(), two[name].read()) for name in one)
+
+
 def test_by_default_no_number_changes(tmp_path):
     random_model(llama(), tmp_path / "f32")
     convert(tmp_path / "f32", tmp_path / "f32.gguf", "gguf")

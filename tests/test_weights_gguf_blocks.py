@@ -37,6 +37,22 @@ def test_a_weight_holds_just_the_numbers_of_its_blocks(kind, rows, count, seed):
     assert weight.nbytes <= 1.12 * data.nbytes, f"{weight.nbytes} bytes of {data.nbytes}"
 
 
+@pytest.mark.parametrize("kind", gguf_blocks.STORED)
+@given(rows=st.integers(1, 3), count=st.integers(1, 3), seed=st.integers(0, 2**32))
+def test_a_weight_becomes_the_blocks_that_it_was(kind, rows, count, seed):
+    data = torch.from_numpy(blocks(kind, rows, count, seed))
+    weight = gguf_blocks.quantized(kind, data, 32 * count)
+    assert torch.equal(gguf_blocks.as_stored(weight, kind), data)
+
+
+def test_what_a_type_does_not_hold_is_none_of_its_blocks():
+    weight = gguf_blocks.quantized("Q4_1", torch.from_numpy(blocks("Q4_1", 2, 2)), 64)
+    for kind in ("Q4_0", "Q8_0", "F32", "BF16", "Q4_K"):
+        assert gguf_blocks.as_stored(weight, kind) is None
+    k = gguf_blocks.quantized("Q4_K", torch.from_numpy(blocks("Q4_K", 2, 1)), 256)
+    assert gguf_blocks.as_stored(k, "Q4_K") is None  # no type that is written
+
+
 @pytest.mark.parametrize("bits, complaint", [(0x7C00, "infinities"), (0x7000, "infinities")])
 def test_a_scale_beyond_float16_is_an_error(bits, complaint):
     """Infinity, and 8192, whose -8 times as minimum of a Q4_0 block is beyond it."""

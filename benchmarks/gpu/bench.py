@@ -92,7 +92,7 @@ class Bench:
             torch.cuda.empty_cache()
 
     def in_time(self, comparison: Comparison) -> Comparison:
-        """The same, but nobody is made ready after the deadline."""
+        """The same, but no competitor is made ready after the deadline."""
 
         def start() -> Callable[[Entry], Contestant]:
             make_ready = comparison.start()

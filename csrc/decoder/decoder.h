@@ -100,8 +100,8 @@ struct StepJob {
   float* logits;                // (outputs, V) or null
 };
 
-// One thread's share of the chunks of a phase: the next one that nobody has taken, and how many are finished. Both words
-// carry the tag of the phase they speak of, so that nobody has to reset them in between.
+// One thread's share of the chunks of a phase: the next one that no thread has taken, and how many are finished. Both words
+// carry the tag of the phase they speak of, so that they need no reset in between.
 struct alignas(64) PhaseRun {
   uint64_t next, done;
 };
@@ -118,7 +118,7 @@ struct DecoderState : TeamJob {
   CacheType cache_type;
   i64 batch, capacity, most_rows;
 
-  // Memory that all threads share, written by whoever commits a chunk.
+  // Memory that all threads share, written by the thread that commits a chunk.
   uint8_t *keys, *values;  // (blocks, batch, key heads, capacity, row)
   float* x;                // (most_rows, width)
   float *q, *attended;     // (most_rows, heads * head_dim)

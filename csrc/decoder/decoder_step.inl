@@ -329,7 +329,7 @@ struct DecoderStep {
       if (finish) finish_query(block, row_of(r), head_of(r), whole);
       for (i64 j = 0; j < D; j += W) store(q + r * D_padded + j, load_upto(from + j, D - j) * m.attention_scale);
     }
-    // Nobody else has this part of the cache: a chunk that was never detached has one owner.
+    // No other thread has this part of the cache: a chunk that was never detached has one owner.
     for (i64 row = s.row; finish && !commit.again && row < s.row + s.count; row++)
       if (const i64 i = s.start + row - s.row - s0; i >= 0 && i < keys) finish_key_and_value(block, s, row, key_head);
     commit.detach();  // the rows of the cache stay: a step that goes back waits for us (native_decoder.cpp)

@@ -194,11 +194,19 @@ NativeModel::NativeModel(ModelDescription description) : kernels_(llmfast::kerne
       vectors_ = Memory(l.vectors.used, false);
     }
   }
-  // Rounding to 8 bits costs most in the head, whose error goes straight into the logits (and which costs nothing where
-  // only the last position has any), and in the two products whose input no norm has evened out.
-  const auto refine = [](PackedMatrix& m) { m.terms = m.part[0].format == Format::i8 ? 2 : 1; };
-  refine(model_.head);
-  for (DecoderBlock& b : blocks_) refine(b.attention_out), refine(b.mlp_out);
+  // Activations are rounded twice where once costs most. That is the head, whose error goes straight into the logits (and
+  // which costs nothing where only the last position has any). With a scale for a whole row it is also the two products
+  // whose input no norm has evened out; with one for 32 channels the projections of a block's input, where a large channel
+  // takes the bits of 31 others. SmolLM2 as Q4_1 has a KL of 0.0030 on WikiText-2 with one term everywhere, 0.0014 so.
+  const auto refine = [](PackedMatrix& m, bool (*format)(Format)) { m.terms = format(m.part[0].format) ? 2 : 1; };
+  const auto whole_rows = [](Format f) { return f == Format::i8; };
+  const auto as_stored = [](Format f) { return f == Format::q8_0 || f == Format::q4_1 || f == Format::q4_k; };
+  refine(model_.head, [](Format f) { return f != Format::f32 && f != Format::bf16 && f != Format::i4; });
+  for (DecoderBlock& b : blocks_) {
+    refine(b.query_key_value, as_stored);
+    refine(b.attention_out, whole_rows);
+    refine(b.mlp_out, whole_rows);
+  }
 }
 
 void NativeModel::give(i64 parameter, const WeightSource& source, const Threads& threads) {

@@ -221,20 +221,27 @@ int64_t native_decoder_bytes(int64_t decoder) { return int64_t(decoders().get(de
 void native_decoder_free(int64_t decoder) { decoders().remove(decoder); }
 
 Tensor sample(const Tensor& logits, int64_t vocabulary, double temperature, int64_t top_k, double top_p, double min_p,
-              const Tensor& uniform) {
+              const MaybeTensor& uniform, const MaybeTensor& masks) {
   check(logits.is_cpu() && logits.scalar_type() == ScalarType::Float && logits.dim() == 2 && logits.is_contiguous(),
         "logits must be a contiguous float32 (B, V) on the CPU, got ", shape(logits));
-  const i64 rows = logits.size(0), V = logits.size(1);
+  const i64 rows = logits.size(0), V = logits.size(1), words = (vocabulary + 31) / 32;
   check(vocabulary >= 1 && vocabulary <= V, "vocabulary is ", vocabulary, ", expected 1 to ", V);
-  check(temperature > 0, "temperature is ", temperature, ", expected a number above 0");
-  check(uniform.is_cpu() && uniform.scalar_type() == ScalarType::Double && uniform.dim() == 1 && uniform.size(0) == rows &&
-            uniform.is_contiguous(),
-        "uniform has shape ", shape(uniform), ", expected a float64 (", rows, ",) on the CPU");
+  check(temperature >= 0, "temperature is ", temperature, ", expected a number of at least 0");
+  check(uniform.has_value() == (temperature > 0), "numbers to draw with are for a temperature above 0, and needed there");
+  if (uniform)
+    check(uniform->is_cpu() && uniform->scalar_type() == ScalarType::Double && uniform->dim() == 1 &&
+              uniform->size(0) == rows && uniform->is_contiguous(),
+          "uniform has shape ", shape(*uniform), ", expected a float64 (", rows, ",) on the CPU");
+  if (masks)
+    check(masks->is_cpu() && masks->scalar_type() == ScalarType::Int && masks->dim() == 2 && masks->size(0) == rows &&
+              masks->size(1) >= words && masks->is_contiguous(),
+          "masks has shape ", shape(*masks), ", expected an int32 (", rows, ", at least ", words, ") on the CPU");
   const Tensor tokens = allocate({rows}, ScalarType::Long);
   for (i64 r = 0; r < rows; r++)
     static_cast<int64_t*>(tokens.mutable_data_ptr())[r] =
         sample({static_cast<const float*>(logits.const_data_ptr()) + r * V, vocabulary, temperature, top_k, top_p, min_p,
-                static_cast<const double*>(uniform.const_data_ptr())[r]});
+                uniform ? static_cast<const double*>(uniform->const_data_ptr())[r] : 0,
+                masks ? static_cast<const int32_t*>(masks->const_data_ptr()) + r * masks->size(1) : nullptr});
   return tokens;
 }
 

@@ -1,6 +1,6 @@
 // A step of the decoder is a row of phases; a phase is a number of chunks that may be done in any order, by any thread.
 // Every thread walks through all phases, and a phase is over when its chunks are finished, not when the threads have
-// arrived: one that lost its CPU between two chunks, or before it joined, holds nobody up.
+// arrived: one that lost its CPU between two chunks, or before it joined, holds no other up.
 //
 //   take      every thread has a run of neighbouring chunks; when that is empty it takes from the others' runs
 //   compute   into memory of its own
@@ -8,7 +8,7 @@
 //   wait      until all chunks are finished; one that takes too long is computed again by those who wait, if it may be
 //
 // Memory that the phases share is read only by a thread that holds a chunk of the phase, and rewritten only in later
-// phases: nobody reads what another rewrites. A chunk may be computed again only once the thread that holds it has said,
+// phases: no thread reads what another rewrites. A chunk may be computed again only once the thread that holds it has said,
 // by `detach`, that what it still reads is a copy of its own or never changes. Where a matrix is multiplied by a few rows
 // that is nearly all of the time: the rows are copied, and the weights are constant.
 //

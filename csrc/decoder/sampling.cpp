@@ -53,9 +53,24 @@ void keep_nucleus(std::vector<float>& p, double top_p) {
   p = std::move(kept);
 }
 
-}  // namespace
+// The logits of the tokens that may be drawn, and the least number there is for the others.
+std::vector<float> masked(const float* logits, i64 n, const int32_t* mask) {
+  std::vector<float> left(size_t(n), std::numeric_limits<float>::lowest());
+  for (i64 first = 0; first < n; first += 32)
+    for (uint32_t bits = uint32_t(mask[first / 32]); bits; bits &= bits - 1)
+      if (const i64 i = first + __builtin_ctz(bits); i < n) left[size_t(i)] = logits[i];
+  return left;
+}
 
-i64 sample(const SamplingArgs& a) {
+i64 likeliest(const float* logits, i64 n) {
+  i64 best = -1;
+  float top = std::numeric_limits<float>::lowest();
+  for (i64 i = 0; i < n; i++)
+    if (logits[i] > top) top = logits[i], best = i;
+  return best;
+}
+
+i64 draw(const SamplingArgs& a) {
   std::vector<float> block_max(size_t((a.n + kBlock - 1) / kBlock), -INFINITY);
   float top = -INFINITY;
   for (i64 i = 0; i < a.n; i++) {
@@ -103,6 +118,19 @@ i64 sample(const SamplingArgs& a) {
     for (i64 i = 0; i < a.n; i++)
       if (p[size_t(i)] > 0) last = i;
   return last;
+}
+
+}  // namespace
+
+i64 sample(const SamplingArgs& args) {
+  SamplingArgs a = args;
+  std::vector<float> left;
+  if (a.mask) {
+    left = masked(a.logits, a.n, a.mask);
+    a.logits = left.data();
+    if (const i64 best = likeliest(a.logits, a.n); best < 0 || a.temperature == 0) return best;
+  }
+  return a.temperature == 0 ? likeliest(a.logits, a.n) : draw(a);
 }
 
 }  // namespace llmfast

@@ -63,7 +63,7 @@ struct Team::Shared {
         }
       }
       seen = published.load();
-      // Say which job before looking again whether it is still there: whoever withdrew it then sees us.
+      // Say which job before looking again whether it is still there: the thread that withdrew it then sees us.
       TeamJob* now = job.load();
       self.inside.store(now);
       if (now && job.load() == now) now->help(now, index + 1);

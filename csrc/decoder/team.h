@@ -1,7 +1,7 @@
-// A team of plain threads that helps whoever computes: it spins briefly between jobs, then yields, then sleeps.
+// A team of plain threads that helps the calling thread: it spins briefly between jobs, then yields, then sleeps.
 //
 // Helping is optional: a job must get done even if no helper ever comes, because a helper may be off the CPU for
-// milliseconds where other programs are busy. So a job is published and withdrawn, never waited for; whoever frees a
+// milliseconds where other programs are busy. So a job is published and withdrawn, never waited for; the thread that frees a
 // job's memory waits until the last helper has left it.
 //
 // A forked child has no threads but the one that forked, and builds a team of its own when it first needs one.

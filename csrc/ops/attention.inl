@@ -311,7 +311,7 @@ void attention_tile_as(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const 
 }
 
 // The `queries` (at most MOST_QUERIES_PER_TASK) from t_begin on. Q is the type of queries and output, T that of keys and
-// values. `commit()` is asked once, before anything is written: where it says no, somebody else has already done this
+// values. `commit()` is asked once, before anything is written: where it says no, another thread has already done this
 // tile.
 template <class Q, class T, class Commit>
 void attention_tile(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const Commit& commit,

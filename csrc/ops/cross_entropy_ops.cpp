@@ -45,7 +45,7 @@ Tensors2 linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const 
 }
 
 Tensors2 linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& hidden, const Tensor& weight,
-                                       const Tensor& targets, const Tensor& lse_, int64_t ignore_index) {
+                                       const Tensor& targets, const Tensor& lse_, int64_t ignore_index, bool need_dweight) {
   Call call(hidden, weight, targets, ignore_index);
   CrossEntropyArgs& a = call.args;
   check(grad_loss.numel() == 1 && grad_loss.scalar_type() == ScalarType::Float && grad_loss.is_cpu(), "grad_loss has shape ",
@@ -54,7 +54,7 @@ Tensors2 linear_cross_entropy_backward(const Tensor& grad_loss, const Tensor& hi
         ", expected float32, ", shape(targets));
   const Tensor lse = dense(lse_);
   const Tensor dhidden = allocate(sizes_of(hidden), hidden.scalar_type()),
-               dweight = allocate(sizes_of(weight), weight.scalar_type());
+               dweight = allocate(need_dweight ? sizes_of(weight) : std::vector<int64_t>{0}, weight.scalar_type());
   a.grad_loss = static_cast<const float*>(pointer(grad_loss));
   a.lse = static_cast<float*>(const_cast<void*>(pointer(lse)));
   if (dhidden.numel() > 0) a.dhidden = writable(dhidden);

@@ -181,7 +181,7 @@ def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype, head_
 
 
 def _module(name: str) -> Any:
-    """The module of a backend, imported when it is first needed. `ValueError` for a name that nobody registered."""
+    """The module of a backend, imported when it is first needed. `ValueError` for a name that is not registered."""
     module = _registry.get(name)
     return module if module is not None and not isinstance(module, str) else _load(name)
 

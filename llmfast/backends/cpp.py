@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmfast.backends.quantized_gradient import differentiable
 from llmfast.backends.registered import contract_functions, register
 from llmfast.quantization.formats import dequantize
 
@@ -80,6 +81,12 @@ def quantized_linear(
     bias: Tensor | None = None,
     activation: str | None = None,
     **parts: Tensor,
+) -> Tensor:
+    return differentiable(_quantized_linear, x, {"values": values, "scale": scale} | parts, bias, activation)
+
+
+def _quantized_linear(
+    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None, **parts: Tensor
 ) -> Tensor:
     weight = dequantize({"values": values, "scale": scale} | parts, x.shape[-1])
     return _functions["linear"](x, weight.to(x.dtype), bias, activation)

@@ -1,4 +1,4 @@
-"""Importing somebody's backend by what he writes on a command line: a module's dotted name, or a Python file."""
+"""Importing a user's backend by its name on a command line: a module's dotted name, or a Python file."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llmfast.backends.derivatives import transformed
 from llmfast.backends.philox import dropout_keep
+from llmfast.backends.quantized_gradient import differentiable
 from llmfast.quantization.formats import dequantize
 
 # The most memory that one chunk of logits takes in linear_cross_entropy: on a CPU, what stays in its cache (fresh
@@ -188,6 +189,12 @@ def quantized_linear(
     activation: str | None = None,
     **parts: Tensor,
 ) -> Tensor:
+    return differentiable(_quantized_linear, x, {"values": values, "scale": scale} | parts, bias, activation)
+
+
+def _quantized_linear(
+    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None, **parts: Tensor
+) -> Tensor:
     weight = dequantize({"values": values, "scale": scale} | parts, x.shape[-1])
     return linear(x, weight.to(x.dtype), bias, activation)
 
@@ -244,7 +251,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grads = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=True))
             return (*(next(grads) if need else None for need in needed), None, None)
         row_scale = torch.where(counted, grad_loss / count, 0.0)
-        dweight = torch.zeros_like(weight, dtype=torch.float32)
+        dweight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         dhidden = []
         for start in range(0, hidden.shape[0], ctx.rows):
             chunk = slice(start, start + ctx.rows)
@@ -254,5 +261,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dlogits.scatter_add_(1, targets[chunk, None], -torch.ones_like(lse[chunk, None]))
             dlogits = dlogits.mul_(row_scale[chunk, None]).to(weight.dtype)
             dhidden.append(dlogits @ weight)
-            dweight += (dlogits.T @ hidden[chunk]).float()
-        return (torch.cat(dhidden) if dhidden else torch.zeros_like(hidden)), dweight.to(weight.dtype), None, None
+            if dweight is not None:
+                dweight += (dlogits.T @ hidden[chunk]).float()
+        gathered = torch.cat(dhidden) if dhidden else torch.zeros_like(hidden)
+        return gathered, None if dweight is None else dweight.to(weight.dtype), None, None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmfast.backends.quantized_gradient import differentiable
 from llmfast.backends.registered import SCHEMAS, contract_functions, register
 
 # For inference: it has no gradients, so it stands beside the operators that have them.
@@ -99,5 +100,11 @@ def quantized_linear(
     bias: Tensor | None = None,
     activation: str | None = None,
     **parts: Tensor,
+) -> Tensor:
+    return differentiable(_quantized_linear, x, {"values": values, "scale": scale} | parts, bias, activation)
+
+
+def _quantized_linear(
+    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None, **parts: Tensor
 ) -> Tensor:
     return torch.ops.llmfast_triton.quantized_linear(x, values, scale, bias, activation or "", **parts)

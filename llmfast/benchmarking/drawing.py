@@ -1,4 +1,4 @@
-"""Lines, bars and dots with their names beside them, in colours that everybody can tell apart.
+"""Lines, bars and dots with their names beside them, in colours that the colour-blind can tell apart.
 
 What a plot shows is plain data (`Panel`, `Bars`, `Dots`); here it becomes a matplotlib figure. A name stands at its
 line or bar, not in a legend, and each of a plot's competitors has a marker as well as a colour.

@@ -1,4 +1,4 @@
-"""Where, when and by which code a figure was taken: without it nobody can compare."""
+"""Where, when and by which code a figure was taken: without it figures can't be compared."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def facts(command: Sequence[str] | None = None, packages: Sequence[str] = ()) ->
 
 
 def _without_folders(word: str) -> str:
-    """Where somebody's files lie is nobody's business; what they are called may tell something."""
+    """Folders are private and are left out; the names of files may tell something."""
     return Path(word).name if Path(word).is_absolute() else word
 
 

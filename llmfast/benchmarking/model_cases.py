@@ -127,7 +127,7 @@ def _start_decode(model: str, batch: int, context: int, device: str) -> Callable
         done = SPAN
 
         def start_over() -> None:
-            """Everybody is at the same position in the same round: the context grows by the same steps."""
+            """All competitors are at the same position in the same round: the context grows by the same steps."""
             nonlocal done
             if done + STEPS > SPAN:
                 decoder.prefill([ids[:context]] * batch)
@@ -156,7 +156,7 @@ def generate(
 ) -> Iterator[Comparison]:
     """Texts of each number of new tokens. With the cache the work grows with the length, without it with the square."""
     config = config_of(model)
-    # Without its cache a model runs in PyTorch's dtypes, whoever packs it otherwise.
+    # Without its cache a model runs in PyTorch's dtypes, on backends that pack it otherwise too.
     entries = [entry for entry in competitors(precisions, device, chosen) if entry.precision in ("fp32", "bf16")]
     for new in _within(lengths, config.context - PROMPT):
         for cache in (True, False):
@@ -205,7 +205,7 @@ def _start_generate(
         llm = llm_of(model, entry, device)
 
         def call(_: None = None) -> Tensor:
-            return llm.generate(ids, max_new_tokens=new, temperature=0, use_cache=cache)
+            return llm.generate(ids, max_new_tokens=new, temperature=0, use_cache=cache, speculate=0)
 
         # Other precisions may choose other tokens; their logits are checked where they are decoded.
         checked = check_text(own, call(), expected) if entry.precision == "fp32" else None

@@ -69,7 +69,7 @@ def llm_of(model: str, entry: Entry, device: str) -> LLM:
 
 
 def ops_of(backend: str, device: str) -> str | dict[str, str]:
-    """The backend for the ops that it has: somebody's kernel for one op is measured with the others around it."""
+    """The backend for the ops that it has: a user's kernel for one op is measured with the others around it."""
     able = {row.op for row in backends() if (row.backend, row.device) == (backend, device) and row.available}
     return backend if len(able) in (0, len(OPS)) else dict.fromkeys(able, backend)
 
@@ -87,7 +87,7 @@ def competitors(precisions: Sequence[str], device: str = "cpu", chosen: Sequence
 
 @functools.lru_cache(maxsize=32)
 def expected_logits(model: str, tokens: int, device: str) -> Tensor:
-    """(V,) float32: what PyTorch's operators say in float32 after the first `tokens` of everybody's prompt."""
+    """(V,) float32: what PyTorch's operators say in float32 after the first `tokens` of the common prompt."""
     llm = llm_of(model, Entry("pytorch", "fp32"), device)
     ids = prompt_ids(tokens, llm.config.vocab_size)
     with llm.using_backend():

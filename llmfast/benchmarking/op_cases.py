@@ -221,9 +221,9 @@ def comparisons(
 def competitors(
     op: str, precision: str, device: str, chosen: Sequence[str] = (), compiled: bool = False
 ) -> tuple[Entry, ...]:
-    """Who can run `op` here at a speed that means something, PyTorch's own first: those `chosen`, or everybody.
+    """The backends that run `op` here at a speed that means something, PyTorch's own first: those `chosen`, or all.
 
-    The reference is left out, and so is, unless chosen, Triton's interpreter, which stands in for a GPU. Nobody where
+    The reference is left out, and so is, unless chosen, Triton's interpreter, which stands in for a GPU. None where
     none of those chosen can.
     """
     dtype = str(DTYPES[precision]).removeprefix("torch.")

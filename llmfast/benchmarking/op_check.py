@@ -76,7 +76,7 @@ class OpCheck:
         return self._named(results, [self._taken(g).double() for g in self.given], leaves)
 
     def _found(self, functions: Any) -> dict[str, Tensor]:
-        """By somebody's functions, from all rows, as it will be timed."""
+        """By the competitor's functions, from all rows, as it will be timed."""
         leaves = self.case.leaves(self.tensors) if self.backward else self.tensors
         with torch.inference_mode(not self.backward):
             results = self.case.call(functions, leaves)

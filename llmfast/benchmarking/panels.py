@@ -121,7 +121,7 @@ def cache_bars(records: Sequence[Record]) -> list[Bars]:
 
 
 def bar_panels(records: Sequence[Record], quantity: str) -> list[Bars]:
-    """For each task everybody who did it: those of a precision together, and a bar for the limit where it is known."""
+    """For each task the engines that did it: those of a precision together, and a bar for a limit that is known."""
     found = []
     order = list(dict.fromkeys(map(_width, records)))
     for task in dict.fromkeys(record.same_task for record in records):

@@ -86,7 +86,7 @@ def tasks(
 
 
 def run(task: Task, places: Mapping[str, str]) -> Measured:
-    """The record of a task, and how long its process took. `places` tells the module or the file of somebody's own
+    """The record of a task, and how long its process took. `places` tells the module or the file of a user's own
     backend by its name."""
     found: dict[str, Any] = {}
     start = time.perf_counter()

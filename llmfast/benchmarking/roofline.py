@@ -1,7 +1,7 @@
 """The roofline (Williams, Waterman and Patterson, 2009): what an op reaches beside what bounds it.
 
 To the right an op computes more for each byte that it moves. Under the slope memory is the limit, under the level it is
-arithmetic. Marks above each other are one op: its work is the same for everybody.
+arithmetic. Marks above each other are one op: its work is the same for all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What somebody waits for before anything runs: importing, loading, and a first text, each in a fresh process."""
+"""The wait before anything runs: importing, loading, and a first text, each in a fresh process."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def run(
     fresh_limits: bool = True,
 ) -> Iterator[tuple[Item, list[Measured]]]:
     """Runs them, one after another; `before(number, item)` is told what comes next. `places` are the modules or files
-    of somebody's own backends by name, for the processes in which memory is measured.
+    of a user's own backends by name, for the processes in which memory is measured.
 
     The CPU's limits are measured at the beginning of every group (unless `fresh_limits` is off) and added to
     `measured_limits`: the best of them is what shares are of. What runs on a GPU gets no shares here.

@@ -1,6 +1,6 @@
 """Competitors in turns, round by round.
 
-A shared machine drifts by a third and more, so nobody is measured in one go: a round gives every competitor a turn,
+A shared machine drifts by a third and more, so none is measured in one go: a round gives every competitor a turn,
 the next round begins with another one, and ratios are taken within a round. What a turn works on is never what was
 worked on last (`Rotation`), so that speeds are those of memory and not of the cache, as they are in a model whose
 weights pass by once a token.
@@ -44,7 +44,7 @@ FULL = Effort(seconds=5.0, rounds=(5, 50), turn=0.01)
 
 
 def warm_up(turn: Turn, effort: Effort) -> int:
-    """Calls somebody before it counts, twice if that is soon done: how many of the last call make a turn."""
+    """Calls a competitor before it counts, twice if that is soon done: how many of the last call make a turn."""
     seconds = turn()
     if seconds < SLOW:
         seconds = turn()
@@ -98,7 +98,7 @@ class Rotation:
 
     There are enough of them to be twice as large as the caches, unless one is that large itself (then there are two)
     or so small that it would take more than `MOST_SETS`; `hot` says that they fit. One rotation serves all
-    competitors, so that nobody finds in the cache what another has just used.
+    competitors, so that none finds in the cache what another has just used.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor | None], cache: int | None = None):

@@ -1,7 +1,7 @@
 """Tokenizers: encoding, decoding, and learning a vocabulary, beside Hugging Face's `tokenizers` and `tiktoken`.
 
 The text is English that every Python carries, the manual's topics (`pydoc_data`), so that anybody measures the same.
-Whoever has our vocabulary must give our ids, and everybody must find the ids of a text again in what he decodes to.
+A tokenizer with our vocabulary must give our ids, and each must find the ids of a text again in what it decodes to.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ class Conversation:
         max_new_tokens: int = 512,
         stop: str | list[str] | None = None,
         seed: int | None = None,
-        speculate: int = 0,
+        speculate: int | None = None,
+        logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
@@ -97,7 +98,7 @@ class Conversation:
         chosen = SamplingSettings(**settings)
         count = whole_number("max_new_tokens", max_new_tokens, least=0)
         prompt = self._prompt(count)
-        stream = self.llm.reply(prompt, count, chosen, stop, seed, speculate, json_schema, regex, grammar)
+        stream = self.llm.reply(prompt, count, chosen, stop, seed, speculate, logprobs, json_schema, regex, grammar)
         return Reply(self, stream, prompt)
 
     def _prompt(self, reply: int) -> list[int]:

@@ -12,7 +12,7 @@ import click
 import llmfast
 
 # In the order of `llmfast --help`. A verb's file holds a command of the verb's name, and is imported when it is asked
-# for: nobody waits for what he does not use.
+# for: a command waits only for what it uses.
 VERBS = (
     "generate",
     "chat",
@@ -22,6 +22,9 @@ VERBS = (
     "embed",
     "get",
     "train",
+    "finetune",
+    "merge",
+    "classify",
     "data",
     "tokenizer",
     "eval",

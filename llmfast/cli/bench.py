@@ -111,7 +111,7 @@ def _measure(
     scale_name: str,
     console: Console,
 ) -> Outcome:
-    """Everything; if somebody interrupts, what there is so far."""
+    """All results; after Ctrl-C, those so far."""
     from llmfast.benchmarking import limits, suite
     from llmfast.benchmarking.facts import facts
     from llmfast.benchmarking.records import Record, Results
@@ -166,13 +166,13 @@ def _peers(
         raise ValueError(f"the peers are measured on {', '.join(plan.MODELS)}, not on {name}")
     effort = plan.QUICK if scale_name == "quick" else plan.FULL
     peers = session.Session(model, effort, thread_count(), say)
-    for group in plan.GROUPS:
+    for group in model.groups:
         peers.group(group)
     return findings.records(peers.groups), findings.targets(peers.groups)
 
 
 class _progress:
-    """A bar that names what runs now; where nobody sees a bar, a line for every group."""
+    """A bar that names what runs now; without a terminal, a line for every group."""
 
     def __init__(self, console: Console, total: int):
         self.console, self.total, self.group = console, total, ""

@@ -41,6 +41,7 @@ def chat(
     backend: str,
     precision: str,
     device: str,
+    adapter: str | None,
     stop: tuple[str, ...],
     **settings: Any,
 ) -> None:
@@ -49,7 +50,7 @@ def chat(
     Enter /help for what else can be entered; Ctrl-C stops a reply, Ctrl-D ends. In a pipe every line of stdin is a
     turn, and stdout gets the replies alone.
     """
-    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device, adapter=adapter)
     conversation = Conversation(llm, system)
     if saved is not None:
         conversation.load(saved)

@@ -48,17 +48,31 @@ def sampling_options(temperature: float) -> Callable[[Callable[..., None]], Call
         click.option("--top-p", type=float, help="Only the likeliest tokens of total probability P."),
         click.option("--min-p", type=float, help="Only tokens P times as likely as the likeliest."),
         click.option("--repetition-penalty", type=float, default=1.0, show_default=True),
+        click.option(
+            "--logit-bias",
+            multiple=True,
+            metavar="ID=NUMBER",
+            callback=lambda _context, _option, given: dict(map(read_bias, given)) or None,
+            help="Add NUMBER to the logit of a token; -inf rules it out.",
+        ),
         click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be given several times."),
         click.option("--seed", type=int, help="The same seed gives the same text."),
         click.option(
             "--speculate",
             type=click.IntRange(0, 15),
-            default=0,
             metavar="K",
-            help="Guess up to K tokens ahead: the same text.",
+            help="Guess up to K tokens ahead: the same text. By default as many as pay.",
         ),
     ]
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def read_bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise click.BadParameter(f"expected ID=NUMBER, got {text!r}") from None
 
 
 def json_schema_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -91,6 +105,7 @@ def running_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--precision", default="auto", show_default=True, help=f"auto, {', '.join(PRECISIONS)}."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …"),
+        click.option("--adapter", metavar="DIR", help="What `llmfast finetune` or peft made for the model."),
     ]
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -29,6 +30,9 @@ from llmfast.cli.common import (
 @click.option("--cache/--no-cache", default=True, help="--no-cache computes everything again for every token.")
 @json_schema_option
 @running_options
+@click.option(
+    "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability, and the N likeliest."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @common_options
 def generate(
@@ -37,22 +41,30 @@ def generate(
     backend: str,
     precision: str,
     device: str,
+    adapter: str | None,
     samples: int,
     cache: bool,
     stop: tuple[str, ...],
+    logprobs: int | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Continue PROMPT (- reads it from stdin). The text streams to stdout, the speed goes to stderr."""
+    if logprobs is not None and not as_json:
+        raise ValueError("--logprobs needs --json, which prints them")
     if prompt == "-":
         prompt = sys.stdin.read()
-    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device, adapter=adapter)
     settings |= {"stop": list(stop), "use_cache": cache}
     if as_json:
         start = time.perf_counter()
-        texts = llm.generate([prompt], num_return_sequences=samples, **settings)[0]
+        made = llm.generate([prompt], num_return_sequences=samples, logprobs=logprobs, **settings)[0]
         seconds = time.perf_counter() - start
-        record = {"model": model, "prompt": prompt, "texts": texts if samples > 1 else [texts], "seconds": seconds}
+        texts = made if samples > 1 else [made]
+        record = {"model": model, "prompt": prompt, "texts": texts, "seconds": seconds}
+        if logprobs is not None:
+            record["texts"] = [each.text for each in texts]
+            record["choices"] = [[asdict(choice) for choice in each.choices] for each in texts]
         click.echo(json.dumps(record, ensure_ascii=False))
         return
     if samples > 1:

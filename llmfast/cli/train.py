@@ -53,7 +53,7 @@ def train(
 
     The model in --out is the one that predicted the validation text best; `llmfast generate --model OUT` takes it.
     """
-    changes: dict[str, Any] = dict(_pair(text) for text in settings)
+    changes: dict[str, Any] = dict(pair(text) for text in settings)
     changes |= {name: value for name, value in (("steps", steps), ("device", device)) if value is not None}
     fresh = preset is not None or file is not None or not resume
     config = configure(preset, file) if fresh else None
@@ -82,7 +82,7 @@ def train(
         sys.exit(128 + record.interrupted)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set takes KEY=VALUE, got {text!r}")

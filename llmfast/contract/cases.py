@@ -19,6 +19,7 @@ from llmfast import ops
 from llmfast.quantization.formats import FORMATS, quantize
 
 Tensors = dict[str, "Tensor | None"]
+PARTS = ("values", "scale", "minimum", "scale_code", "minimum_code")  # of a quantised weight
 
 
 class Random:
@@ -260,7 +261,7 @@ def quantized_linear(
         }
 
     settings = {"activation": activation}
-    return Case("quantized_linear", name, build, settings, torch.Size(shape).numel() * N, differentiable=False)
+    return Case("quantized_linear", name, build, settings, torch.Size(shape).numel() * N, constants=PARTS)
 
 
 CASES = [

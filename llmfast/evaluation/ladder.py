@@ -26,8 +26,8 @@ from llmfast.training import directory
 from llmfast.training.configuration import TrainingConfig
 from llmfast.training.manifest import MANIFEST, Manifest
 from llmfast.training.prepare import prepare
+from llmfast.training.pretraining import model_config
 from llmfast.training.run import train
-from llmfast.training.trainer import model_config
 
 LADDER = "ladder.json"
 HEAD = 32  # channels of a head, where they divide the width

@@ -128,7 +128,7 @@ class StaticKVCache(KVCache):
             return super().extend(tokens, lengths)
         if tokens != 1:
             raise ValueError(f"a static cache takes one token a step, got {tokens}")
-        # The limits hold for steps that nobody needs: those that warm up, and one that runs ahead of a text's end.
+        # The limits hold for steps without a use too: those that warm up, and one that runs ahead of a text's end.
         self._positions = self.lengths.clamp(max=self.capacity - 1).unsqueeze(1)
         self.lengths.add_(1).clamp_(max=self.capacity)
         return self._positions

@@ -38,6 +38,9 @@ class Vocabulary:
         self.special_token_ids = [*sorted(special), self.size]
         self.bos_token_id, self.eos_token_id = None, self.ends[0] if self.ends else self.size
         self._encode = tokenizer.encode
+        bits = np.full(-(-len(self.tokens) // 32) * 32, not self.ends, dtype=bool)
+        bits[self.ends] = True
+        self.only_ends = torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32))
         wrapper = llguidance.TokenizerWrapper(self)
         self.library = llguidance.LLTokenizer(wrapper, eos_token=self.ends or [self.size])
 
@@ -97,15 +100,16 @@ class Constraint:
         """Whether nothing can follow."""
         return self._matcher.is_stopped()
 
-    def allowed(self) -> Tensor:
-        """Which tokens may come next: bool, of the tokenizer's vocabulary. The ends, where the text may end."""
-        size = self._vocabulary.size
+    def mask(self) -> Tensor:
+        """Which tokens may come next, a bit each, the lowest first: (words,) int32. The ends where a text may end."""
         if self.complete:
-            mask = torch.zeros(size, dtype=torch.bool)
-            mask[self._vocabulary.ends] = True
-            return mask if self._vocabulary.ends else ~mask
-        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
-        return torch.from_numpy(bits[:size].astype(bool))
+            return self._vocabulary.only_ends
+        return torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.int32)
+
+    def allowed(self) -> Tensor:
+        """The same as bool, of the tokenizer's vocabulary."""
+        bits = np.unpackbits(self.mask().numpy().view(np.uint8), bitorder="little")
+        return torch.from_numpy(bits[: self._vocabulary.size].astype(bool))
 
     def accept(self, token: int) -> None:
         """The text goes on with this token."""

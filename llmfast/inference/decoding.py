@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmfast.inference.decoders import Decoder
 from llmfast.inference.execution import each_under
+from llmfast.inference.generation import Observer
 from llmfast.inference.sampling import Sampler
 
 
@@ -27,6 +28,7 @@ class Decoding:
     decoder: Decoder
     how: str
     prompt_tokens: int  # of the longest row, as far as the model sees it
+    observer: Observer | None = None  # of how likely the tokens are
 
 
 class Windows:

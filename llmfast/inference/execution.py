@@ -25,6 +25,7 @@ from llmfast.inference.decoders import (
     DecoderPool,
     EagerDecoder,
     EagerReader,
+    KeepingDecoder,
     NativeDecoder,
     NativeModel,
     NativeReader,
@@ -198,18 +199,20 @@ class Runner:
         batch: int,
         capacity: int,
         use_cache: bool = True,
-        speculate: int = 0,
+        speculate: int | None = 0,
         keep_recorded: bool = False,
         prompt: list[int] | None = None,
         exact: bool = True,
         constrained: bool = False,
+        recordable: bool = True,
     ) -> Decoder:
         """A decoder for `batch` sequences of up to `capacity` tokens.
 
-        `speculate` guesses so many tokens ahead. With `keep_recorded` a recorded decoder is kept for a later use: of at
-        least the capacity, and until its `close`. A decoder of one sequence may hold what its `prompt` begins with:
-        with `exact` only as far as its bits are those of a prefill. `constrained` texts must have a form.
-        `ValueError` for what can't be combined.
+        `speculate` guesses so many tokens ahead, None as many as pay, where it can. With `keep_recorded` a recorded
+        decoder is kept for a later use: of at least the capacity, and until its `close`. A decoder of one sequence may
+        hold what its `prompt` begins with: with `exact` only as far as its bits are those of a prefill. `constrained`
+        texts must have a form; not `recordable` is a choice of tokens that asks Python. `ValueError` for what can't be
+        combined.
         """
         if speculate and (not use_cache or self.packed() is None):
             raise ValueError("speculate needs the native decoder and its cache: a CPU, and the C++ backend")
@@ -221,13 +224,19 @@ class Runner:
                 decoder: NativeDecoder = self.prefixes.take(packed, prompt, capacity, exact)
             else:
                 decoder = NativeDecoder(packed, batch, capacity)
-            return SpeculatingDecoder(decoder, speculate) if speculate or (constrained and batch == 1) else decoder
+            wanted = speculate or (batch == 1 and (constrained or speculate is None))
+            return SpeculatingDecoder(decoder, speculate) if wanted else decoder
         model = self.model.eval()  # training it meanwhile has left dropout on
-        if constrained or cuda_graph.why_not(model) is not None:  # a graph can't ask a constraint
+        if not recordable or cuda_graph.why_not(model) is not None:
             return EagerDecoder(model, batch, capacity)
         return (
             self._recorded.take(model, batch, capacity) if keep_recorded else CudaGraphDecoder(model, batch, capacity)
         )
+
+    def scorer(self, sequence: list[int], step: int) -> KeepingDecoder | None:
+        """A native decoder that may hold what `sequence` begins with, or None; until its `close`."""
+        packed = self.packed()
+        return None if packed is None else self.prefixes.take_to_score(packed, sequence, step)
 
     def reader(self) -> Reader:
         """What runs the model over tokens that are given."""

@@ -20,6 +20,7 @@ from llmfast.inference.decoders import Decoder, NativeModel
 from llmfast.inference.decoders.speculating import MOST_GUESSES
 from llmfast.inference.decoding import Decoding, Windows, decode
 from llmfast.inference.execution import Runner, chosen_backend, each_under
+from llmfast.inference.generation import MOST_ALTERNATIVES, Generation, Observer
 from llmfast.inference.sampling import Sampler, SamplingSettings
 from llmfast.inference.scoring import (
     TOKENS_AT_ONCE,
@@ -28,6 +29,8 @@ from llmfast.inference.scoring import (
     Window,
     half_overlapping,
     predictions,
+    score_on,
+    step_of,
     windows,
 )
 from llmfast.inference.text import TextStream, TextWriter, stop_strings
@@ -137,12 +140,14 @@ class LLM:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
         stop: str | list[str] | None = None,
         seed: int | None = None,
         num_return_sequences: int = 1,
         truncate: bool = False,
         use_cache: bool = True,
-        speculate: int = 0,
+        speculate: int | None = None,
+        logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
@@ -161,21 +166,36 @@ class LLM:
         same text. `NonFiniteLogits` where the model gives no probabilities to choose by.
 
         `speculate=k` guesses up to k tokens ahead from what the text has said before, and checks them in one step: the
-        same text, sooner where it repeats itself (one sequence, generating natively).
+        same text, sooner where it repeats itself (one sequence, generating natively). By default as many as pay, by
+        the clock; 0 guesses none.
+
+        With `logprobs=n` every text becomes a `Generation`: the same text, the log-probability of each token, and the n
+        likeliest at its place (0 to 100). `logit_bias` adds to the logits of some tokens, {id: from -10000 to 10000};
+        -inf rules a token out.
 
         One of `json_schema` (a dictionary, JSON, or a Pydantic model), `regex` and `grammar` (in Lark's notation) gives
         what is added a form: JSON that is valid by the schema, unless `max_new_tokens` cuts it off.
         """
-        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
         count = whole_number("num_return_sequences", num_return_sequences, least=1)
         if isinstance(prompt, Tensor):
             if stop or (json_schema, regex, grammar) != (None, None, None):
                 raise ValueError("stop strings need a text prompt, not token ids, and so do forms")
             rows = [row for row in self._check_ids(prompt) for _ in range(count)]
-            decoding = self._decode(rows, max_new_tokens, settings, seed, truncate, use_cache, speculate)
-            new = [tokens.tolist() for tokens in decoding.steps]
-            result = torch.tensor([[*row, *(tokens[i] for tokens in new)] for i, row in enumerate(rows)])
-            return result[0].to(prompt.device) if prompt.ndim == 1 and count == 1 else result.to(prompt.device)
+            observer = self._observer(len(rows), logprobs)
+            decoding = self._decode(
+                rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, observer=observer
+            )
+            new = []
+            for tokens in decoding.steps:
+                new.append(tokens.tolist())
+                if observer is not None:
+                    observer.note_all()
+            ids = torch.tensor([[*row, *(tokens[i] for tokens in new)] for i, row in enumerate(rows)]).to(prompt.device)
+            if observer is None:
+                return ids[0] if prompt.ndim == 1 and count == 1 else ids
+            generations = [Generation(None, *of_row) for of_row in zip(ids, observer.choices, strict=True)]
+            return generations[0] if prompt.ndim == 1 and count == 1 else generations
 
         if not isinstance(prompt, (str, Sequence)) or isinstance(prompt, bytes):
             raise ValueError(f"a prompt must be a string, strings, or a tensor of ids, got {type(prompt).__name__}")
@@ -188,22 +208,37 @@ class LLM:
         ]
         pieces: list[list[str]] = [[] for _ in rows]
         finished: set[int] = set()
+        observer = self._observer(len(rows), logprobs)
         if rows:
             vocabulary = writers[0].tokenizer.vocab_size
             steps = self._decode(
-                rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, finished, vocabulary, constraints
+                rows,
+                max_new_tokens,
+                settings,
+                seed,
+                truncate,
+                use_cache,
+                speculate,
+                finished,
+                vocabulary,
+                constraints,
+                observer,
             ).steps
             with contextlib.closing(steps):
                 for tokens in steps:
                     for row, token in enumerate(tokens.tolist()):
+                        if observer is not None and row not in finished:
+                            observer.note(row)
                         pieces[row].append(writers[row].push(token))
                         if writers[row].finished:
                             finished.add(row)
                     if len(finished) == len(rows):
                         break
         new_texts = ["".join([*text, writer.close()]) for text, writer in zip(pieces, writers, strict=True)]
-        grouped = [[text + new for new in new_texts[i * count : (i + 1) * count]] for i, text in enumerate(prompts)]
-        results = grouped if count > 1 else [group[0] for group in grouped]
+        made: list[Any] = [prompts[i // count] + new for i, new in enumerate(new_texts)]
+        if observer is not None:
+            made = [Generation.of(*of_row) for of_row in zip(made, rows, observer.choices, strict=True)]
+        results = [made[i : i + count] for i in range(0, len(made), count)] if count > 1 else made
         return results[0] if isinstance(prompt, str) else results
 
     def stream(
@@ -215,11 +250,13 @@ class LLM:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
         stop: str | list[str] | None = None,
         seed: int | None = None,
         truncate: bool = False,
         use_cache: bool = True,
-        speculate: int = 0,
+        speculate: int | None = None,
+        logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
@@ -227,13 +264,13 @@ class LLM:
         """The text that `generate` would add to `prompt`, piece by piece as it is made.
 
         A piece never ends inside a UTF-8 character, nor inside what may become a stop string. Arguments are checked
-        at once, not at the first piece. `TextStream.tokens` counts the tokens made so far, and `TextStream.how` says
-        who makes them.
+        at once, not at the first piece. `TextStream.tokens` counts the tokens made so far, `TextStream.how` says who
+        makes them, and with `logprobs` `TextStream.choices` are they, as in a `Generation`.
         """
-        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
         form = self._constraints(1, json_schema, regex, grammar)
         return self._text_stream(
-            self._prompt(prompt), max_new_tokens, settings, stop, seed, speculate, form, truncate, use_cache
+            self._prompt(prompt), max_new_tokens, settings, stop, seed, speculate, logprobs, form, truncate, use_cache
         )
 
     def chat(
@@ -245,17 +282,20 @@ class LLM:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
         stop: str | list[str] | None = None,
         seed: int | None = None,
         stream: bool = False,
-        speculate: int = 0,
+        speculate: int | None = None,
+        logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
         **variables: Any,
     ) -> Any:
         """The assistant's reply to `messages`, each {"role": "system", "user" or "assistant", "content": "…"}, written
-        by the model's own template: a string, or with `stream` a `TextStream` of its pieces.
+        by the model's own template: a string (with `logprobs` a `Generation`), or with `stream` a `TextStream` of its
+        pieces.
 
         What a message says never becomes a special token. `variables` go to the template. The other settings are those
         of `generate`. A chat longer than the context loses its oldest turns, but not what the system says, with a
@@ -266,9 +306,14 @@ class LLM:
 
         template = self.chat_template
         prompt = fitting(messages, lambda some: template.encode(some, **variables), self.config.context, max_new_tokens)
-        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
-        reply = self.reply(prompt, max_new_tokens, settings, stop, seed, speculate, json_schema, regex, grammar)
-        return reply if stream else "".join(reply)
+        settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
+        reply = self.reply(
+            prompt, max_new_tokens, settings, stop, seed, speculate, logprobs, json_schema, regex, grammar
+        )
+        if stream:
+            return reply
+        text = "".join(reply)
+        return text if logprobs is None else Generation.of(text, prompt, reply.choices)
 
     def reply(
         self,
@@ -277,7 +322,8 @@ class LLM:
         settings: SamplingSettings,
         stop: str | list[str] | None = None,
         seed: int | None = None,
-        speculate: int = 0,
+        speculate: int | None = None,
+        logprobs: int | None = None,
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
@@ -286,7 +332,7 @@ class LLM:
         context is full. Bits may differ from those of a chat that starts over."""
         count = min(whole_number("max_new_tokens", max_new_tokens, least=0), self.config.context - len(prompt) + 1)
         form = self._constraints(1, json_schema, regex, grammar)
-        return self._text_stream(prompt, count, settings, stop, seed, speculate, form, exact=False)
+        return self._text_stream(prompt, count, settings, stop, seed, speculate, logprobs, form, exact=False)
 
     def _text_stream(
         self,
@@ -295,7 +341,8 @@ class LLM:
         settings: SamplingSettings,
         stop: str | list[str] | None,
         seed: int | None,
-        speculate: int,
+        speculate: int | None,
+        logprobs: int | None,
         constraints: list[Constraint] | None,
         truncate: bool = False,
         use_cache: bool = True,
@@ -316,7 +363,8 @@ class LLM:
             (),
             vocabulary,
             constraints,
-            exact=exact,
+            self._observer(1, logprobs),
+            exact,
         )
         return TextStream(decoding, writer)
 
@@ -346,32 +394,39 @@ class LLM:
     @property
     def start_token(self) -> int | None:
         """What a text's first token is predicted from: the tokenizer's start-of-text, or else end-of-text, or None."""
-        start = self.config.bos_token_id
-        if self.tokenizer is not None:
-            start, end = _start_of_text(self.tokenizer), self.tokenizer.end_of_text
-            start = end if start is None else start
-        # Hugging Face's small configurations keep GPT-2's id.
-        return None if start is not None and start >= self.config.vocab_size else start
+        return start_token_of(self.config, self.tokenizer)
 
     def score(self, text: str | Tensor) -> Score:
         """The log-probability of every token of `text` (or of ids (T,)) given those before it.
 
         The first token is predicted from `start_token`, where the model has one. Texts longer than the context are
         scored in windows that overlap by half, so that every token sees at least half a context. `NonFiniteLogits`
-        where the model gives no probabilities.
+        where the model gives no probabilities. Natively, what a text has in common with one scored before is not
+        computed again.
         """
         if isinstance(text, Tensor) and text.ndim != 1:
             raise ValueError(f"score takes one text: ids of shape (T,), got {tuple(text.shape)}")
         ids = self._check_ids(text)[0] if isinstance(text, Tensor) else self._encode(text)
         start = self.start_token
         sequence = ids if start is None else [start, *ids]
+        values = self._log_probabilities(sequence)
+        unpredicted = torch.full((len(ids) - sum(map(len, values)),), float("nan"))
+        return Score(ids, torch.cat([unpredicted, *values]))
+
+    def _log_probabilities(self, sequence: list[int]) -> list[Tensor]:
+        """Of all tokens but the first, in pieces."""
         context = self.config.context
+        if 2 <= len(sequence) <= context + 1:
+            with self.using_backend():
+                scorer = self.runner.scorer(sequence[:-1], step_of(self.config.vocab_size))
+                if scorer is not None:
+                    with contextlib.closing(scorer):
+                        return [score_on(scorer, sequence)]
         pieces = windows(sequence, context, half_overlapping(context))
         values: list[Tensor] = [torch.empty(0)] * len(pieces)
         for index, prediction in self.predictions(pieces):
             values[index] = prediction.log_probabilities
-        unpredicted = torch.full((len(ids) - sum(map(len, values)),), float("nan"))
-        return Score(ids, torch.cat([unpredicted, *values]))
+        return values
 
     def predictions(
         self, windows: Sequence[Window], tokens_per_batch: int = TOKENS_AT_ONCE, progress: Progress | None = None
@@ -389,10 +444,11 @@ class LLM:
         seed: int | None,
         truncate: bool,
         use_cache: bool,
-        speculate: int,
+        speculate: int | None,
         finished: Collection[int] = (),
         vocabulary: int | None = None,
         constraints: list[Constraint] | None = None,
+        observer: Observer | None = None,
         exact: bool = True,
     ) -> Decoding:
         """Checks the arguments, and returns the texts in the making.
@@ -402,7 +458,7 @@ class LLM:
         """
         context = self.config.context
         count = whole_number("max_new_tokens", max_new_tokens, least=0)
-        guesses = whole_number("speculate", speculate, least=0, most=MOST_GUESSES)
+        guesses = None if speculate is None else whole_number("speculate", speculate, least=0, most=MOST_GUESSES)
         if seed is not None:
             seed = whole_number("seed", seed, least=0, most=2**63 - 1)
         longest = max(map(len, prompts))
@@ -413,14 +469,28 @@ class LLM:
             )
         rows = [prompt[-context:] for prompt in prompts]
         with self.using_backend():
+            vocabulary = self.config.vocab_size if vocabulary is None else vocabulary
+            sampler = Sampler.of(settings, vocabulary, seed, rows, self.runner.device, constraints, observer)
             decoder = self.runner.decoder(
-                len(rows), min(context, longest + count), use_cache, guesses, True, rows[0], exact, bool(constraints)
+                len(rows),
+                min(context, longest + count),
+                use_cache,
+                guesses,
+                True,
+                rows[0],
+                exact,
+                bool(constraints),
+                sampler.recordable,
             )
             how = decoder.describe(self.precision)
-        vocabulary = self.config.vocab_size if vocabulary is None else vocabulary
-        sampler = Sampler.of(settings, vocabulary, seed, rows, self.runner.device, constraints)
         steps = decode(decoder, Windows(rows, context, finished), count, sampler, self.using_backend)
-        return Decoding(steps, decoder, how, min(longest, context))
+        return Decoding(steps, decoder, how, min(longest, context), observer)
+
+    def _observer(self, rows: int, logprobs: int | None) -> Observer | None:
+        """What notes how likely the tokens of so many texts are, where that is asked for."""
+        if logprobs is None:
+            return None
+        return Observer(rows, whole_number("logprobs", logprobs, least=0, most=MOST_ALTERNATIVES), self.tokenizer)
 
     def _constraints(
         self, rows: int, json_schema: Any, regex: str | None, grammar: str | None
@@ -475,6 +545,16 @@ class LLM:
             if not 0 <= wrong < self.config.vocab_size:
                 raise ValueError(f"token id {wrong} is not in the vocabulary of {self.config.vocab_size}")
         return rows
+
+
+def start_token_of(config: ModelConfig, tokenizer: Tokenizer | None) -> int | None:
+    """What the first token of a text is predicted from (see `LLM.start_token`)."""
+    start = config.bos_token_id
+    if tokenizer is not None:
+        start, end = _start_of_text(tokenizer), tokenizer.end_of_text
+        start = end if start is None else start
+    # Hugging Face's small configurations keep GPT-2's id.
+    return None if start is not None and start >= config.vocab_size else start
 
 
 def _start_of_text(tokenizer: Tokenizer) -> int | None:

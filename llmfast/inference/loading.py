@@ -12,6 +12,7 @@ from llmfast.inference.decoders import NativeModel
 from llmfast.inference.execution import Execution, check_precision, chosen_backend, device_of
 from llmfast.inference.llm import LLM
 from llmfast.tokenizers import load_tokenizer
+from llmfast.weights.adapter import adapted
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.config_file import end_tokens
 from llmfast.weights.loading import formats_of, module_of, quantized_module
@@ -23,9 +24,11 @@ def load(
     backend: str | Mapping[str, str] = "auto",
     precision: str = "auto",
     device: str | torch.device = "auto",
+    adapter: str | Path | None = None,
 ) -> LLM:
     """A model ready to generate: `name` is an embedded model, one that `llmfast get` has brought, a directory, a weight
-    file (.safetensors, .bin, .gguf), or a name on the hub.
+    file (.safetensors, .bin, .gguf), or a name on the hub. An `adapter`, a directory that `llmfast finetune` or peft
+    wrote, is added to its weights; a `name` may also be such a directory, which says of what model it is.
 
     `backend` as in `use_backend`; "auto" leaves the choice to the surrounding context. `device` is "auto" (a GPU where
     there is one), "cpu", "cuda", …. `precision` is one of
@@ -37,13 +40,15 @@ def load(
     - "auto": what the model was quantised to, or its card recommends; else bf16 where the device multiplies it faster
       (on a GPU without it fp16), and fp32 elsewhere.
 
-    On a CPU the weights are packed for the native decoder, and `LLM.model` is read only when somebody asks for it.
+    On a CPU the weights are packed for the native decoder, and `LLM.model` is read only when it is asked for.
     """
     place = device_of(device)
     check_precision(precision, place)
     source = stream(locate_model(name))
     if not source.config.generates:
         raise ValueError(f"{name} is an encoder, which turns text into vectors and writes none: see llmfast.Embedder")
+    if adapter is not None:
+        source = adapted(source, Path(adapter))
     with chosen_backend(backend):
         run = Execution.of(source, precision, place)
     tokenizer, ends = load_tokenizer(source.path), end_tokens(source.path)

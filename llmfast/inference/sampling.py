@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,11 @@ from torch import Tensor
 from llmfast.inference.arguments import is_finite, whole_number
 from llmfast.inference.constraint import Constraint
 from llmfast.inference.finite import are_finite, check_chosen
+from llmfast.inference.generation import Observer
 from llmfast.threads import fork_safe_torch
+
+RULED_OUT = torch.finfo(torch.float32).min  # a logit without a chance; not -inf, which is a sign of a broken model
+MOST_BIAS = 1e4
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class SamplingSettings:
     top_p: float | None = None  # only the likeliest tokens that together have probability p (nucleus sampling)
     min_p: float | None = None  # only tokens at least min_p times as likely as the likeliest
     repetition_penalty: float = 1.0  # above 1: tokens that are already there become less likely
+    logit_bias: Mapping[int, float] | None = None  # id of a token -> what its logit gets more; -inf rules it out
 
     def __post_init__(self) -> None:
         if not (is_finite(self.temperature) and self.temperature >= 0):
@@ -36,6 +41,14 @@ class SamplingSettings:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p!r}")
         if not (is_finite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise ValueError(f"repetition_penalty must be a number above 0, got {self.repetition_penalty!r}")
+        if self.logit_bias is not None:
+            if not isinstance(self.logit_bias, Mapping):
+                raise ValueError(f"logit_bias must be a number for each of some token ids, got {self.logit_bias!r:.80}")
+            for token, bias in self.logit_bias.items():
+                whole_number("logit_bias must be of token ids, each of which", token, least=0)
+                if bias != -math.inf and not (is_finite(bias) and abs(bias) <= MOST_BIAS):
+                    raise ValueError(f"logit_bias must be numbers up to {MOST_BIAS:.0f}, or -inf, got {bias!r}")
+            object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,8 @@ class Sampler:
 
     `generators`, one a row, give the random numbers (None where nothing is drawn). `seen` (B, vocabulary) bool marks
     the tokens that a repetition penalty applies to, and is kept up to date; None where there is no penalty.
-    `constraints`, one a row, say which tokens may come, and hear of those that do.
+    `constraints`, one a row, say which tokens may come, and hear of those that do. `observer` notes how likely they
+    were.
     """
 
     settings: SamplingSettings
@@ -52,6 +66,8 @@ class Sampler:
     generators: list[torch.Generator] | None = None
     seen: Tensor | None = None
     constraints: Sequence[Constraint] | None = None
+    observer: Observer | None = None
+    bias: tuple[Tensor, Tensor] | None = None  # ids and what their logits get more, of the settings
 
     @classmethod
     def of(
@@ -62,15 +78,29 @@ class Sampler:
         rows: list[list[int]],
         device: torch.device,
         constraints: Sequence[Constraint] | None = None,
+        observer: Observer | None = None,
     ) -> Sampler:
-        """For texts that begin with `rows`. Row i draws from `seed` + i; without a seed torch's generator gives one."""
+        """For texts that begin with `rows`. Row i draws from `seed` + i; without a seed torch's generator gives one.
+
+        `ValueError` for a bias of a token that is not in the vocabulary.
+        """
         generators = row_generators(seed, len(rows)) if settings.temperature > 0 else None
-        if settings.repetition_penalty == 1:
-            return cls(settings, vocabulary, generators, None, constraints)
-        seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device)
-        for number, row in enumerate(rows):
-            seen[number, row] = True
-        return cls(settings, vocabulary, generators, seen, constraints)
+        seen, bias = None, None
+        if settings.repetition_penalty != 1:
+            seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device)
+            for number, row in enumerate(rows):
+                seen[number, row] = True
+        if settings.logit_bias:
+            if (last := max(settings.logit_bias)) >= vocabulary:
+                raise ValueError(f"logit_bias has token {last}, and the vocabulary only {vocabulary}")
+            ids, values = [*settings.logit_bias], [*settings.logit_bias.values()]
+            bias = (torch.tensor(ids, device=device), torch.tensor(values, dtype=torch.float32, device=device))
+        return cls(settings, vocabulary, generators, seen, constraints, observer, bias)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a CUDA graph can choose so, which knows the settings only."""
+        return self.constraints is None and self.observer is None and self.bias is None
 
     def choose(self, logits: Tensor) -> Tensor:
         """(B, V) logits -> (B,) int64. `NonFiniteLogits` where they are not finite."""
@@ -84,11 +114,22 @@ class Sampler:
 
     def possible(self, logits: Tensor) -> Tensor:
         """The logits (B, V), the least number there is for tokens that a constraint rules out."""
+        logits = self.biased(logits)
         if self.constraints is None:
             return logits
         allowed = torch.stack([constraint.allowed() for constraint in self.constraints]).to(logits.device)
-        ruled_out = torch.finfo(torch.float32).min  # not -inf, which is a sign of a broken model
-        return logits.float().masked_fill(~allowed[:, : logits.shape[1]], ruled_out)
+        return logits.float().masked_fill(~allowed[:, : logits.shape[1]], RULED_OUT)
+
+    def biased(self, logits: Tensor) -> Tensor:
+        """The logits (B, V) and what some of them get more."""
+        if self.bias is None:
+            return logits
+        ids, more = self.bias
+        return logits.float().index_copy(1, ids, (logits[:, ids].float() + more).clamp(min=RULED_OUT))
+
+    def masks(self) -> Tensor | None:
+        """Which tokens the constraints allow, a bit each: (B, words) int32, or None where there are none."""
+        return None if self.constraints is None else torch.stack([each.mask() for each in self.constraints])
 
     def accept(self, tokens: Tensor) -> None:
         """Tells the constraints what was chosen, (B,) int64."""
@@ -145,7 +186,7 @@ def next_token(
     """Chooses one token a row: (B, V) logits -> (B,) int64.
 
     Every row draws from a generator of its own, so that a row's text does not depend on its neighbours, and one number
-    a token, so that the same seed gives the same text to whoever computes the same logits. `seen` (B, V) marks the
+    a token, so that a seed gives the same text on every path that computes the same logits. `seen` (B, V) marks the
     tokens that the repetition penalty applies to. `NonFiniteLogits` where logits are not finite.
     """
     uniform = None if settings.temperature == 0 else uniform_numbers(len(logits), generators, logits.device)

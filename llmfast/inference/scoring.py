@@ -1,4 +1,4 @@
-"""How likely a model finds tokens that are given: teacher-forced log-probabilities, by whoever runs the model.
+"""How likely a model finds tokens that are given: teacher-forced log-probabilities, by any decoder.
 
 tokens -> windows -> batches -> logits -> the log-probability of every token
 
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmfast.inference.decoders import Reader
+from llmfast.inference.decoders import KeepingDecoder, Reader
+from llmfast.inference.decoders.keeping import QUERIES_PER_TASK
+from llmfast.inference.decoders.native import MOST_ROWS
 from llmfast.inference.finite import NonFiniteLogits, are_finite
 from llmfast.threads import fork_safe_torch
 
@@ -97,11 +99,8 @@ def predictions(
         for logits in batch_logits(reader, chosen):
             rows = slice(start, start + len(logits))
             target = targets[rows, None].to(logits.device)
-            with fork_safe_torch():
-                if not bool(are_finite(logits).all()):
-                    raise NonFiniteLogits("they give no probabilities")
-                chances[rows] = torch.log_softmax(logits, dim=-1).gather(1, target)[:, 0].cpu()
-                likeliest[rows] = (logits.gather(1, target)[:, 0] >= logits.amax(dim=-1)).cpu()
+            chances[rows] = log_probabilities(logits, target)
+            likeliest[rows] = (logits.gather(1, target)[:, 0] >= logits.amax(dim=-1)).cpu()
             start = rows.stop
         sizes = [len(window.ids) - window.first for window in chosen]
         yield from zip(batch, map(Prediction, chances.split(sizes), likeliest.split(sizes)), strict=True)
@@ -110,7 +109,41 @@ def predictions(
             progress(done, total)
 
 
+def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of the targets (n, 1) int64 by the logits (n, V) float32: (n,) on the CPU. `NonFiniteLogits` where they give
+    none."""
+    with fork_safe_torch():
+        if not bool(are_finite(logits).all()):
+            raise NonFiniteLogits("they give no probabilities")
+        return torch.log_softmax(logits, dim=-1).gather(1, targets)[:, 0].cpu()
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """Of logits."""
+    return max(1, LOGITS_AT_ONCE // vocabulary)
+
+
+def step_of(vocabulary: int) -> int:
+    """How many tokens a text that is scored alone takes at once: whole tasks of queries (see `same_bits`)."""
+    return max(1, min(MOST_ROWS, rows_at_once(vocabulary)) // QUERIES_PER_TASK) * QUERIES_PER_TASK
+
+
+@torch.inference_mode()
+def score_on(decoder: KeepingDecoder, sequence: list[int]) -> Tensor:
+    """The log-probabilities of the tokens of `sequence` after the first, (len(sequence) - 1,) float32, of which the
+    decoder remembers those that it has scored before, and computes the rest."""
+    targets = torch.tensor(sequence[1:])
+    remembered, rest = decoder.read_on(sequence[:-1], step_of(decoder.model.config.vocab_size))
+    found, start = [remembered], len(remembered)
+    for logits in rest:
+        found.append(log_probabilities(logits, targets[start : start + len(logits), None]))
+        start += len(logits)
+    scored = torch.cat(found)
+    decoder.log_probabilities = scored[:-1]
+    return scored
+
+
 def batch_logits(reader: Reader, batch: Sequence[Window]) -> Iterator[Tensor]:
     """The logits (n, V) float32 that predict the windows' tokens, one window after the other, some rows at a time."""
-    rows = max(1, LOGITS_AT_ONCE // reader.config.vocab_size)
+    rows = rows_at_once(reader.config.vocab_size)
     yield from reader.read([list(window.ids[:-1]) for window in batch], [window.first - 1 for window in batch], rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmfast.inference.constraint import Constraint
 from llmfast.inference.decoding import Decoding
+from llmfast.inference.generation import Choice
 from llmfast.tokenizers import Tokenizer
 
 
@@ -16,8 +17,9 @@ class TextStream:
     """An iterator over pieces of new text.
 
     `ids` are the tokens made so far, `tokens` counts them; `how` says who makes them, in which precision, and where.
-    `prompt_tokens` is the length of the prompt, of which `reused` tokens were held from an earlier text. `close`, or
-    the end of a `with` block, ends the text early and gives the decoder's memory free.
+    `prompt_tokens` is the length of the prompt, of which `reused` tokens were held from an earlier text. `choices` say
+    how likely the tokens were, where that was asked for. `close`, or the end of a `with` block, ends the text early and
+    gives the decoder's memory free.
     """
 
     def __init__(self, decoding: Decoding, writer: TextWriter):
@@ -27,6 +29,7 @@ class TextStream:
         self.reused = 0
         self._decoding = decoding
         self._steps = decoding.steps
+        self.choices: list[Choice] = [] if decoding.observer is None else decoding.observer.choices[0]
         self._pieces = self._run(writer)
 
     def __iter__(self) -> TextStream:
@@ -57,6 +60,8 @@ class TextStream:
             if not self.ids:
                 self.reused = self._decoding.decoder.kept  # before another text has the decoder
             self.ids.append(int(tokens[0]))
+            if self._decoding.observer is not None:
+                self._decoding.observer.note(0)
             if piece := writer.push(int(tokens[0])):
                 yield piece
             if writer.finished:

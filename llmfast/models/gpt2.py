@@ -29,6 +29,7 @@ from llmfast.models.architecture import (
     token_ids,
     truth_values,
 )
+from llmfast.models.dropout import Dropout
 from llmfast.models.language_model import LanguageModel
 from llmfast.models.layers import AddLayerNorm, Linear
 
@@ -224,7 +225,7 @@ class CausalSelfAttention(nn.Module):
         self.attn_pdrop = config.attn_pdrop
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of all heads at once
         self.c_proj = Linear(config.n_embd, config.n_embd)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        self.resid_dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         B, T, C = x.shape
@@ -251,7 +252,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation_function]
         self.c_fc = Linear(config.n_embd, config.inner_dim)
         self.c_proj = Linear(config.inner_dim, config.n_embd)
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.c_proj(self.c_fc(x, self.activation)))
@@ -287,7 +288,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what a token is
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)  # where it stands
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = AddLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 

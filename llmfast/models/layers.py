@@ -6,13 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from llmfast import ops
+from llmfast.adapting import Adaptable
 from llmfast.models.architecture import Rotary
 
 
-class Linear(nn.Linear):
+class Linear(Adaptable, nn.Linear):
     """x Wᵀ + b, with the activation fused in."""
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+    def __init__(self, within: int, out: int, bias: bool = True):
+        super().__init__(within, out, bias)
+        self.register_module("adapter", None)
+
+    def product(self, x: Tensor, activation: str | None = None) -> Tensor:
         return ops.linear(x, self.weight, self.bias, activation)
 
 

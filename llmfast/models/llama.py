@@ -443,7 +443,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj, self.up_proj
-        if not isinstance(gate, Linear):  # quantised weights are multiplied one after the other
+        # Quantised weights are multiplied one after the other, and so are those that something is added to.
+        if not isinstance(gate, Linear) or gate.adapter is not None or up.adapter is not None:
             return self.down_proj(gate(x, self.activation) * up(x))
         return self.down_proj(ops.gated_linear(x, gate.weight, up.weight, gate.bias, up.bias, self.activation))
 

@@ -1,4 +1,5 @@
-"""A model whose matrices stay in 8 and 4 bits, for inference on any device and backend.
+"""A model whose matrices stay in 8 and 4 bits, on any device and backend. They are not trained themselves; gradients
+flow through them.
 
 Its linear layers call `ops.quantized_linear`, and the token embedding turns the rows looked up into floats. Position
 embeddings, norms, biases and all activations are in one dtype. (The native decoder of a CPU has packed weights of its
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmfast import ops
+from llmfast.adapting import Adaptable
 from llmfast.quantization.formats import QuantizedWeight, dequantize
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Quantized(nn.Module):
         return QuantizedWeight(self.precision, self.shape, {name: part.detach() for name, part in self.parts.items()})
 
 
-class QuantizedLinear(Quantized):
+class QuantizedLinear(Adaptable, Quantized):
     """x Wᵀ + b, with the activation fused in."""
 
     bias: Tensor | None
@@ -53,8 +55,9 @@ class QuantizedLinear(Quantized):
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype):
         super().__init__(weight, dtype)
         self.register_parameter("bias", None)
+        self.register_module("adapter", None)
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+    def product(self, x: Tensor, activation: str | None = None) -> Tensor:
         return ops.quantized_linear(x, **self.parts, bias=self.bias, activation=activation)
 
 

@@ -1,46 +1,13 @@
-"""What a run is: its model, data, optimization and run settings, from a preset, a TOML file and single settings.
-
-    defaults  <-  preset  <-  run.toml  <-  --set key=value
-
-Every key is the field of one of four dataclasses, and unique among them: `lr`, `optimization.lr` and, in a file, `lr`
-under `[optimization]` mean the same. Values are typed and checked; an unknown key is an error that names the nearest.
-"""
+"""What a training run is configured by: every setting with its default, meaning and range (`settings` has the rest)."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import sys
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-INFINITY = float("inf")
-
-
-def setting(
-    default: Any,
-    meaning: str,
-    *,
-    least: float = -INFINITY,
-    most: float = INFINITY,
-    above: float = -INFINITY,
-    below: float = INFINITY,
-    options: Sequence[str] = (),
-) -> Any:
-    """A field with its meaning (for `--print-config`) and its range."""
-    limits = {"at least": least, "at most": most, "above": above, "below": below}
-    limits = {words: limit for words, limit in limits.items() if abs(limit) != INFINITY}
-    return field(default=default, metadata={"meaning": meaning, "limits": limits, "options": options})
+from llmfast.training.settings import Configuration, setting
 
 
 @dataclass(frozen=True)
@@ -110,6 +77,7 @@ class RunSettings:
     compile: bool = setting(False, "torch.compile the model")
     activation_checkpointing: bool = setting(False, "compute a block's activations again in backward, to save memory")
     evaluate_every: int = setting(250, "steps between evaluations of the whole validation split; 0 for never", least=0)
+    patience: int = setting(0, "evaluations without a better one after which a run stops; 0 for never", least=0)
     checkpoint_every: int = setting(250, "steps between checkpoints; 0 for the end only", least=0)
     keep_checkpoints: int = setting(2, "how many of them are kept", least=1)
     saved_precision: str = setting("fp32", "of the model; checkpoints are fp32", options=("fp32", "bf16", "fp16"))
@@ -118,87 +86,6 @@ class RunSettings:
     sample_prompt: str = setting("\n", "what a sample continues")
     tensorboard: bool = setting(False, "write event files for TensorBoard too")
 
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """A whole run. `ValueError` in one line for a value of a wrong type or out of range."""
-
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    optimization: OptimizationSettings = OptimizationSettings()
-    run: RunSettings = RunSettings()
-
-    def __post_init__(self) -> None:
-        for section in SECTIONS:
-            for each in dataclasses.fields(getattr(self, section)):
-                _check(each, getattr(getattr(self, section), each.name))
-        if self.model.n_embd % self.model.n_head:
-            raise ValueError(f"n_head must divide n_embd, but {self.model.n_head} does not divide {self.model.n_embd}")
-
-    def replace(self, changes: Mapping[str, Any]) -> TrainingConfig:
-        """The same with some settings changed: {"lr": 1e-3} or {"optimization.lr": "1e-3"}, strings are converted."""
-        by_section: dict[str, dict[str, Any]] = {}
-        for key, value in changes.items():
-            section, each = _find(key)
-            by_section.setdefault(section, {})[each.name] = _converted(each, value)
-        sections = {name: dataclasses.replace(getattr(self, name), **some) for name, some in by_section.items()}
-        return dataclasses.replace(self, **sections)
-
-    def to_document(self) -> dict[str, dict[str, Any]]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> TrainingConfig:
-        """From tables by section, as in a TOML file; a `preset` beside them is what they start from."""
-        config = cls.preset(document["preset"]) if "preset" in document else cls()
-        return config.replace(_flattened(document))
-
-    @classmethod
-    def preset(cls, name: str) -> TrainingConfig:
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}{_nearest(str(name), PRESETS)}; known: {', '.join(PRESETS)}")
-        return cls().replace(PRESETS[name])
-
-    def to_toml(self) -> str:
-        """A file that `--config` takes, each setting with its meaning."""
-        lines = []
-        for section in SECTIONS:
-            lines.append(f"[{section}]")
-            for each in dataclasses.fields(getattr(self, section)):
-                value = json.dumps(getattr(getattr(self, section), each.name), ensure_ascii=False)
-                value = value.replace("\x7f", "\\u007f")  # JSON's strings are TOML's but for this character
-                options = f": {', '.join(each.metadata['options'])}" if each.metadata["options"] else ""
-                lines.append(f"{each.name} = {value}  # {each.metadata['meaning']}{options}")
-            lines.append("")
-        return "\n".join(lines)
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file; `ValueError` naming the file where it is none, `OSError` where it can't be read."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
-
-
-def configure(
-    preset: str | None = None, file: str | Path | None = None, changes: Mapping[str, Any] | None = None
-) -> TrainingConfig:
-    """Defaults, then the preset, then the file, then single changes."""
-    document = read_toml(file) if file is not None else {}
-    if preset is not None:
-        document = document | {"preset": preset}
-    try:
-        config = TrainingConfig.from_document(document)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}" if file is not None else str(error)) from None
-    return config.replace(changes or {})
-
-
-SECTIONS = ("model", "data", "optimization", "run")
-SECTION_TYPES = dict(zip(SECTIONS, (ModelSettings, DataSettings, OptimizationSettings, RunSettings), strict=True))
-FIELDS = {each.name: (section, each) for section, kind in SECTION_TYPES.items() for each in dataclasses.fields(kind)}
-TYPES = {name: kind for section in SECTION_TYPES.values() for name, kind in typing.get_type_hints(section).items()}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # nanoGPT's two forms of character-level Shakespeare: for a laptop's CPU, and for a GPU.
@@ -234,64 +121,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _find(key: str) -> tuple[str, dataclasses.Field[Any]]:
-    """The section and the field that a key names. `ValueError` names the nearest where it names none."""
-    section, _, name = key.rpartition(".")
-    if name in FIELDS and section in ("", FIELDS[name][0]):
-        return FIELDS[name]
-    if section and section not in SECTIONS:
-        raise ValueError(f"unknown section {section!r}{_nearest(section, SECTIONS)}; known: {', '.join(SECTIONS)}")
-    if name in FIELDS:
-        raise ValueError(f"unknown setting {key!r}: {name} belongs to {FIELDS[name][0]}")
-    within = [known for known, (home, _) in FIELDS.items() if section in ("", home)]
-    raise ValueError(f"unknown setting {key!r}{_nearest(name, within) or '; known: ' + ', '.join(within)}")
+@dataclass(frozen=True)
+class TrainingConfig(Configuration):
+    """A whole run. `ValueError` in one line for a value of a wrong type or out of range."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    optimization: OptimizationSettings = OptimizationSettings()
+    run: RunSettings = RunSettings()
+
+    presets: ClassVar = PRESETS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.n_embd % self.model.n_head:
+            raise ValueError(f"n_head must divide n_embd, but {self.model.n_head} does not divide {self.model.n_embd}")
 
 
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
-
-
-def _flattened(document: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": each for name, each in value.items()}
-        elif key != "preset":
-            flat[key] = value
-    return flat
-
-
-def _converted(each: dataclasses.Field[Any], value: Any) -> Any:
-    """`value` in the field's type; text is read as the type asks, and a whole number serves as a float."""
-    kind = TYPES[each.name]
-    try:
-        if kind is bool:
-            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
-        if kind is int and isinstance(value, str):
-            return int(value)
-        if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            return float(value)
-    except (ValueError, KeyError):
-        raise ValueError(f"{each.name} must be {_words(kind)}, got {value!r}") from None
-    return value
-
-
-def _check(each: dataclasses.Field[Any], value: Any) -> None:
-    kind = TYPES[each.name]
-    right = type(value) is kind or (kind is float and type(value) is int)
-    if not right or value != value:
-        raise ValueError(f"{each.name} must be {_words(kind)}, got {value!r}")
-    options = each.metadata["options"]
-    if options and value not in options:
-        raise ValueError(f"{each.name} must be {', '.join(options)}, got {value!r}{_nearest(value, options)}")
-    passes = {"at least": lambda x, y: x >= y, "at most": lambda x, y: x <= y}
-    passes |= {"above": lambda x, y: x > y, "below": lambda x, y: x < y}
-    limits = each.metadata["limits"]
-    if value in (INFINITY, -INFINITY) or not all(passes[words](value, limit) for words, limit in limits.items()):
-        wanted = " and ".join(f"{words} {limit:g}" for words, limit in limits.items()) or "finite"
-        raise ValueError(f"{each.name} must be {wanted}, got {value!r}")
-
-
-def _words(kind: type | types.UnionType) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[typing.cast(type, kind)]
+def configure(
+    preset: str | None = None, file: str | Path | None = None, changes: Mapping[str, Any] | None = None
+) -> TrainingConfig:
+    """`TrainingConfig.configure`: defaults, then the preset, then the file, then single changes."""
+    return TrainingConfig.configure(preset, file, changes)

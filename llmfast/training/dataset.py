@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,6 +138,25 @@ def blocks(bounds: Sequence[int], context: int) -> list[tuple[int, int]]:
         for first, end in itertools.pairwise(bounds)
         for start in range(first, end, context)
     ]
+
+
+class BlockBatches(Sequence[tuple[Tensor, Tensor]]):
+    """`blocks` as batches of `rows` rows, those of like length together; they are made when they are asked for."""
+
+    def __init__(self, dataset: TokenDataset, blocks: Sequence[tuple[int, int]], rows: int, padding: int = 0):
+        self._dataset, self._rows, self._padding = dataset, rows, padding
+        self._blocks = sorted(blocks, key=lambda block: -block[1])
+
+    def __len__(self) -> int:
+        return -(-len(self._blocks) // self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The ids and the targets of a batch, as `rows_of` gives them."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        chosen = self._blocks[index * self._rows : (index + 1) * self._rows]
+        starts, lengths = zip(*chosen, strict=True)
+        return rows_of(self._dataset, starts, lengths, lengths[0], self._padding)
 
 
 class WindowLoader:

@@ -23,7 +23,7 @@ from typing import Any
 
 from llmfast.files import Locked, locked, write_atomic
 from llmfast.tokenizers import TRAINABLE
-from llmfast.training.configuration import SECTIONS, ModelSettings, TrainingConfig
+from llmfast.training.configuration import ModelSettings, TrainingConfig
 from llmfast.training.manifest import MANIFEST
 from llmfast.training.metrics import METRICS
 from llmfast.training.prepare import prepare
@@ -152,19 +152,12 @@ def resumed(
     wanted = (config or record.config).replace(changes)
     if wanted.run.precision == "auto":
         wanted = wanted.replace({"precision": record.config.run.precision})
-    for name, (before, now) in differences(record.config, wanted).items():
+    for name, (before, now) in record.config.differences(wanted).items():
         if name in FIXED:
             raise ValueError(f"a resumed run can't change {name} from {before!r} to {now!r}: start a new one")
     if fingerprint(record.data) != record.fingerprint:
         raise ValueError(f"the data in {record.data} is not what the run was started with: start a new one")
     return RunRecord(wanted, record.data, record.files, record.fingerprint)
-
-
-def differences(before: TrainingConfig, now: TrainingConfig) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ, with both values."""
-    documents = before.to_document(), now.to_document()
-    pairs = {name: (old, documents[1][s][name]) for s in SECTIONS for name, old in documents[0][s].items()}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def fingerprint(data: Path) -> str:

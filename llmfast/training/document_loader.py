@@ -111,7 +111,9 @@ class DocumentLoader:
         lengths = np.minimum(self._sizes - skipped - 1, self.context)
         pools = np.empty(count, dtype=np.int64)
         pools[rng.permutation(count)] = np.arange(count) // POOL
-        rows = np.lexsort((lengths, pools))
+        # Every other pool goes from long to short, so that a batch of two pools has like lengths too: with the longest
+        # beside the shortest, one batch in 19 of tinystories.txt was three times as wide as its tokens.
+        rows = np.lexsort((np.where(pools % 2, -lengths, lengths), pools))
         # Cut where equal shares of all tokens end: between two bounds there is at least one row's beginning.
         sizes = lengths[rows] + 1
         begins = np.cumsum(sizes) - sizes

@@ -49,13 +49,16 @@ def estimate(
     activation_checkpointing: bool = False,
     dropout: bool = False,
     shards: int = 1,
+    trained: int | None = None,
+    frozen_bytes: int = 0,
 ) -> MemoryEstimate:
     """For `sequences` of `context` tokens computed at once. `shards`: among how many processes the weights, gradients
-    and the optimizer's state are divided, one block's weights being whole at a time."""
-    N, itemsize = config.num_parameters, dtype.itemsize
+    and the optimizer's state are divided, one block's weights being whole at a time. `trained`: how many numbers are
+    trained, if not all, beside weights of `frozen_bytes` that are not."""
+    N, itemsize = config.num_parameters if trained is None else trained, dtype.itemsize
     copied = itemsize if itemsize < 4 else 0
     states = STATES[optimizer] * N
-    if optimizer == "muon":  # AdamW moves the rest
+    if optimizer == "muon" and trained is None:  # AdamW moves the rest
         kinds = kinds_of(config)
         states += sum(p.size for p in config.parameters() if kinds[p.name] != "matrix")
     tokens, width = sequences * context, config.width
@@ -67,7 +70,7 @@ def estimate(
         layers = config.blocks * KEPT_BY_A_CHECKPOINT * width * itemsize + block
     largest = LOGITS_BYTES.get(device.type, LOGITS_BYTES_ELSEWHERE)
     return MemoryEstimate(
-        weights=(4 + copied) * N // shards,
+        weights=(4 + copied) * N // shards + frozen_bytes,
         gradients=(4 + copied) * N // shards,
         optimizer=4 * states // shards,
         activations=tokens * (layers + 4 * width * itemsize),
@@ -97,7 +100,7 @@ def kept_by_a_block(config: ModelConfig) -> int:
 
 
 def available(device: torch.device) -> int | None:
-    """The bytes that are free now, or None where nobody says."""
+    """The bytes that are free now, or None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -124,7 +127,7 @@ class Peak:
 
 
 def _status(name: str) -> int:
-    """A size in bytes that Linux gives of this process; 0 where nobody does."""
+    """A size in bytes that Linux gives of this process; 0 on other systems."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -35,7 +35,7 @@ class Processes:
         return tensor
 
     def total(self, number: int) -> int:
-        """The sum of everyone's numbers."""
+        """The sum of all ranks' numbers."""
         return number if self.world_size == 1 else int(self.add_up(torch.tensor(number, device=self.device)))
 
     def agree(self, flag: bool) -> bool:

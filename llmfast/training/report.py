@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,6 @@ import torch
 from llmfast.backends import explain
 from llmfast.models import FLOATS
 from llmfast.training import memory
-from llmfast.training.dataset import TokenDataset
 from llmfast.training.display import Display, duration
 from llmfast.training.hardware import flops_per_token, peak_flops
 from llmfast.training.metrics import Metrics
@@ -25,7 +25,7 @@ class Report:
 
     def __init__(self, trainer: Trainer, out: Path, peak_memory: memory.Peak, quiet: bool):
         self.trainer, self.out, self.group = trainer, out, trainer.group
-        self.settings, self.data = trainer.config.run, trainer.config.data
+        self.settings = trainer.config.run
         self._peak_memory = peak_memory
         peak, self._peak_source = peak_flops(self.group.device, self.settings.precision)
         flops = flops_per_token(trainer.model.config, trainer.model.config.context)
@@ -40,36 +40,22 @@ class Report:
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def begin(self, dataset: TokenDataset) -> None:
-        """What will be trained on what, and whether there is room for it."""
+    def begin(self, lines: Sequence[str], expected: memory.MemoryEstimate) -> None:
+        """What will be trained on what, in words, and whether there is room for it."""
         if self.group.first:
             self.metrics = Metrics(self.out, self.trainer.steps_done, self.settings.tensorboard)
-        config, head = self.trainer.model.config, self.trainer.model.lm_head.weight
-        tokens = self.settings.steps * self.data.batch_size * config.context
+        for line in lines:
+            self.say(line)
+        device = self.group.device
+        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        backend = explain("linear", *(torch.empty(1, 1, dtype=self.dtype, device=device) for _ in range(2)))
         self.say(
-            f"{config.num_parameters:,} parameters, {dataset.num_tokens:,} training tokens; {self.settings.steps:,} "
-            f"steps of {self.data.batch_size} × {config.context} tokens: {tokens / dataset.num_tokens:.1f} epochs"
-        )
-        threads = f", {torch.get_num_threads()} threads" if head.device.type == "cpu" else ""
-        backend = explain("linear", *(torch.empty(1, 1, dtype=self.dtype, device=head.device) for _ in range(2)))
-        self.say(
-            f"{self.settings.precision} on {self.group.world_size} × {head.device.type}{threads}, "
+            f"{self.settings.precision} on {self.group.world_size} × {device.type}{threads}, "
             f"{backend.backend} kernels; peak {self.display.peak / 1e12:.3g} TFLOP/s ({self._peak_source})"
-        )
-        expected = memory.estimate(
-            config,
-            self.data.batch_size // self.data.accumulation // self.group.world_size,
-            config.context,
-            self.trainer.config.optimization.optimizer,
-            self.dtype,
-            head.device,
-            self.settings.activation_checkpointing,
-            self.trainer.config.model.dropout > 0,
-            shards=self.group.world_size if self.group.sharded else 1,
         )
         self._expected = expected.total
         self.say(f"memory: about {expected}")
-        free = memory.available(head.device)
+        free = memory.available(device)
         if free is not None and expected.total > free:
             self.say(
                 f"note: only {memory.megabytes(free)} are free: a larger accumulation, activation_checkpointing = true "
@@ -83,7 +69,7 @@ class Report:
     def steps(self, losses: list[float], norms: list[float], seconds: float) -> None:
         """The losses and the gradients' norms of the latest steps, which took `seconds`."""
         end = self.trainer.steps_done
-        tokens = len(losses) * self.data.batch_size * self.trainer.model.config.context
+        tokens = self.trainer.tokens_done - self.tokens
         if self.tokens == 0 and (measured := self._peak_memory.measured()) is not None:
             libraries = " (with what libraries take)" if self.group.device.type == "cpu" else ""
             words = memory.megabytes(measured), memory.megabytes(self._expected)

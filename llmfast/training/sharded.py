@@ -122,7 +122,7 @@ def names_in(directory: Path) -> dict[str, torch.Size]:
 def read_tensors(directory: Path, prefix: str, parameters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The tensors of one kind in a checkpoint's shards, by their names without the prefix.
 
-    Whole, or divided as the weights in `parameters` are to which they belong: then nobody ever has all of them.
+    Whole, or divided as the weights in `parameters` are to which they belong: then no process ever has all of them.
     """
     found: dict[str, Tensor] = {}
     for name, size in names_in(directory).items():

@@ -11,9 +11,10 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,22 +22,38 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from llmfast.inference.decoders.native import fastest_float
-from llmfast.models import FLOATS, ModelConfig, Shape, create, shaped
+from llmfast.models import FLOATS, LanguageModel
 from llmfast.training import checkpoints
-from llmfast.training.configuration import TrainingConfig
-from llmfast.training.dataset import IGNORED, TokenDataset, WindowLoader, rows_of
-from llmfast.training.document_loader import DocumentLoader
+from llmfast.training.configuration import OptimizationSettings, RunSettings
+from llmfast.training.dataset import IGNORED
 from llmfast.training.optimizers import load_state, make_optimizers, state_by_name, updates_done
 from llmfast.training.processes import Processes
 from llmfast.training.schedules import learning_rate
 from llmfast.training.weights import MasterWeights
-from llmfast.weights.checkpoint import load as load_weights
-from llmfast.weights.saving import copy_tokenizer, save
 
 if TYPE_CHECKING:
     from llmfast.training.optimizers import Weights
 
-EVALUATION_TOKENS = 16384  # scored at once
+
+class RunConfig(Protocol):
+    """The sections of a configuration that a trainer reads."""
+
+    @property
+    def data(self) -> BatchSettings: ...
+
+    @property
+    def optimization(self) -> OptimizationSettings: ...
+
+    @property
+    def run(self) -> RunSettings: ...
+
+
+class BatchSettings(Protocol):
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def accumulation(self) -> int: ...
 
 
 class Diverged(RuntimeError):
@@ -55,23 +72,13 @@ class Validation:
         return self.nats / self.tokens
 
 
-def model_config(config: TrainingConfig, vocab_size: int, end_of_text: int | None) -> ModelConfig:
-    """The model's configuration, as its `config.json` will have it."""
-    asked = config.model
-    shape = Shape(
-        vocab_size=vocab_size,
-        context=asked.n_positions,
-        width=asked.n_embd,
-        blocks=asked.n_layer,
-        heads=asked.n_head,
-        key_heads=asked.n_key_head or None,
-        inner_dim=asked.n_inner or None,
-        dropout=asked.dropout,
-        attention_dropout=asked.attention_dropout,
-        tie_word_embeddings=asked.tie_word_embeddings,
-        end_of_text=end_of_text,
-    )
-    return shaped(asked.family, shape)
+def check_shares(config: RunConfig, group: Processes) -> None:
+    """`ValueError` where the processes can't share a batch evenly, in as many parts as it is computed in."""
+    if config.data.batch_size % (group.world_size * config.data.accumulation):
+        raise ValueError(
+            f"batch_size must be a multiple of accumulation × processes, but {config.data.batch_size} is not of "
+            f"{config.data.accumulation} × {group.world_size}"
+        )
 
 
 def best_precision(device: torch.device) -> str:
@@ -81,39 +88,56 @@ def best_precision(device: torch.device) -> str:
     return fastest_float() if device.type == "cpu" else "fp32"
 
 
+class Loader(Protocol):
+    """Whose batches are a function of the step."""
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The ids of this process at `step` (from 0), (rows, width) int64, and what is to be learned of each: a target
+        of the loss, or -100."""
+        ...
+
+
+class WeightFiles(Protocol):
+    """How the weights that are trained stand in a checkpoint's directory."""
+
+    def write(self, directory: Path, state: Mapping[str, Tensor]) -> None: ...
+
+    def read(self, directory: Path) -> Mapping[str, Tensor]: ...
+
+    def companions(self, directory: Path) -> None:
+        """Writes what goes with them, where processes share them (`sharded`)."""
+        ...
+
+
+Batches = Sequence[tuple[Tensor, Tensor]]  # ids and targets
+
+
 class Trainer:
     """A model in training. `steps_done` counts; `step()` does the next one, on the surrounding choice of backend.
+
+    What of the model takes gradients is trained, by `loss` (its own by default; the mean over the targets), with
+    `kinds` as `MasterWeights` has them. `dropout` says whether the model has any.
 
     `config.run.precision` must be resolved ("auto" is not a precision), so that a resumed run has the same.
     """
 
     def __init__(
         self,
-        config: TrainingConfig,
-        data: TokenDataset,
-        vocab_size: int,
-        end_of_text: int | None = None,
+        config: RunConfig,
+        model: LanguageModel,
+        loader: Loader,
+        kinds: Mapping[str, str],
+        files: WeightFiles,
         group: Processes | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        dropout: bool = False,
     ):
         group = group or Processes()
         run = config.run
         self.config, self.group, self.device = config, group, group.device
-        shared = group.world_size * config.data.accumulation
-        if config.data.batch_size % shared:
-            raise ValueError(
-                f"batch_size must be a multiple of accumulation × processes, but {config.data.batch_size} is not of "
-                f"{config.data.accumulation} × {group.world_size}"
-            )
-        T, rows, place = config.model.n_positions, config.data.batch_size, (run.seed, group.rank, group.world_size)
-        self.padding = end_of_text or 0
-        self.loader: WindowLoader | DocumentLoader
-        if config.data.rows == "documents":
-            self.loader = DocumentLoader(data, T, rows * (T + 1), *place, end_of_text)
-        else:
-            self.loader = WindowLoader(data, T, rows, *place)
-        torch.manual_seed(run.seed)  # the initial weights are made on the CPU: the same on every device
-        model = create(model_config(config, vocab_size, end_of_text)).to(self.device)
-        self.model = model.train()
+        check_shares(config, group)
+        self.loader, self.files, self.dropout = loader, files, dropout
+        self.model = model.to(self.device).train()
         dtype = FLOATS[run.precision]
         if run.activation_checkpointing:
             for block in model.block_modules:
@@ -126,11 +150,14 @@ class Trainer:
 
             self.weights = ShardedWeights(model, dtype, group)
         else:
-            self.weights = MasterWeights(model, dtype)
+            self.weights = MasterWeights(model, dtype, kinds)
         self.optimizers = make_optimizers(self.weights, config.optimization)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=run.precision == "fp16")
-        self._loss = torch.compile(model.loss) if run.compile else model.loss
+        loss = loss or model.loss
+        self.loss = loss
+        self._compiled_loss = torch.compile(loss) if run.compile else loss
         self.steps_done = 0
+        self.tokens_done = 0  # of this start, over all processes, with those that pad rows
 
     def step(self) -> tuple[Tensor, Tensor]:
         """The next optimizer step: this process's share of the batch's mean loss, and the gradient's norm.
@@ -139,9 +166,10 @@ class Trainer:
         looking costs nothing, `Diverged` is raised for a gradient that is not finite before it touches the weights.
         """
         ids, targets = self.loader.batch(self.steps_done)
+        self.tokens_done += ids.numel() * self.group.world_size
         counts = [int((part != IGNORED).sum()) for part in targets.chunk(self.config.data.accumulation)]
         total = self.group.total(sum(counts))
-        if self.config.model.dropout + self.config.model.attention_dropout > 0:
+        if self.dropout:
             self._seed_dropout()
         if self.device.type == "cuda":
             ids, targets = (t.pin_memory().to(self.device, non_blocking=True) for t in (ids, targets))
@@ -153,7 +181,7 @@ class Trainer:
         for part_ids, part_targets, share in parts:
             if share == 0:  # the mean over nothing is not a number: any target will do, and counts for nothing
                 part_targets = part_targets.clamp(min=0)
-            part_loss = self._loss(part_ids, part_targets)
+            part_loss = self._compiled_loss(part_ids, part_targets)
             part_loss.backward(self.scaler.scale(torch.tensor(share * self.weights.gradient_scale, device=self.device)))
             self.weights.collect()
             loss += part_loss.detach() * share
@@ -187,23 +215,19 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         return learning_rate(step, self.config.run.steps, self.config.optimization)
 
-    def evaluate(self, data: TokenDataset) -> Validation:
-        """Scores every token of `data` once, in the loader's blocks of at most the context, which share nothing."""
-        blocks = sorted(self.loader.blocks(data), key=lambda block: -block[1])  # like lengths together
-        rows = max(1, EVALUATION_TOKENS // self.config.model.n_positions)
-        batches = [blocks[i : i + rows] for i in range(0, len(blocks), rows)]
+    def evaluate(self, batches: Batches) -> Validation:
+        """The loss of every target in `batches`, each of which every process can make."""
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
         world = self.group.world_size
         with torch.no_grad():
-            for first in range(0, len(batches), world):  # as many for everyone, as sharded weights need it
+            for first in range(0, len(batches), world):  # as many on every rank, as sharded weights need it
                 index = first + self.group.rank
-                starts, lengths = zip(*batches[index % len(batches)], strict=True)
-                ids, targets = rows_of(data, starts, lengths, lengths[0], self.padding)
+                ids, targets = batches[index % len(batches)]
                 count = int((targets != IGNORED).sum()) if index < len(batches) else 0
                 if count == 0:
                     targets = targets.clamp(min=0)
-                mean = float(self.model.loss(ids.to(self.device), targets.to(self.device)))
+                mean = float(self.loss(ids.to(self.device), targets.to(self.device)))
                 sums += torch.tensor([mean * count, count], dtype=torch.float64)
         self.model.train()
         nats, tokens = self.group.add_up(sums.to(self.device)).tolist()
@@ -224,9 +248,8 @@ class Trainer:
                 gathered[name] = tensor
         return gathered
 
-    def checkpoint(self, root: Path, keep: int, tokenizer: Path, extra: dict[str, Any]) -> None:
+    def checkpoint(self, root: Path, keep: int, extra: dict[str, Any]) -> None:
         """Writes this state below `root` (see `checkpoints`); `extra` goes into its JSON. For all processes to call."""
-        config = self.model.config
 
         def content(directory: Path) -> None:
             optimizer = state_by_name(self.optimizers, self.weights)
@@ -239,31 +262,31 @@ class Trainer:
             if not self.group.first:
                 return
             if self.group.sharded:
-                copy_tokenizer(tokenizer, directory)
+                self.files.companions(directory)
             else:
-                save(directory, config, self.weights.state(), tokenizer_from=tokenizer)
+                self.files.write(directory, self.weights.state())
                 checkpoints.save_tensors(directory / checkpoints.OPTIMIZER, optimizer)
             updates = updates_done(self.optimizers, self.steps_done)
             state = {
                 "step": self.steps_done,
                 "updates": updates,
                 "scaler": self.scaler.state_dict(),
-                "model": config.to_document(),
+                "model": self.model.config.to_document(),
             }
             (directory / checkpoints.STATE).write_text(json.dumps(state | extra, indent=2) + "\n", encoding="utf-8")
 
         checkpoints.write(root, self.steps_done, keep, content, self.group)
 
     def load(self, directory: Path, state: dict[str, Any]) -> None:
-        """Puts back what `checkpoint` wrote, whoever shared it. `ValueError` where it is damaged."""
+        """Puts back what `checkpoint` wrote, on any number of processes. `ValueError` where it is damaged."""
         if (directory / checkpoints.SHARDS).is_dir():
             from llmfast.training import sharded
 
             parameters = self.weights.state() if self.group.sharded else None
-            model = sharded.read_tensors(directory, sharded.MODEL, parameters)
+            model: Mapping[str, Tensor] = sharded.read_tensors(directory, sharded.MODEL, parameters)
             optimizer = sharded.read_tensors(directory, sharded.OPTIMIZER, parameters)
         else:
-            _, model = load_weights(directory)
+            model = self.files.read(directory)
             optimizer = checkpoints.load_tensors(directory / checkpoints.OPTIMIZER)
         try:
             self.weights.load(model)

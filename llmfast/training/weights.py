@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llmfast.models import LanguageModel, ModelConfig
+from llmfast.quantization.modules import Quantized
 from llmfast.training.processes import Processes
 
 KINDS = ("matrix", "embedding", "vector")
@@ -30,18 +31,30 @@ def kinds_of(config: ModelConfig) -> dict[str, str]:
     return several | {p.name: "vector" for p in config.parameters() if len(p.shape) < 2}
 
 
+def rounded(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    """The model with its floats in `dtype`, in place; what stands for quantised weights stays as it is."""
+    parts = {part for module in model.modules() if isinstance(module, Quantized) for part in module.parts.values()}
+    for parameter in model.parameters():
+        if parameter not in parts:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
 class MasterWeights:
     """The float32 weights of `model`, whole in every process, whose parameters become views of one buffer in `dtype`.
 
-    A tied head is the embedding, under the embedding's name. `flat` hands out what an element-wise optimizer needs,
-    `matrices` what one needs that knows rows and columns; both are parts of the same buffers.
+    What takes no gradients is left out, and only rounded. A tied head is the embedding, under the embedding's name.
+    `flat` hands out what an element-wise optimizer needs, `matrices` what one needs that knows rows and columns; both
+    are parts of the same buffers.
     """
 
     gradient_scale = 1.0  # what the shares of the loss are multiplied by
 
-    def __init__(self, model: LanguageModel, dtype: torch.dtype = torch.float32):
-        named = list(model.named_parameters())
-        self.kinds = kinds_of(model.config)
+    def __init__(
+        self, model: LanguageModel, dtype: torch.dtype = torch.float32, kinds: Mapping[str, str] | None = None
+    ):
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.kinds = kinds_of(model.config) if kinds is None else kinds
         named.sort(key=lambda item: KINDS.index(self.kinds[item[0]]))  # stable: within a kind in the model's order
         self.slices: dict[str, slice] = {}
         self.shapes: dict[str, torch.Size] = {}
@@ -56,7 +69,7 @@ class MasterWeights:
         self._rounded = dtype != torch.float32
         self._copy = self.values.to(dtype)  # the same tensor where there is nothing to round
         self._copy_gradients = self.gradients.to(dtype)
-        self.model = model.to(dtype)
+        self.model = rounded(model, dtype)
         for name, parameter in named:
             parameter.data = self._view(self._copy, name)
             parameter.grad = self._view(self._copy_gradients, name)  # backward adds to it

@@ -18,21 +18,25 @@ from torch import Tensor
 
 from llmfast.models import ModelConfig
 from llmfast.quantization.formats import QuantizedWeight, layout
+from llmfast.weights.adapter import adapted, base_of, is_adapter
 from llmfast.weights.config_file import config_file, read_config, read_quantization
 from llmfast.weights.files import FLOATS, Stored, dtype_name, stored_in, weight_files
 from llmfast.weights.gguf_checkpoint import stream_gguf
+from llmfast.weights.locate import locate_model
 from llmfast.weights.stream import StoredWeight, Stream, complain
 
 HEAD = "lm_head.weight"
+MOST_ADAPTERS = 8  # one on top of the other
 # Causal masks and frequencies that old checkpoints carry, and that are made anew.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
-def stream(path: str | Path) -> Stream:
+def stream(path: str | Path, depth: int = 0) -> Stream:
     """Opens the model in a directory or a single file, to be read a tensor at a time.
 
     A directory holds `config.json` and `model.safetensors` (or several with an index), or `pytorch_model.bin`; a
-    single file's configuration is `config.json` beside it, but for a `.gguf` file, which says everything itself. Every
+    single file's configuration is `config.json` beside it, but for a `.gguf` file, which says everything itself. A
+    directory with an adapter and no model (see `adapter`) is the model that it names, with the adapter in it. Every
     name, shape and dtype has been checked when this returns, from the headers alone. `FileNotFoundError` or
     `ValueError` in one line otherwise.
     """
@@ -41,6 +45,8 @@ def stream(path: str | Path) -> Stream:
         raise FileNotFoundError(f"no model at {path}")
     if path.suffix == ".gguf":
         return stream_gguf(path)
+    if is_adapter(path):
+        return _with_base(path, depth)
     file = config_file(path)
     config = read_config(file)
     files = weight_files(path) if path.is_dir() else [path]
@@ -52,6 +58,18 @@ def stream(path: str | Path) -> Stream:
     quantized = read_quantization(file, config)
     formats = {} if quantized is None else quantized.weights
     return Stream(path, config, quantized, *fitting(tensors, config, formats, path), file)
+
+
+def _with_base(path: Path, depth: int) -> Stream:
+    """The model that the adapter in a directory names, which may again be one with an adapter."""
+    if depth > MOST_ADAPTERS:
+        raise ValueError(f"{path} is an adapter of an adapter, and so on: more than {MOST_ADAPTERS} deep")
+    base = base_of(path)
+    try:
+        place = locate_model(base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} adapts the model {base!r}: {error}") from None
+    return adapted(stream(place, depth + 1), path)
 
 
 def load(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:

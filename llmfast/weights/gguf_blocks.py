@@ -27,6 +27,19 @@ def quantized(type: str, blocks: Tensor, K: int) -> QuantizedWeight:
     return QuantizedWeight(FORMATS[type], (blocks.shape[0], K), PARTS[type](blocks))
 
 
+def as_stored(weight: QuantizedWeight, type: str) -> Tensor | None:
+    """The rows of blocks (N, bytes) uint8 of a type that hold the very numbers of a weight, or None where none do."""
+    parts = weight.parts
+    if FORMATS.get(type) != weight.precision or type not in STORED or weight.shape[1] % 32:
+        return None
+    if type == "Q4_0" and not torch.equal(parts["minimum"], parts["scale"] * -8):
+        return None
+    halves = [parts[name].unsqueeze(2).view(torch.uint8) for name in STORED[type]]
+    values = parts["values"]
+    values = values.view(torch.uint8).unflatten(1, (-1, 32)) if type == "Q8_0" else _runs(values)
+    return torch.cat([*halves, values], dim=2).flatten(1)
+
+
 def floats(tensor: GGUFTensor, rows: slice | None = None) -> Tensor:
     """Some rows of a tensor of any type that can be read, as floats: as stored, or float32 of blocks."""
     data = tensor.read(rows)
@@ -83,6 +96,7 @@ def _q4_k(blocks: Tensor) -> dict[str, Tensor]:
     }
 
 
+STORED = {"Q4_0": ("scale",), "Q4_1": ("scale", "minimum"), "Q8_0": ("scale",)}  # before the integers of a block
 PARTS = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q8_0": _q8_0, "Q4_K": _q4_k}
 
 
@@ -100,3 +114,10 @@ def _neighbours(nibbles: Tensor, run: int = 16) -> Tensor:
     low = (words & 0x000F) | ((words >> 4) & 0x00F0)
     high = ((words >> 4) & 0x000F) | ((words >> 8) & 0x00F0)
     return torch.stack([low, high], dim=-2).to(torch.uint8).flatten(1)
+
+
+def _runs(values: Tensor) -> Tensor:
+    """`_neighbours` of runs of 16 undone: (N, 16 G) uint8 -> (N, G, 16)."""
+    bytes_ = values.unflatten(1, (-1, 16))
+    elements = torch.stack([bytes_ & 15, bytes_ >> 4], dim=-1).flatten(2)
+    return elements[..., :16] | elements[..., 16:] << 4

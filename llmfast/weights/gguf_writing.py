@@ -16,6 +16,7 @@ from llmfast.models import ModelConfig, Parameter
 from llmfast.models.architecture import ENDS
 from llmfast.quantization.formats import QuantizedWeight
 from llmfast.weights.gguf import GGUFArray, GGUFFile
+from llmfast.weights.gguf_blocks import as_stored
 from llmfast.weights.gguf_names import ROTARY_FACTORS, rotary_factors, row_order, settings_of, tensor_name
 from llmfast.weights.stream import Stream
 
@@ -45,8 +46,9 @@ def write_gguf(
 
     `others` are values beside the model's own, such as `tokenizer.…`; without a tokenizer llama.cpp can run the model
     on token ids only. A matrix whose rows are not whole blocks of 32, norms, biases and position embeddings are
-    float32. One weight at a time is in memory. `progress` is told the bytes of the source that are done, and all of
-    them. `ValueError` for arithmetic that llama.cpp does not have.
+    float32. Weights that the source stores in the same type stay as they are. One weight at a time is in memory.
+    `progress` is told the bytes of the source that are done, and all of them. `ValueError` for arithmetic that
+    llama.cpp does not have.
     """
     config = source.config
     settings = settings_of(config)
@@ -128,17 +130,25 @@ def _row_bytes(K: int, kind: Any) -> int:
     return K // block * size
 
 
-def _in_order(weight: Tensor | QuantizedWeight, config: ModelConfig, parameter: Parameter) -> Tensor:
-    """The weight as float32, its rows as llama.cpp has them."""
-    floats = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.detach().float()
+def _in_order(weight: Tensor | QuantizedWeight, config: ModelConfig, parameter: Parameter) -> Tensor | QuantizedWeight:
+    """The weight, its rows as llama.cpp has them."""
     order = row_order(config, parameter)
-    return floats if order is None else floats[order.argsort()]
+    if order is None:
+        return weight
+    if isinstance(weight, QuantizedWeight):
+        parts = {name: part[order.argsort()] for name, part in weight.parts.items()}
+        return QuantizedWeight(weight.precision, weight.shape, parts)
+    return weight[order.argsort()]
 
 
-def _in_blocks(floats: Tensor, kind: Any) -> np.ndarray[Any, Any]:
-    """float32 as the bytes of a type, uint8 (…, bytes of a row)."""
+def _in_blocks(weight: Tensor | QuantizedWeight, kind: Any) -> np.ndarray[Any, Any]:
+    """The bytes of a type, uint8 (…, bytes of a row): those that hold the weight's very numbers, or rounded to it."""
     from gguf import quants
 
+    if isinstance(weight, QuantizedWeight):
+        if (blocks := as_stored(weight, kind.name)) is not None:
+            return blocks.numpy()
+        weight = weight.dequantize()
     if kind.name == "BF16":
-        return floats.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
-    return quants.quantize(floats.contiguous().numpy(), kind).view(np.uint8)
+        return weight.detach().to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
+    return quants.quantize(weight.detach().float().contiguous().numpy(), kind).view(np.uint8)

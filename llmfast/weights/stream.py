@@ -58,7 +58,7 @@ class StoredWeight(Protocol):
 class Stream:
     """A model's tensors, one at a time: pairs of a name in the state dict and a `Tensor` or a `QuantizedWeight`.
 
-    The largest come first, when whoever reads has not gathered much yet. A tied head does not come beside the
+    The largest come first, when the reader has not gathered much yet. A tied head does not come beside the
     embedding. Shapes are those of the model; a `Tensor` has the file's dtype, and the weight of a linear layer may be a
     transposed view, not contiguous. They are parts of the mapped file: copy what is to be kept, and let go of one
     before asking for the next, to have no more than one in memory. Contents that do not fit raise `ValueError`.

@@ -18,7 +18,7 @@ class Operator:
     `fake_backward`), the gradient formula in terms of the backward operator (`setup_context`, `backward`), and the
     functions of the contract that run on it, as methods of the same name.
 
-    Outputs that only serve backward are marked as not differentiable, and gradients that nobody computed stay None:
+    Outputs that only serve backward are marked as not differentiable, and gradients that were not computed stay None:
     otherwise autograd fills a tensor of zeros for each, as large as the activations.
     """
 

@@ -1,4 +1,5 @@
-"""A language model's head and its loss: each row's log-sum-exp over the vocabulary is kept for backward."""
+"""A language model's head and its loss: each row's log-sum-exp over the vocabulary is kept for backward. A head that
+takes no gradient gets none made."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ class LinearCrossEntropy(Operator):
     name = "linear_cross_entropy"
     # the mean loss, and each row's log-sum-exp
     schema = "(Tensor hidden, Tensor weight, Tensor targets, int ignore_index) -> (Tensor, Tensor)"
+    # a weight's gradient that is not needed has shape (0,)
     backward_schema = (
-        "(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor targets, Tensor lse, int ignore_index) "
-        "-> (Tensor, Tensor)"
+        "(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor targets, Tensor lse, int ignore_index, "
+        "bool need_dweight) -> (Tensor, Tensor)"
     )
     functions = ("linear_cross_entropy",)
 
@@ -29,8 +31,16 @@ class LinearCrossEntropy(Operator):
         return float32(hidden, ()), float32(hidden, targets.shape)
 
     @staticmethod
-    def fake_backward(grad_loss: Tensor, hidden: Tensor, weight: Tensor, *_: Any) -> Any:
-        return contiguous_like(hidden), contiguous_like(weight)
+    def fake_backward(
+        grad_loss: Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        lse: Tensor,
+        ignore_index: int,
+        dweight: bool,
+    ) -> Any:
+        return contiguous_like(hidden), weight.new_empty(weight.shape if dweight else (0,))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -39,5 +49,6 @@ class LinearCrossEntropy(Operator):
         ctx.save_for_backward(hidden, weight, targets, output[1])
 
     def backward(self, ctx: Any, grad_loss: Tensor, grad_lse: Any) -> Any:
-        grads = self.run_backward(grad_loss, *ctx.saved_tensors, ctx.ignore_index)
-        return (*grads, None, None)
+        need = ctx.needs_input_grad[1]
+        dhidden, dweight = self.run_backward(grad_loss, *ctx.saved_tensors, ctx.ignore_index, need)
+        return dhidden, dweight if need else None, None, None

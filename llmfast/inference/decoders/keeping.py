@@ -3,6 +3,7 @@ where it differs.
 
     chat      the conversation so far, whose every turn begins with all before it
     generate  a system prompt, a document, a few examples that many prompts share
+    score     a question with many answers, whose log-probabilities are remembered beside it
 
 What is kept are keys and values, which depend on the tokens before them alone. Their bits depend on how many tokens
 went through the weights together, too, so that what has to come out the same to the bit begins again only at a place
@@ -12,6 +13,7 @@ where it would have been the same (`same_bits`).
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -32,15 +34,15 @@ def shared_beginning(first: list[int], second: list[int]) -> int:
     )
 
 
-def same_bits(kept: int, length: int) -> int:
+def same_bits(kept: int, length: int, step: int = MOST_ROWS) -> int:
     """How many of `kept` tokens that a prefill made stay, so that a prompt of `length` gives the bits of a prefill.
 
-    A prefill takes `MOST_ROWS` tokens a step, and within a step whole tasks of queries are independent of each other;
-    what is left of a step must be more than `BLOCK_ROWS` tokens, as few are multiplied in another way than many.
+    A prefill takes `step` tokens a step, and within a step whole tasks of queries are independent of each other; what
+    is left of a step must be more than `BLOCK_ROWS` tokens, as few are multiplied in another way than many.
     """
     kept = min(kept, length - 1) // QUERIES_PER_TASK * QUERIES_PER_TASK
-    step_end = min(length, (kept // MOST_ROWS + 1) * MOST_ROWS)
-    if kept % MOST_ROWS and step_end - kept <= BLOCK_ROWS:
+    step_end = min(length, (kept // step + 1) * step)
+    if kept % step and step_end - kept <= BLOCK_ROWS:
         kept -= QUERIES_PER_TASK
     return max(0, kept)
 
@@ -58,6 +60,7 @@ class KeepingDecoder(NativeDecoder):
         self.exact = True
         self.threads = thread_count()
         self._prefilled = 0  # of `tokens`, those that have the bits of a prefill
+        self.log_probabilities = torch.empty(0)  # (n,) of the tokens after the first, as far as they were scored
         self.cache: PrefixCache | None = None  # where it goes back to
 
     @property
@@ -71,6 +74,30 @@ class KeepingDecoder(NativeDecoder):
         if not exact:
             return min(shared, len(prompt) - 1)
         return same_bits(min(shared, self._prefilled), len(prompt)) if self.threads == thread_count() else 0
+
+    def scorable(self, sequence: list[int], step: int) -> int:
+        """How many of the tokens it holds scoring can go on from: the token after them has its log-probability."""
+        shared = min(shared_beginning(self.tokens, sequence) - 1, len(self.log_probabilities), self._prefilled)
+        return same_bits(shared, len(sequence), step) if shared > 0 and self.threads == thread_count() else 0
+
+    def read_on(self, sequence: list[int], step: int) -> tuple[Tensor, Iterator[Tensor]]:
+        """The log-probabilities (n,) of the tokens after the first that it remembers, and the logits (…, V) after every
+        token from the n-th on, up to `step` at a time, a multiple of `QUERIES_PER_TASK`."""
+        self.kept = self.scorable(sequence, step)
+        remembered = self.log_probabilities[: self.kept]
+        self.rewind(self.kept)
+        if self.kept == 0:
+            self.threads = thread_count()
+        return remembered, self._read(sequence, step)
+
+    def _read(self, sequence: list[int], step: int) -> Iterator[Tensor]:
+        start = self.kept
+        while start < len(sequence):
+            end = min(len(sequence), (start // step + 1) * step)
+            yield self.step_block(torch.tensor(sequence[start:end]))
+            if end - start > BLOCK_ROWS:
+                self._prefilled = end
+            start = end
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """As `Decoder.prefill`, of one prompt; only what is not held is computed."""
@@ -108,6 +135,7 @@ class KeepingDecoder(NativeDecoder):
         super().rewind(length)
         del self.tokens[length:]
         self._prefilled = min(self._prefilled, length)
+        self.log_probabilities = self.log_probabilities[: max(0, length - 1)]
 
     def close(self) -> None:
         if self.cache is not None:
@@ -128,24 +156,32 @@ class PrefixCache:
 
     def take(self, model: NativeModel, prompt: list[int], capacity: int, exact: bool) -> KeepingDecoder:
         """A decoder of at least the capacity, for a prompt that begins with these tokens."""
-        decoder = self._best(model, prompt, capacity, exact)
-        if decoder is None:
-            roomy = max(SMALLEST_CAPACITY, 1 << (capacity - 1).bit_length())
-            decoder = KeepingDecoder(model, min(model.config.context, roomy))
-        decoder.exact, decoder.cache = exact, self
+        decoder = self._of_those_that_keep(lambda decoder: decoder.keepable(prompt, exact), model, capacity)
+        decoder.exact = exact
         return decoder
 
-    def _best(self, model: NativeModel, prompt: list[int], capacity: int, exact: bool) -> KeepingDecoder | None:
+    def take_to_score(self, model: NativeModel, sequence: list[int], step: int) -> KeepingDecoder:
+        """A decoder to read this sequence with."""
+        return self._of_those_that_keep(lambda decoder: decoder.scorable(sequence, step), model, len(sequence))
+
+    def _of_those_that_keep(
+        self, kept_by: Callable[[KeepingDecoder], int], model: NativeModel, capacity: int
+    ) -> KeepingDecoder:
+        """The one that keeps most, or a new one."""
+        best, most = None, 0
         with self._lock:
             self._waiting = [decoder for decoder in self._waiting if decoder.model is model]
-            best, most = None, 0
             for decoder in self._waiting:
-                kept = decoder.keepable(prompt, exact)
+                kept = kept_by(decoder)
                 if kept > most and 2 * kept >= len(decoder.tokens) and decoder.capacity >= capacity:
                     best, most = decoder, kept
             if best is not None:
                 self._waiting.remove(best)
-            return best
+        if best is None:
+            roomy = max(SMALLEST_CAPACITY, 1 << (capacity - 1).bit_length())
+            best = KeepingDecoder(model, min(model.config.context, roomy))
+        best.cache = self
+        return best
 
     def give_back(self, decoder: KeepingDecoder) -> None:
         decoder.cache = None  # which holds the decoder: one that is given back twice would have two users

@@ -120,9 +120,15 @@ class NativeModel:
 
 
 def next_token(
-    logits: Tensor, settings: SamplingSettings, generators: list[torch.Generator] | None, vocabulary: int
+    logits: Tensor,
+    settings: SamplingSettings,
+    generators: list[torch.Generator] | None,
+    vocabulary: int,
+    masks: Tensor | None = None,
 ) -> Tensor:
-    """`sampling.next_token` in one C++ call, among the first `vocabulary` tokens; without a repetition penalty."""
+    """`sampling.next_token` in one C++ call, among the first `vocabulary` tokens, and of these among those whose bit is
+    set in `masks` (B, words) int32; without a repetition penalty."""
+    greedy = settings.temperature == 0
     tokens = torch.ops.llmfast.sample(
         logits,
         vocabulary,
@@ -130,7 +136,8 @@ def next_token(
         settings.top_k or 0,
         1.0 if settings.top_p is None else settings.top_p,
         settings.min_p or 0.0,
-        uniform_numbers(len(logits), generators, logits.device),
+        None if greedy else uniform_numbers(len(logits), generators, logits.device),
+        masks,
     )
     check_chosen(tokens)
     return tokens
@@ -142,13 +149,24 @@ def chosen(logits: Tensor, best: Tensor, sampler: Sampler) -> Tensor:
     if sampler.seen is not None:
         return sampler.choose(logits)
     check_chosen(best)
-    if sampler.constraints is not None:
-        logits = sampler.possible(logits[:, : sampler.vocabulary])
-        best = logits.argmax(-1)
-    if sampler.settings.temperature == 0:
+    masks = sampler.masks()
+    if sampler.settings.temperature == 0 and masks is None and sampler.bias is None:
         tokens = best
     else:
-        tokens = next_token(logits, sampler.settings, sampler.generators, sampler.vocabulary)
+        biased = sampler.biased(logits)
+        tokens = next_token(biased, sampler.settings, sampler.generators, sampler.vocabulary, masks)
+    sampler.accept(tokens)
+    return tokens
+
+
+def forced(token: int, best: Tensor, sampler: Sampler) -> Tensor:
+    """The token that a form leaves no choice of: as `chosen`, random numbers and errors included."""
+    check_chosen(best)
+    if sampler.generators is not None:
+        uniform_numbers(1, sampler.generators, best.device)
+    tokens = torch.tensor([token])
+    if sampler.seen is not None:
+        sampler.seen[0, token] = True
     sampler.accept(tokens)
     return tokens
 

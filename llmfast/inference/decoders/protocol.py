@@ -43,6 +43,8 @@ class Decoder:
         logits = self.prefill(prompts)
         for step in range(1, count + 1):
             tokens = self.choose(logits, sampler)
+            if sampler.observer is not None:
+                sampler.observer.observe(logits, tokens)
             yield tokens
             if step < count:
                 logits = self.step(tokens)

@@ -1,0 +1,393 @@
+"""A fine-tuning run: a model and a file in, a directory out (`directory`)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfast import ops
+from llmfast.chat.template import ChatTemplate
+from llmfast.files import file_sha256, write_atomic
+from llmfast.finetuning import classifier, preferences, preparing
+from llmfast.finetuning.answers import Answer, answer, overlap, questions
+from llmfast.finetuning.configuration import LEARNING_RATES, PREFERENCE_LEARNING_RATE, FinetuningConfig
+from llmfast.finetuning.confusion import Confusion
+from llmfast.finetuning.conversations import PLAIN_TEMPLATE
+from llmfast.finetuning.directory import EVALUATION, Record, check_free, lasting_name
+from llmfast.finetuning.examples import ExampleBatches, ExampleLoader
+from llmfast.finetuning.methods import BY_NAME, Method
+from llmfast.finetuning.page import PAGE, write_page
+from llmfast.finetuning.preferences import PairLoader
+from llmfast.finetuning.preparing import Examples
+from llmfast.inference.execution import chosen_backend
+from llmfast.inference.llm import LLM, start_token_of
+from llmfast.inference.loading import load
+from llmfast.models import FLOATS, LanguageModel
+from llmfast.tokenizers import Tokenizer, load_tokenizer
+from llmfast.tokenizers.protocol import TEMPLATE
+from llmfast.training import directory, memory
+from llmfast.training.dataset import IGNORED
+from llmfast.training.interruption import Interruption
+from llmfast.training.loop import Loop, Outcome
+from llmfast.training.metrics import CURVES
+from llmfast.training.processes import Processes, processes
+from llmfast.training.report import Report
+from llmfast.training.run import backend_of
+from llmfast.training.trainer import Trainer, best_precision
+from llmfast.training.weights import kinds_of
+from llmfast.weights.checkpoint import stream
+from llmfast.weights.loading import module_of, quantized_module
+from llmfast.weights.locate import locate_model
+from llmfast.weights.quantizing import TRAINING
+from llmfast.weights.saving import copy_tokenizer
+from llmfast.weights.stream import Stream
+
+SAMPLE_TOKENS = 80
+
+
+def finetune(
+    model: str | Path | None,
+    file: str | Path | None,
+    out: str | Path,
+    config: FinetuningConfig | None = None,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    parallel: str = "none",
+    quiet: bool = False,
+    resume_command: str | None = None,
+) -> Outcome:
+    """Tunes `model` (a name, a directory, a .gguf file) on `file`, and writes what it learned into the directory `out`.
+
+    `config` defaults to `FinetuningConfig()`, or to what the run had when it is resumed; `changes` are single settings
+    on top of it. Progress goes to stderr unless `quiet`. `parallel` is "none", or "ddp" for the processes of
+    `torchrun`. `ValueError`, `OSError` or `Diverged` in one line.
+    """
+    out, changes = Path(out), changes or {}
+    command = resume_command or f"llmfast finetune --out {out} --resume"
+    if parallel == "fsdp":
+        raise ValueError("fine-tuning shares its batches between processes, not its weights: --parallel ddp")
+    if resume:
+        before = Record.read(out)
+        record = before.resumed(out, config, changes)
+    elif model is None or file is None:
+        raise ValueError("name a model and a file to tune it on: llmfast finetune MODEL FILE --out DIR")
+    else:
+        record = Record(
+            (config or FinetuningConfig()).replace(changes), lasting_name(model), str(Path(file).resolve()), ""
+        )
+    with processes(parallel, record.config.run.device) as group, contextlib.ExitStack() as stack:
+        task = Task.of(record)
+        record = Record(resolved(record.config, task.examples, group), record.model, record.file, record.sha256)
+        if group.first:
+            stack.enter_context(directory.only_process(out))
+            if not resume:
+                check_free(out)
+        if not record.sha256:
+            record = Record(record.config, record.model, record.file, file_sha256(Path(record.file)))
+        with chosen_backend(backend_of(record.config.run.backend)), Interruption() as interruption:
+            run = Finetuning(record, task, out, group, interruption, command, quiet)
+            if group.first:
+                record.write(out)
+                task.write_tokenizer(out)
+            if resume:
+                run.restore(before.config)
+            return run.finish()
+
+
+def resolved(config: FinetuningConfig, examples: Examples, group: Processes) -> FinetuningConfig:
+    """The configuration with a figure wherever it leaves one to the method or the data."""
+    changes: dict[str, Any] = {}
+    if config.data.task == "auto":
+        changes["task"] = examples.task
+    if config.method.method == "head" and examples.task != "classify":
+        raise ValueError("the method head trains a classifier's head: it needs --task classify")
+    if config.method.base != "floats" and config.method.method not in ("lora", "head"):
+        raise ValueError(f"the weights that {config.method.method} trains must be floats, not {config.method.base}")
+    if config.run.precision == "auto":
+        changes["precision"] = best_precision(group.device)
+    if examples.pairs and (config.method.method != "lora" or config.data.accumulation > 1):
+        raise ValueError("preferences are learned by adapters (method lora), a whole batch at once (accumulation 1)")
+    if config.optimization.lr == 0:
+        preferring = bool(examples.pairs)
+        changes["lr"] = PREFERENCE_LEARNING_RATE if preferring else LEARNING_RATES[config.method.method]
+    epoch = math.ceil(len(examples.train) / config.data.batch_size)
+    if config.run.steps == 0:
+        changes["steps"] = max(1, round(config.data.epochs * epoch))
+    for name in ("evaluate_every", "checkpoint_every"):
+        if getattr(config.run, name) == 0:
+            changes[name] = epoch
+    return config.replace(changes)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a run before its model is read: the model's files and tokenizer, and the examples."""
+
+    source: Stream
+    tokenizer: Tokenizer
+    examples: Examples
+    own_template: bool  # whether the chat template is the model's
+
+    @classmethod
+    def of(cls, record: Record) -> Task:
+        source = stream(locate_model(record.model))
+        tokenizer = load_tokenizer(source.path)
+        if tokenizer is None:
+            raise ValueError(f"{record.model} has no tokenizer, without which no text can be learned")
+        own = tokenizer.chat_template is not None
+        if not own and tokenizer.end_of_text is not None:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        template = ChatTemplate(tokenizer.chat_template, tokenizer) if tokenizer.chat_template is not None else None
+        config, start = record.config, start_token_of(source.config, tokenizer)
+        examples = preparing.prepare(
+            record.file, config.data, config.run.seed, source.config.context, tokenizer, template, start
+        )
+        if config.data.also:
+            if examples.labels:
+                raise ValueError("also measures how well a text is predicted, which a classifier is not made for")
+            longest = min(config.data.max_tokens, source.config.context)
+            also = preparing.windows_of(config.data.also, config.data.encoding, longest, tokenizer, start)
+            examples = replace(examples, also=also)
+        return cls(source, tokenizer, examples, own)
+
+    def write_tokenizer(self, out: Path) -> None:
+        """The model's own; with the plain template where chats are written by that."""
+        copy_tokenizer(self.source.path, out)
+        if self.examples.task in ("chat", "preference") and not self.own_template:
+            write_atomic(out / TEMPLATE, PLAIN_TEMPLATE.encode())
+
+
+class Finetuning(Loop):
+    """One start of a run."""
+
+    config: FinetuningConfig
+
+    def __init__(
+        self,
+        record: Record,
+        task: Task,
+        out: Path,
+        group: Processes,
+        interruption: Interruption,
+        command: str,
+        quiet: bool,
+    ):
+        config = record.config
+        self.record, self.task, self.examples = record, task, task.examples
+        settings, self.dtype = config.method, FLOATS[config.run.precision]
+        peak_memory = memory.Peak(group.device)
+        self.method: Method = BY_NAME[settings.method](settings, task.source, record.model, task.source.path)
+        torch.manual_seed(config.run.seed)
+        if settings.base != "floats":
+            model = quantized_module(task.source, settings.base, self.dtype)
+        else:
+            model = module_of(task.source, torch.float32 if self.method.whole_weights else self.dtype)
+        self.method.apply(model)
+        if self.examples.labels:
+            classifier.add_head(model, len(self.examples.labels))
+        trained = {name: "matrix" for name, p in model.named_parameters() if p.requires_grad}
+        self.frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+        self.frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        self.padding = task.tokenizer.end_of_text or 0
+        place = config.data.batch_size, config.run.seed, group.rank, group.world_size, self.padding
+        self.loader = ExampleLoader(self.examples.train, *place)
+        if self.examples.pairs:
+            self.loader = PairLoader(self.examples.pairs["train"], *place)
+        dropout = settings.lora_dropout > 0 or model.config.without_dropout() != model.config
+        trainer = Trainer(
+            config,
+            model,
+            self.loader,
+            trained | kinds_of(model.config),
+            self.method,
+            group,
+            self.loss_of(model),
+            dropout,
+        )
+        self.before: dict[str, Any] = {}
+        super().__init__(config, trainer, Report(trainer, out, peak_memory, quiet), out, interruption, command)
+
+    def loss_of(self, model: LanguageModel) -> Any:
+        """The mean loss of the targets, for which alone the head is computed."""
+        labelled = bool(self.examples.labels)
+        if self.examples.pairs:
+            return functools.partial(preferences.loss, model, beta=self.record.config.method.dpo_beta)
+
+        def loss(ids: Tensor, targets: Tensor) -> Tensor:
+            chosen = (targets != IGNORED).flatten().nonzero().squeeze(1)
+            hidden = model.hidden(ids).flatten(0, 1).index_select(0, chosen)
+            head: Any = model.score if labelled else model.lm_head
+            return ops.linear_cross_entropy(hidden, head.weight, targets.flatten()[chosen])
+
+        return loss
+
+    # --- what the loop asks ---------------------------------------------------------------------------------------
+
+    def description(self) -> list[str]:
+        """What is trained, on how much, in words."""
+        config, examples, model = self.config, self.examples, self.trainer.model
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return [
+            f"{config.method.method}: {trained:,} parameters are trained, {self.frozen:,} are frozen "
+            f"({trained / (trained + self.frozen):.2%} are trained)",
+            examples.lengths(),
+            f"{config.run.steps:,} steps of {config.data.batch_size} examples: "
+            f"{config.run.steps * config.data.batch_size / len(examples.train):.1f} epochs",
+        ]
+
+    def expected_memory(self) -> memory.MemoryEstimate:
+        """With the longest examples in one batch."""
+        config, model = self.config, self.trainer.model
+        return memory.estimate(
+            model.config,
+            -(-config.data.batch_size // config.data.accumulation // self.group.world_size),
+            max(len(example.ids) for example in self.examples.train),
+            config.optimization.optimizer,
+            self.dtype,
+            self.group.device,
+            config.run.activation_checkpointing,
+            trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            frozen_bytes=self.frozen_bytes,
+        )
+
+    def begin(self) -> None:
+        self.report.begin([*self.examples.notes, *self.description()], self.expected_memory())
+        if self.trainer.steps_done == 0 and not self.before:
+            self.before = self.measured()
+            for part, figures in self.before.items():
+                self.report.say(f"before: {part} {in_words(figures)}")
+
+    @property
+    def evaluating(self) -> bool:
+        return bool(self.examples.validation)
+
+    def figures(self) -> dict[str, float]:
+        return {name: value for name, value in self.figures_of("validation").items() if name in SHOWN}
+
+    def figures_of(self, part: str) -> dict[str, Any]:
+        """The loss of what counts, and what follows from it; of a classifier also which class was taken for which."""
+        if part in self.examples.pairs:
+            beta, model = self.config.method.dpo_beta, self.trainer.model
+            return preferences.figures(model, self.examples.pairs[part], beta, self.padding)
+        batches = ExampleBatches(self.examples.parts()[part], self.padding)
+        result = self.trainer.evaluate(batches)
+        figures: dict[str, Any] = {"loss": result.loss}
+        if not self.examples.labels:
+            return figures | {"perplexity": math.exp(min(700, result.loss)), "tokens": result.tokens}
+        confusion = self.confusion(batches)
+        return figures | confusion.to_document()
+
+    @torch.no_grad()
+    def confusion(self, batches: ExampleBatches) -> Confusion:
+        model = self.trainer.model.eval()
+        actual: list[int] = []
+        said: list[int] = []
+        for index in range(len(batches)):
+            ids, targets = batches[index]
+            logits = classifier.last_logits(model, ids.to(model.device), targets.to(model.device))
+            actual += targets[targets != IGNORED].tolist()
+            said += logits.argmax(dim=-1).tolist()
+        model.train()
+        return Confusion.of(self.examples.labels, actual, said)
+
+    def measured(self) -> dict[str, Any]:
+        """The figures of both parts that are held out, and of the other text."""
+        held_out = [part for part, examples in self.examples.parts().items() if examples and part != "train"]
+        return {part: self.figures_of(part) for part in held_out}
+
+    def export(self) -> None:
+        if not self.group.first:
+            return
+        with self.writing("the model"):
+            state = self.trainer.full_weights()
+            self.method.export(self.out, state, FLOATS[self.config.run.saved_precision])
+            if self.examples.labels:
+                longest = min(self.config.data.max_tokens, self.trainer.model.config.context)
+                classifier.write_labels(self.out, self.examples.labels, longest)
+            figures = {f"validation_{name}": value for name, value in (self.best or {}).items() if name != "step"}
+            document = {
+                "step": self.trainer.steps_done,
+                "model": self.record.model,
+                "data": Path(self.record.file).name,
+            }
+            document |= figures | {
+                "arguments": {n: v for s in self.config.to_document().values() for n, v in s.items()}
+            }
+            write_atomic(self.out / TRAINING, (json.dumps(document, indent=2) + "\n").encode())
+
+    def sample(self) -> None:
+        if not self.group.first or self.examples.labels:
+            return
+        llm = LLM(self.trainer.model, self.task.tokenizer)
+        prompt = self.config.run.sample_prompt
+        if self.examples.task == "chat":
+            text = llm.chat([{"role": "user", "content": prompt}], max_new_tokens=SAMPLE_TOKENS, seed=0)
+        else:
+            text = llm.generate(prompt, max_new_tokens=SAMPLE_TOKENS, seed=0, truncate=True)
+        self.trainer.model.train()
+        self.report.say(f"step {self.trainer.steps_done:,}: sample\n    " + text.strip("\n").replace("\n", "\n    "))
+
+    def state(self) -> dict[str, Any]:
+        return {"before": self.before}
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        self.before = state["before"]
+
+    def finish(self) -> Outcome:
+        outcome = super().finish()
+        if outcome.interrupted is None and self.before:
+            self.trainer.weights.load(self.method.read_export(self.out))
+            after = self.measured()
+            if self.group.first:
+                answers = self.answered(after)
+                with self.writing("the evaluation"):
+                    document = {"before": self.before, "after": after}
+                    write_atomic(self.out / EVALUATION, (json.dumps(document, indent=2) + "\n").encode())
+                    lines, title = self.description(), f"{self.record.model}, tuned on {Path(self.record.file).name}"
+                    page = self.out / PAGE, title, lines, self.before, after, self.out / CURVES, answers
+                    write_page(*page)
+            self.tell(after)
+        return outcome
+
+    def answered(self, after: dict[str, Any]) -> list[Answer]:
+        """Answers to held-out chats by both models, whose overlap with what was expected goes among the figures."""
+        held_out = self.examples.test or self.examples.validation
+        most, longest = self.config.run.answers, self.config.run.answer_tokens
+        asked = questions(held_out, self.task.tokenizer, most) if self.examples.task == "chat" else []
+        if not asked:
+            return []
+        device = str(self.group.device)
+        texts = []
+        for figures, name in ((self.before, self.record.model), (after, str(self.out))):
+            llm = load(name, device=device)
+            texts.append([answer(llm, question, longest) for question in asked])
+            figures["answers"] = overlap(texts[-1], asked) | {"count": len(asked)}
+        return [Answer(question, *pair) for question, *pair in zip(asked, *texts, strict=True)]
+
+    def tell(self, after: Mapping[str, Any]) -> None:
+        """What changed, and where the result is."""
+        for part, figures in after.items():
+            self.report.say(f"{part}: before {in_words(self.before[part])}; after {in_words(figures)}")
+            if self.examples.labels:
+                confusion = Confusion(self.examples.labels, torch.tensor(figures["confusion"]).numpy())
+                self.report.say(confusion.table())
+        verbs = {"classify": f"classify {self.out} FILE", "text": f"generate PROMPT --model {self.out}"}
+        verb = verbs.get(self.examples.task, f"chat --model {self.out}")
+        self.report.say(f"the best is in {self.out}: llmfast {verb}")
+
+
+SHOWN = ("loss", "perplexity", "accuracy", "macro_f1", "margin", "exact_match", "rouge_l")
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in SHOWN if name in figures)
