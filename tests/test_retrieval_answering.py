@@ -146,13 +146,16 @@ def test_the_commands(index, tmp_path, monkeypatch):
     from test_cli import run
 
     monkeypatch.setattr(answering, "Conversation", Talk)
-    monkeypatch.setattr(llmfast, "load", lambda *_, **__: Echo())
+    loaded: list[dict] = []
+    monkeypatch.setattr(llmfast, "load", lambda *_, **settings: loaded.append(settings) or Echo())
     monkeypatch.setattr("llmfast.retrieval.index.Embedder", lambda *_: ToyEmbedder())
     place = str(tmp_path / "index")
     result = run("ask", "For how many seconds do I hold the button on the back?", "--index", place, "--show-context")
     assert result.code == 0, result.stderr
     assert result.stdout.splitlines()[0] == "ten seconds" and "  [1] " in result.stdout and "router.md" in result.stdout
     assert "[evidence " in result.stderr and "Hold the button" in result.stderr
+    assert run("ask", "Clean the oven?", "--index", place, "--adapter", "mine").code == 0
+    assert [settings["adapter"] for settings in loaded] == [None, "mine"]
     record = json.loads(run("ask", "Who wrote the symphony?", "--index", place, "--json").stdout)
     assert record["answer"] == NOT_THERE and not record["answered"] and record["sources"] == []
     pdf_only = run("ask", "Clean the oven?", "--index", place, "--where", "kind=pdf", "--json")
