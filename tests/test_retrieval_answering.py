@@ -23,7 +23,7 @@ class Echo:
     end_tokens = frozenset()
 
     def __init__(self, says: str = "ten seconds"):
-        self.says, self.prompts, self.chats = says, [], []
+        self.says, self.prompts, self.stops, self.chats = says, [], [], []
         self.chat_template = self
 
     # --- a tokenizer and a template ---
@@ -48,8 +48,9 @@ class Talk:
     def __init__(self, llm):
         self.llm, self.said = llm, []
 
-    def say(self, text, max_new_tokens, **settings):
+    def say(self, text, max_new_tokens, stop, **settings):
         self.llm.prompts.append(text)
+        self.llm.stops.append(stop)
         return iter([self.llm.says])
 
 
@@ -70,7 +71,8 @@ def test_an_answer_names_the_sources_that_were_in_the_prompt(index, echo):
     answer = ask(echo, index, "For how many seconds do I hold the button on the back?")
     assert answer.text == "ten seconds" and answer.answered and answer.evidence >= 1.0
     assert answer.sources[0].found.name.endswith("router.md") and len(answer.sources) <= 3
-    assert echo.prompts == [answer.prompt]
+    assert echo.prompts == [answer.prompt] and echo.stops == ["\n\n"]
+    assert ask(echo, index, "button", stop=["."]).answered and echo.stops[-1] == ["."]
     for number, hit in enumerate(answer.sources, start=1):
         assert hit.text in answer.prompt and (len(answer.sources) == 1 or f"[{number}] " in answer.prompt)
     assert answer.prompt.endswith("Question: For how many seconds do I hold the button on the back?")
