@@ -28,7 +28,7 @@ from .attention_tiles import (
     precision,
     tile_key,
 )
-from .launch import ceil_div, multiprocessors, on_device
+from .launch import Schedule, ceil_div, multiprocessors, on_device, scheduled
 from .tuning import choose
 
 # The rows of the packed dot: all queries of all the heads that share one key/value head.
@@ -39,7 +39,7 @@ LARGEST_SPLIT = 64
 
 
 @dataclass(frozen=True)
-class DecodingTile:
+class DecodingTile(Schedule):
     """Keys a step, and how Triton schedules the kernel."""
 
     key_block: int
@@ -182,7 +182,7 @@ def decode(
                 q, k, v, part_out, part_lse, kv_lengths, window, abs(scale) * LOG2_E.value, query_count,
                 key_count, kv_heads, group, split, rows, *in_units(q, k, v), HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
                 ROW_BLOCK=DECODING_ROWS, KEY_BLOCK=tile.key_block, CAUSAL=causal, NEGATIVE=scale < 0,
-                PRECISION=precision(q), num_warps=tile.warps, num_stages=tile.stages,
+                PRECISION=precision(q), **scheduled(tile),
             )  # fmt: skip
 
     launch(choose("attention_decoding", DecodingTile, q, CANDIDATES, launch, **tile_key(q)))

@@ -29,11 +29,11 @@ from .attention_tiles import (
     survives,
     tile_key,
 )
-from .launch import ceil_div, on_device
+from .launch import ceil_div, on_device, scheduled
 from .tuning import choose
 
 # Elements of dO and of out that a program of the cheap pass reads.
-BLOCK = 8192
+BLOCK = 4096
 
 
 @triton.jit(do_not_specialize=[
@@ -186,7 +186,7 @@ def delta_from_keys(
                 keep_scale, drop_below, query_count, key_count, batch * heads, heads, group, together,
                 *in_units(q, k, v, grad_out), HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
                 QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, CAUSAL=causal, PRECISION=precision(q),
-                num_warps=tile.warps, num_stages=tile.stages,
+                **scheduled(tile),
             )  # fmt: skip
 
     tried = candidates((16, 32, 64), (16, 32, 64))

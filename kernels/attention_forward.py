@@ -44,12 +44,12 @@ from .attention_tiles import (
     survives,
     tile_key,
 )
-from .launch import ceil_div, gpu_family, on_device
+from .launch import Schedule, ceil_div, gpu_family, on_device, scheduled
 from .tuning import choose
 
 
 @dataclass(frozen=True)
-class ForwardTile:
+class ForwardTile(Schedule):
     """The tile sizes, how Triton schedules the kernel, and whether it reads keys and values by tensor descriptors."""
 
     query_block: int
@@ -210,7 +210,7 @@ def forward(
                 query_count, key_count, batch * heads, heads, group, together, *in_units(q, k, v, out),
                 HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q), QUERY_BLOCK=tile.query_block,
                 KEY_BLOCK=tile.key_block, CAUSAL=causal, NEGATIVE=scale < 0, PRECISION=precision(q),
-                DESCRIPTORS=descriptors, num_warps=tile.warps, num_stages=tile.stages,
+                DESCRIPTORS=descriptors, **scheduled(tile),
             )  # fmt: skip
 
     tried = forward_candidates(gpu_family(q))

@@ -31,7 +31,7 @@ from .attention_tiles import (
     survives,
     tile_key,
 )
-from .launch import ceil_div, on_device
+from .launch import ceil_div, on_device, scheduled
 from .tuning import choose
 
 
@@ -174,7 +174,7 @@ def key_gradient(
                 scale * LOG2_E.value, scale, keep_scale, drop_below, query_count, key_count, batch * kv_heads, kv_heads,
                 together, *in_units(q, k, v, grad_out, dk), HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
                 QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, GROUP=group, CAUSAL=causal,
-                PRECISION=precision(q), num_warps=tile.warps, num_stages=tile.stages,
+                PRECISION=precision(q), **scheduled(tile),
             )  # fmt: skip
 
     tried = candidates((16, 32, 64, 128), (32, 64, 128))

@@ -29,7 +29,7 @@ from .attention_tiles import (
     survives,
     tile_key,
 )
-from .launch import ceil_div, on_device
+from .launch import ceil_div, on_device, scheduled
 from .tuning import choose
 
 
@@ -154,7 +154,7 @@ def query_gradient(
                 scale, keep_scale, drop_below, query_count, key_count, batch * heads, heads, group, together,
                 *in_units(q, k, v, grad_out, dq), HEAD_DIM=head_dim, DIM_BLOCK=head_dim_block(q),
                 QUERY_BLOCK=tile.query_block, KEY_BLOCK=tile.key_block, CAUSAL=causal, PRECISION=precision(q),
-                num_warps=tile.warps, num_stages=tile.stages,
+                **scheduled(tile),
             )  # fmt: skip
 
     tried = candidates((32, 64, 128), (16, 32, 64, 128))

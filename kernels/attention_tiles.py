@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import next_power_of_2
+from .launch import Schedule, next_power_of_2
 
 # Exponentials are powers of two, with log2(e) folded into the scale.
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -27,7 +27,7 @@ CACHE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class AttentionTile:
+class AttentionTile(Schedule):
     """The tile sizes of an attention kernel, and how Triton schedules it."""
 
     query_block: int

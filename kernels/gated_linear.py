@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, check_activation, derivative
-from .launch import ceil_div, multiprocessors, on_device
+from .launch import ceil_div, multiprocessors, on_device, scheduled
 from .matmul import (
     CANDIDATES,
     ROWS_TOGETHER,
@@ -177,7 +177,7 @@ def gated_linear(
                 x, gate_weight, up_weight, gate_bias, up_bias, out, gate if save else None, up if save else None,
                 rows, columns, inner, x.stride(0), gate_weight.stride(0), ACTIVATION=activation, ROWS=tile.rows,
                 COLUMNS=tile.columns, INNER=tile.inner, ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(x),
-                num_warps=tile.warps, num_stages=tile.stages,
+                **scheduled(tile),
             )  # fmt: skip
 
     launch(choose("gated_linear", MatrixTile, x, CANDIDATES, launch, **_key(x, rows, columns)))

@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 
 from .activations import activate, derivative
-from .launch import ceil_div, on_device
+from .launch import Schedule, ceil_div, on_device, scheduled
 from .tuning import choose
 from .tuning import describe as describe_tile
 
 
 @dataclass(frozen=True)
-class ElementwiseTile:
+class ElementwiseTile(Schedule):
     """Elements a program, and its warps."""
 
     block: int
@@ -71,7 +71,7 @@ def gelu(x: torch.Tensor, approximate: str) -> torch.Tensor:
     def launch(tile: ElementwiseTile) -> None:
         with on_device(x):
             _gelu_kernel[(ceil_div(x.numel(), tile.block),)](
-                x, out, x.numel(), ACTIVATION=activation, BLOCK=tile.block, num_warps=tile.warps
+                x, out, x.numel(), ACTIVATION=activation, BLOCK=tile.block, **scheduled(tile)
             )
 
     launch(choose("gelu", ElementwiseTile, x, CANDIDATES, launch))
@@ -89,7 +89,7 @@ def gelu_backward(grad_out: torch.Tensor, x: torch.Tensor, approximate: str) -> 
     def launch(tile: ElementwiseTile) -> None:
         with on_device(x):
             _gelu_backward_kernel[(ceil_div(x.numel(), tile.block),)](
-                grad_out, x, dx, x.numel(), ACTIVATION=activation, BLOCK=tile.block, num_warps=tile.warps
+                grad_out, x, dx, x.numel(), ACTIVATION=activation, BLOCK=tile.block, **scheduled(tile)
             )
 
     launch(choose("gelu", ElementwiseTile, x, CANDIDATES, launch))

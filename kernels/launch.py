@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -67,6 +68,27 @@ def gpu_family(tensor: torch.Tensor) -> str:
 
 def multiprocessors(tensor: torch.Tensor) -> int:
     return device_of(tensor).multiprocessors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What the tiles of all kernels share: `registers` that a thread may have.
+
+    Left to itself NVIDIA's assembler takes fewer than there are, so that more programs run at once, and in some kernels
+    spills 8 to 24 bytes for it. Told a number it uses up to so many first.
+    """
+
+    registers: int | None = None
+
+
+def scheduled(tile: Any) -> dict[str, int]:
+    """What Triton's compiler is told of a tile."""
+    options = {"num_warps": tile.warps}
+    if hasattr(tile, "stages"):
+        options["num_stages"] = tile.stages
+    if tile.registers is not None and torch.version.hip is None:  # AMD's compiler takes no such number
+        options["maxnreg"] = tile.registers
+    return options
 
 
 def ceil_div(number: int, divisor: int) -> int:

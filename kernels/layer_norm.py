@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import ceil_div, multiprocessors, on_device
+from .launch import ceil_div, multiprocessors, on_device, scheduled
 from .layer_norm_wide import backward_wide, forward_wide
 from .norm_rows import (
     BACKWARD_CANDIDATES,
@@ -127,7 +127,7 @@ def _forward(
         with on_device(x):
             _forward_kernel[(ceil_div(rows, tile.rows),)](
                 x, residual, weight, bias, out, total, mean, rstd, rows, 1.0 / N, eps,
-                N=N, ROWS=tile.rows, BLOCK=block_of(N), num_warps=tile.warps,
+                N=N, ROWS=tile.rows, BLOCK=block_of(N), **scheduled(tile),
             )  # fmt: skip
 
     launch(choose("layer_norm_forward", RowsTile, x, FORWARD_CANDIDATES, launch, **rows_key(N)))
@@ -162,7 +162,7 @@ def _backward(
         with on_device(x):
             _backward_kernel[(parts,)](
                 grad_out, grad_sum, x, weight, mean, rstd, dx, *partial, rows, 1.0 / N,
-                N=N, ROWS=tile.rows, BLOCK=block_of(N), num_warps=tile.warps,
+                N=N, ROWS=tile.rows, BLOCK=block_of(N), **scheduled(tile),
             )  # fmt: skip
             reduce_parts(*partial, dweight, dbias)
 

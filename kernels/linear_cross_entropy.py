@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import ceil_div, multiprocessors, on_device
+from .launch import ceil_div, multiprocessors, on_device, scheduled
 from .matmul import (
     CANDIDATES,
     ROWS_TOGETHER,
@@ -185,7 +185,7 @@ def linear_cross_entropy(
             _statistics_kernel[(row_tiles, parts)](
                 hidden, weight, targets, *partial, rows, vocabulary, inner, tiles_a_part, hidden.stride(0),
                 weight.stride(0), ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, PRECISION=precision(hidden),
-                num_warps=tile.warps, num_stages=tile.stages,
+                **scheduled(tile),
             )  # fmt: skip
             _merge_kernel[(ceil_div(rows, MERGE_ROWS),)](
                 *partial, targets, lse, losses, rows, vocabulary, parts, ignore_index, ROWS=MERGE_ROWS,
@@ -253,7 +253,7 @@ def _logit_gradients(
         _logit_gradient_kernel[(ceil_div(rows, tile.rows) * ceil_div(vocabulary, tile.columns),)](
             hidden, weight, targets, lse, scratch, rows, vocabulary, inner, ignore_index, hidden.stride(0),
             weight.stride(0), scratch.stride(0), ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
-            ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(hidden), num_warps=tile.warps, num_stages=tile.stages,
+            ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(hidden), **scheduled(tile),
         )  # fmt: skip
 
     launch(choose("cross_entropy_backward", MatrixTile, hidden, CANDIDATES, launch, **_key(hidden)))

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from .activations import activate
 from .configurations import configuration
-from .launch import ceil_div, gpu_family, multiprocessors, on_device
+from .launch import Schedule, ceil_div, gpu_family, multiprocessors, on_device, scheduled
 from .tuning import choose, describe
 
 # From the largest tile to the smallest.
@@ -37,7 +37,7 @@ SUM_BLOCK = 1024
 
 
 @dataclass(frozen=True)
-class MatrixTile:
+class MatrixTile(Schedule):
     """A tile of the output, the step along the inner dimension, and how Triton schedules it."""
 
     rows: int
@@ -262,8 +262,7 @@ def multiply_matrices(
                 a, b, bias, target_multiplier, target, preactivation, rows, columns, inner, part_steps, a.stride(0),
                 b.stride(0), target.stride(-2), A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed,
                 ACTIVATION=activation, ACCUMULATE=target_accumulate, ROWS=tile.rows, COLUMNS=tile.columns,
-                INNER=tile.inner, ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(a), num_warps=tile.warps,
-                num_stages=tile.stages,
+                INNER=tile.inner, ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(a), **scheduled(tile),
             )  # fmt: skip
             if parts > 1:
                 sum_parts(target, multiplier, out, accumulate)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import ceil_div, multiprocessors, next_power_of_2
+from .launch import Schedule, ceil_div, multiprocessors, next_power_of_2
 
 # The widest row that a program holds at once, and the piece of a wider one.
 LARGEST_BLOCK = 8192
@@ -24,7 +24,7 @@ PROGRAMS_A_MULTIPROCESSOR = 4
 
 
 @dataclass(frozen=True)
-class RowsTile:
+class RowsTile(Schedule):
     """Rows a program holds, and its warps."""
 
     rows: int
@@ -32,7 +32,7 @@ class RowsTile:
 
 
 @dataclass(frozen=True)
-class PersistentRowsTile:
+class PersistentRowsTile(Schedule):
     """Rows a program holds at a time, its warps, and how many programs walk the rows, for each multiprocessor."""
 
     rows: int

@@ -28,7 +28,7 @@ import triton.language as tl
 
 from .activations import activate, check_activation
 from .configurations import configuration
-from .launch import ceil_div, gpu_family, multiprocessors, on_device
+from .launch import ceil_div, gpu_family, multiprocessors, on_device, scheduled
 from .matmul import CANDIDATES, MatrixTile, add_product, grouped_tile, precision, unseen_zero
 from .tuning import choose
 from .tuning import describe as describe_tile
@@ -281,7 +281,7 @@ def quantized_linear(
                 x, values, scale, minimum, scale_code, minimum_code, bias, target, rows, columns, inner, part_steps,
                 BITS=bits, GROUPED=grouped, GROUP=GROUP_SIZE, BLOCK=BLOCK_GROUPS, ACTIVATION=activation,
                 IN_PARTS=parts > 1, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
-                ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(x), num_warps=tile.warps, num_stages=tile.stages,
+                ROWS_TOGETHER=ROWS_TOGETHER, PRECISION=precision(x), **scheduled(tile),
             )  # fmt: skip
             if parts > 1:
                 _sum_parts_kernel[(ceil_div(columns, SUM_COLUMNS), ceil_div(rows, SUM_ROWS))](

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .attention_tiles import UNIT, empty_heads_last
 from .gelu import CANDIDATES, ElementwiseTile
-from .launch import ceil_div, next_power_of_2, on_device
+from .launch import ceil_div, next_power_of_2, on_device, scheduled
 from .tuning import choose
 from .tuning import describe as describe_tile
 
@@ -84,7 +84,7 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bo
                 x, cos, sin, out, tokens * heads, heads, tiles, 0 if cos.shape[0] == 1 else tokens * half,
                 *(stride // unit for stride in strides), STRIDE_UNIT=unit, HALF=half, REST=rest,
                 INTERLEAVED=interleaved, INVERSE=inverse, ROWS=rows, HALF_BLOCK=next_power_of_2(half),
-                REST_BLOCK=next_power_of_2(rest), num_warps=tile.warps,
+                REST_BLOCK=next_power_of_2(rest), **scheduled(tile),
             )  # fmt: skip
 
     launch(choose("rotary", ElementwiseTile, x, CANDIDATES, launch))

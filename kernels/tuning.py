@@ -47,7 +47,8 @@ def describe(kernel: str, kind: type[Tile], tensor: torch.Tensor, **key: int | s
     """The configuration that `choose` gives, in words, for `llmfast.explain`."""
     family = gpu_family(tensor)
     tile = _found.get((kernel, tensor.device, *key.items())) or configuration(kernel, kind, family, **key)
-    return f"{kernel} with {', '.join(f'{name} {value}' for name, value in vars(tile).items())} ({family})"
+    said = ", ".join(f"{name} {value}" for name, value in vars(tile).items() if value is not None)
+    return f"{kernel} with {said} ({family})"
 
 
 def _search(

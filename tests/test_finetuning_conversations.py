@@ -76,7 +76,7 @@ def test_an_earlier_turn_that_the_template_writes_otherwise_counts_as_it_is_writ
 
 def test_a_template_that_writes_a_chat_otherwise_when_it_is_answered_is_an_error(tokenizer):
     strange = "{{ messages | length }}" + CHATML  # no chat begins as a longer one does
-    with pytest.raises(ValueError, match="does not end with what the assistant says last"):
+    with pytest.raises(ValueError, match="writes what comes before the last answer otherwise"):
         encode_chat(ChatTemplate(strange, tokenizer), MESSAGES[1:3])
 
 

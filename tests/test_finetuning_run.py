@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 
 import llmfast
 from llmfast.cli import cli
+from llmfast.finetuning.answers import Answer, Question
 from llmfast.finetuning.classifier import Classifier
 from llmfast.finetuning.configuration import FinetuningConfig
 from llmfast.finetuning.confusion import Confusion
+from llmfast.finetuning.page import write_page
 from llmfast.finetuning.run import finetune
 from llmfast.training import checkpoints
 from llmfast.training.trainer import Trainer
@@ -58,8 +60,10 @@ def evaluation(out):
 def test_a_chat_is_learned_and_the_result_is_a_model_by_itself(storyteller_directory, chats, tmp_path, capsys):
     out = tmp_path / "mine"
     changes = QUICK | {"epochs": 12.0, "validation": 0.2}
-    outcome = finetune(storyteller_directory, chats, out, changes=changes)
+    (tmp_path / "other.txt").write_text("Once upon a time there was a little cat. " * 9, "utf-8")
+    outcome = finetune(storyteller_directory, chats, out, changes=changes | {"also": str(tmp_path / "other.txt")})
     found = evaluation(out)
+    assert found["after"]["also"]["perplexity"] > found["before"]["also"]["perplexity"]  # so much of it is forgotten
     assert found["after"]["validation"]["loss"] < 0.2 < 1 < found["before"]["validation"]["loss"]
     assert outcome.validation["loss"] == pytest.approx(found["after"]["validation"]["loss"])
     llm = llmfast.load(out, precision="fp32", device="cpu")
@@ -71,6 +75,10 @@ def test_a_chat_is_learned_and_the_result_is_a_model_by_itself(storyteller_direc
     shown = capsys.readouterr().err
     assert "parameters are trained" in shown and "before: validation loss" in shown
     assert f"llmfast chat --model {out}" in shown
+    assert found["after"]["answers"] == {"exact_match": 1.0, "rouge_l": 1.0, "count": 8}
+    assert found["before"]["answers"]["rouge_l"] < 0.5
+    page = (out / "report.html").read_text()
+    assert page.count('<td class="text">It is Tom') >= 16 and "exact match" in page and "<script" not in page
     for path in checkpoints.found(out / "checkpoints"):  # which hold what is trained, and nothing else
         assert all(".adapter." in name for name in load_file(path / "trained.safetensors"))
 
@@ -308,3 +316,34 @@ def test_the_whole_configuration_can_be_printed_and_read_back(tmp_path):
     config = FinetuningConfig.configure(file=tmp_path / "a.toml")
     assert config == FinetuningConfig().replace({"rank": 5, "method": "full"})
     shutil.rmtree(tmp_path)
+
+
+def test_what_a_model_says_is_shown_as_text(tmp_path):
+    question = Question([1], "<b>asked</b>", "x", "line 1")
+    write_page(tmp_path / "a.html", "a & b", [], {}, {}, tmp_path / "none.png", [Answer(question, "<script>", "ok")])
+    page = (tmp_path / "a.html").read_text()
+    assert "&lt;b&gt;asked" in page and "<script" not in page and "a &amp; b" in page
+
+
+def test_a_preview_shows_what_counts_and_leaves_nothing(storyteller_directory, chats, labelled, tmp_path):
+    settings = [f"--set={name}={value}" for name, value in QUICK.items()]
+    shown = invoke("finetune", storyteller_directory, chats, "--dry-run", *settings)
+    assert shown.exit_code == 0, shown.output
+    first = json.loads(chats.read_text().splitlines()[0])
+    assert f"### User\n{first['instruction']}\n\n### Assistant\n⟦{first['output']}<|endoftext|>⟧" in shown.stdout
+    assert shown.stdout.count("⟦") == 3 and "memory: about" in shown.stdout and "of training" in shown.stdout
+    shown = invoke("finetune", storyteller_directory, labelled, "--dry-run", *settings)
+    assert shown.stdout.count("  → ") == 3 and "pads rows" in shown.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chats.jsonl", "moods.csv"]
+    assert invoke("finetune", "--dry-run").exit_code == 2
+
+
+@pytest.mark.parametrize("base", ["int4", "q4_1"])
+def test_adapters_are_learned_beside_weights_of_4_bits(base, storyteller_directory, chats, tmp_path):
+    out = tmp_path / "a"
+    tuned(storyteller_directory, chats, out, base=base, epochs=8.0, answers=0)
+    found = evaluation(out)
+    assert found["after"]["validation"]["loss"] < 0.5 * found["before"]["validation"]["loss"]
+    assert llmfast.load(out, precision="fp32", device="cpu").config == llmfast.load(storyteller_directory).config
+    with pytest.raises(ValueError, match="must be floats, not int4"):
+        tuned(storyteller_directory, chats, tmp_path / "b", base="int4", method="full")

@@ -29,7 +29,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 # --- what they compile to --------------------------------------------------------------------------------------------
 
 
-def test_the_nearest_to_spilling_spill_no_more_than_the_table_says():
+def test_the_nearest_to_spilling_do_not_spill():
     result = run("-m", "llmfast.kernels.aot", "--sample")
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-3000:]
     count, problems = re.search(r"(\d+) kernels on 5 chips, (\d+) problems", result.stdout).groups()

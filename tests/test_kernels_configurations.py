@@ -75,7 +75,8 @@ def test_every_family_has_every_table_with_the_same_keys(family):
 def test_tiles_are_powers_of_two_as_triton_wants_them(family):
     for kernel, kind in KINDS.items():
         for tile in configurations.configurations(kernel, kind, family).values():
-            sizes = [value for name, value in vars(tile).items() if name not in ("stages", "descriptors", "programs")]
+            numbers = ("stages", "descriptors", "programs", "registers")
+            sizes = [value for name, value in vars(tile).items() if name not in numbers]
             assert all(size > 0 and size & (size - 1) == 0 for size in sizes), (kernel, tile)
 
 
@@ -111,6 +112,16 @@ def test_using_forces_a_tile_and_lets_go_of_it_after_an_error():
         assert configuration("gelu", ElementwiseTile, "default") == ElementwiseTile(64, 1)
         raise RuntimeError
     assert configuration("gelu", ElementwiseTile, "default") == before
+
+
+def test_a_line_may_say_how_many_registers_a_thread_may_have(monkeypatch):
+    tile = AttentionTile(16, 32, 8, 2, registers=255)
+    assert launch.scheduled(tile) == {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
+    assert launch.scheduled(AttentionTile(16, 32, 8, 2)) == {"num_warps": 8, "num_stages": 2}
+    assert launch.scheduled(RowsTile(4, 2)) == {"num_warps": 2}
+    assert configuration("rms_norm_backward", PersistentRowsTile, "default", columns=2048).registers == 255
+    monkeypatch.setattr(torch.version, "hip", "7.0")  # whose compiler knows no such option
+    assert launch.scheduled(tile) == {"num_warps": 8, "num_stages": 2}
 
 
 def test_a_search_times_every_candidate_once_and_prints_the_line_to_commit(monkeypatch, capsys):

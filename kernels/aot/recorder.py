@@ -43,6 +43,8 @@ class Compilation:
     def fingerprint(self) -> str:
         """A hash of everything that decides the machine code, except for Triton itself."""
         options = {name: self.options.get(name) for name in ("num_warps", "num_stages", "num_ctas")}
+        if self.options.get("maxnreg") is not None:
+            options["maxnreg"] = self.options["maxnreg"]
         attributes = {str(place): value for place, value in self.attributes.items() if value}
         constants = sorted(map(str, self.constants.items()))
         parts = [source_of(self.kernel), self.signature, constants, attributes, options]

@@ -54,16 +54,12 @@ def _parsed(row: dict[str, str]) -> Resources:
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
 
-def problems(rows: Iterable[Resources], recorded: Iterable[Resources] = ()) -> list[str]:
-    """What is wrong with them, a line each: registers spilled, too much shared memory, dots without matrix units.
-
-    What a kernel spills that is `recorded` to spill as much is known: docs/kernels.md counts it.
-    """
+def problems(rows: Iterable[Resources]) -> list[str]:
+    """What is wrong with them, a line each: registers spilled, too much shared memory, dots without matrix units."""
     found = []
-    known = {(row.chip, row.fingerprint): row.spilled for row in recorded}
     for row in rows:
         where = f"{row.chip}: {row.kernel}, {row.dtype}, {row.case}"
-        if row.spilled > known.get((row.chip, row.fingerprint), 0):
+        if row.spilled:
             found.append(f"{where} spills {row.spilled} bytes of registers")
         if row.shared > CHIPS[row.chip].shared_a_program:
             found.append(f"{where} takes {row.shared} bytes of shared memory of {CHIPS[row.chip].shared_a_program}")

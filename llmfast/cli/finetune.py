@@ -30,6 +30,7 @@ from llmfast.training.trainer import Diverged
 @click.option("--method", type=click.Choice(METHODS), help="What is trained; lora unless it is said otherwise.")
 @click.option("--task", type=click.Choice(TASKS), help="What the file is for; found out unless it is said.")
 @click.option("--epochs", type=float, help="How often each example is seen; short for --set epochs=N.")
+@click.option("--also", metavar="FILE", help="A text whose perplexity shows what was forgotten.")
 @click.option("--config", "settings_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
 @click.option("--device", help="auto, cpu, cuda, …; short for --set device=NAME.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A single setting; may be repeated.")

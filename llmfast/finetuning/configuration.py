@@ -10,9 +10,10 @@ from llmfast.training.configuration import OptimizationSettings, RunSettings
 from llmfast.training.settings import Configuration, setting
 
 METHODS = ("lora", "full", "last-layers", "head")
-TASKS = ("text", "chat", "classify")
+TASKS = ("text", "chat", "classify", "preference")
 # The peak learning rate that suits a method, where none is given.
 LEARNING_RATES = {"lora": 5e-4, "full": 5e-5, "last-layers": 1e-4, "head": 5e-3}
+PREFERENCE_LEARNING_RATE = 5e-5
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class MethodSettings:
         "frozen weights are floats, or stay in 8 or 4 bits: q4_1 is what a GGUF file in Q4_1 holds",
         options=("floats", *PRECISIONS),
     )
+    dpo_beta: float = setting(0.1, "how far preferences may lead away from the model: less is further", above=0)
     layers: int = setting(2, "how many blocks last-layers trains, with the final norm", least=1)
 
 
@@ -42,7 +44,9 @@ class DataSettings:
     """How files become examples, and examples become batches."""
 
     task: str = setting(
-        "auto", "text, chat (also instructions, and prompts with completions), or classify", options=("auto", *TASKS)
+        "auto",
+        "text, chat (also instructions, and prompts with completions), classify, or preference (pairs of answers)",
+        options=("auto", *TASKS),
     )
     encoding: str = setting("utf-8", "of the file")
     max_tokens: int = setting(512, "of an example, or of a window of text; at most the model's context", least=8)
@@ -52,6 +56,7 @@ class DataSettings:
     group: str = setting("", "the field whose rows with one value are all held out or none")
     text_field: str = setting("", "the field of a classifier's text; found by its name if not given")
     label_field: str = setting("", "the field of its label")
+    also: str = setting("", "a text whose perplexity is measured before and after: what was forgotten")
     system: str = setting("", "what a chat without a system message begins with")
     batch_size: int = setting(16, "examples of an optimizer step, over all processes", least=1)
     accumulation: int = setting(1, "parts that a process computes its share of a batch in, to save memory", least=1)
@@ -76,6 +81,8 @@ class FinetuningRunSettings(RunSettings):
     seed: int = setting(0, "decides what is held out, initial weights, order and dropout", least=0)
     evaluate_every: int = setting(0, "steps between evaluations of what is held out; 0 for each epoch", least=0)
     checkpoint_every: int = setting(0, "steps between checkpoints; 0 for each epoch", least=0)
+    answers: int = setting(10, "held-out chats that are answered before and after, for the report; 0 for none", least=0)
+    answer_tokens: int = setting(128, "of such an answer, at most", least=1)
     sample_prompt: str = setting("Hello!", "what a sample continues, or answers")
 
 
@@ -98,4 +105,4 @@ class FinetuningConfig(Configuration):
 
 # What a run can't change on the way: with another of these it would be another run.
 FIXED = {each.name for kind in (MethodSettings, DataSettings) for each in dataclasses.fields(kind)}
-FIXED = FIXED - {"lora_dropout", "accumulation", "epochs"} | {"seed", "optimizer"}
+FIXED = FIXED - {"lora_dropout", "accumulation", "epochs", "also"} | {"seed", "optimizer"}

@@ -44,7 +44,9 @@ class Turns:
 
 
 def form_of(fields: Mapping[str, Any]) -> str | None:
-    """ "chat", "completion" or "text", by the names of a record's fields; None where it is neither."""
+    """ "preference", "chat", "completion" or "text", by the names of a record's fields; None where it is none."""
+    if {"chosen", "rejected"} <= fields.keys():
+        return "preference"
     if "messages" in fields or "conversations" in fields or {"instruction", "output"} <= fields.keys():
         return "chat"
     if {"prompt", "completion"} <= fields.keys():
@@ -94,12 +96,19 @@ def encode_chat(template: ChatTemplate, messages: Sequence[Mapping[str, Any]]) -
         if message["role"] != "assistant":
             continue
         before = template.render(messages[:number], add_generation_prompt=True).text if number else ""
-        after = template.render(messages[: number + 1], add_generation_prompt=False).text
-        last = number == len(messages) - 1
-        if whole.startswith(after) and after.startswith(before) and len(before) < len(after):
-            spans.append((len(before), len(after)))
-        elif last:
-            raise ValueError("the chat template does not end with what the assistant says last")
+        start, last = len(before), number == len(messages) - 1
+        if not whole.startswith(before):
+            if last:
+                raise ValueError(
+                    "the chat template writes what comes before the last answer otherwise than before others"
+                )
+            continue
+        end = _end(whole, special, start, tokenizer)
+        if end is None:  # no token ends a turn: it reaches as far as the chat without what follows
+            after = template.render(messages[: number + 1], add_generation_prompt=False).text
+            end = len(after) if whole.startswith(after) else start
+        if end > start:
+            spans.append((start, end))
     ids: list[int] = []
     counts: list[bool] = []
     at = 0
@@ -108,7 +117,7 @@ def encode_chat(template: ChatTemplate, messages: Sequence[Mapping[str, Any]]) -
             names = [(a - first, b - first) for a, b in special if first <= a and b <= stop]
             tokens = tokenizer.encode(whole[first:stop], names)
             ids += tokens
-            counts += _up_to_the_end(tokens, tokenizer) if counted else [False] * len(tokens)
+            counts += [counted] * len(tokens)
         at = end
     return Turns(ids, counts)
 
@@ -126,11 +135,10 @@ def encode_completion(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Turns:
     return Turns(prompt + rest, [False] * len(prompt) + [True] * len(rest))
 
 
-def _up_to_the_end(tokens: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
-    """All, or those up to the last token that ends a turn: the line break after it is the template's."""
-    ends = [place for place, token in enumerate(tokens) if token in tokenizer.end_tokens]
-    counted = ends[-1] + 1 if ends else len(tokens)
-    return [place < counted for place in range(len(tokens))]
+def _end(text: str, special: Sequence[tuple[int, int]], start: int, tokenizer: Tokenizer) -> int | None:
+    """Where the first token that ends a turn stops, from `start` on: what is said holds none."""
+    ends = (b for a, b in special if a >= start and tokenizer.special_tokens.get(text[a:b]) in tokenizer.end_tokens)
+    return next(ends, None)
 
 
 def _from_sharegpt(turn: Any) -> dict[str, Any]:

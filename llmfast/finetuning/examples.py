@@ -33,6 +33,13 @@ class Example:
     def counted(self) -> int:
         return int((self.targets != IGNORED).sum())
 
+    def sequence(self) -> tuple[list[int], list[bool]]:
+        """The tokens of an example whose targets are what follows, the last one included where it counts; and which
+        of them count."""
+        last = [int(self.targets[-1])] if self.targets[-1] != IGNORED else []
+        tokens = [*self.ids.tolist(), *last]
+        return tokens, [False, *(self.targets != IGNORED).tolist()][: len(tokens)]
+
 
 def following(ids: Sequence[int], counts: Sequence[bool], place: str = "") -> Example:
     """An example whose every token is to predict the next, where that one counts."""
@@ -77,9 +84,15 @@ class ExampleLoader:
         """The ids and the targets of this rank at `step` (from 0), both (rows, width) int64, as many on every rank."""
         epoch, index = divmod(step, self.steps_per_epoch)
         chosen = self._batches(epoch)[index]
-        mine = [self.examples[i] for i in chosen[self.rank :: self.world_size]]
-        mine += [NOTHING] * (math.ceil(len(chosen) / self.world_size) - len(mine))
-        return padded(mine, self.padding)
+        ids, targets = self.rows(chosen[self.rank :: self.world_size])
+        missing = math.ceil(len(chosen) / self.world_size) - len(chosen[self.rank :: self.world_size])
+        if missing:  # as many rows for everyone
+            ids = torch.cat([ids, torch.full((missing, ids.shape[1]), self.padding)])
+            targets = torch.cat([targets, torch.full((missing, ids.shape[1]), IGNORED)])
+        return ids, targets
+
+    def rows(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        return padded([self.examples[index] for index in chosen], self.padding)
 
     def tokens_per_epoch(self) -> int:
         """Of the first epoch, with those that pad rows."""
@@ -104,9 +117,6 @@ class ExampleLoader:
         return self._epochs[epoch]
 
 
-NOTHING = Example(np.zeros(1, np.int32), np.full(1, IGNORED, np.int32))
-
-
 class ExampleBatches(Sequence[tuple[Tensor, Tensor]]):
     """Every example once, those of like length together; batches are made when they are asked for.
 
@@ -115,18 +125,18 @@ class ExampleBatches(Sequence[tuple[Tensor, Tensor]]):
 
     def __init__(self, examples: Sequence[Example], padding: int = 0, tokens: int = EVALUATION_TOKENS):
         self._examples, self._padding = examples, padding
-        self._groups: list[list[int]] = []
+        self.groups: list[list[int]] = []
         for index in sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)):
-            if not self._groups or (len(self._groups[-1]) + 1) * len(examples[self._groups[-1][0]].ids) > tokens:
-                self._groups.append([])
-            self._groups[-1].append(index)
+            if not self.groups or (len(self.groups[-1]) + 1) * len(examples[self.groups[-1][0]].ids) > tokens:
+                self.groups.append([])
+            self.groups[-1].append(index)
 
     @property
     def order(self) -> list[int]:
-        return [index for group in self._groups for index in group]
+        return [index for group in self.groups for index in group]
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self.groups)
 
     def __getitem__(self, index: Any) -> Any:
-        return padded([self._examples[i] for i in self._groups[index]], self._padding)
+        return padded([self._examples[i] for i in self.groups[index]], self._padding)

@@ -8,7 +8,8 @@ W takes no gradient, so that none is made for it: of a layer r (in + out) number
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 
 from llmfast.models import LanguageModel, ModelConfig, Parameter
+from llmfast.models.dropout import Dropout
 from llmfast.weights.adapter import Adapter, scale_of
 
 ATTENTION = ("query_key_value", "query", "key", "value", "attention_out")
@@ -35,12 +37,14 @@ class LowRank(nn.Module):
         bound = 1 / math.sqrt(within)
         self.a = nn.Parameter(torch.empty(rank, within).uniform_(-bound, bound))
         self.b = nn.Parameter(torch.zeros(out, rank))
-        self.scale, self.dropout = scale, dropout
+        self.scale, self.dropout = scale, Dropout(dropout)
+        self.off = False
 
     def forward(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.dropout and self.training:  # the two are given different x
-            dropped = nn.functional.dropout(x, self.dropout)
-            return product(x) + self.scale * ((dropped @ self.a.t()) @ self.b.t())
+        if self.off:
+            return product(x)
+        if self.dropout.p and self.training:  # the two are given different x
+            return product(x) + self.scale * ((self.dropout(x) @ self.a.t()) @ self.b.t())
         return added(x, self.a, self.b, self.scale, product)
 
 
@@ -81,8 +85,9 @@ class _Added(torch.autograd.Function):
         dx = None
         if ctx.base is not None:
             (dx,) = torch.autograd.grad(ctx.base, ctx.inner, grad)
+            ctx.base = ctx.inner = None  # or x would stay in memory as long as the graph
             dx.view(-1, dx.shape[-1]).addmm_(dnarrow, a)
-        elif ctx.needs_input_grad[0]:
+        elif ctx.needs_input_grad[0]:  # nothing of `product` leads to x
             dx = (dnarrow @ a).view_as(x)
         return dx, da, db, None, None
 
@@ -117,6 +122,19 @@ def put_in(
     for weight in weights:
         out, within = weight.shape
         layer_of(model, weight.name).adapter = LowRank(within, out, rank, scale, dropout).to(model.device)
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """The model as it was before it got adapters, as long as this is entered."""
+    layers = [module for module in model.modules() if isinstance(module, LowRank)]
+    for layer in layers:
+        layer.off = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.off = False
 
 
 def layer_of(model: nn.Module, weight: str) -> nn.Module:

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmfast.chat.template import ChatTemplate
 from llmfast.documents import read_text, split_documents
-from llmfast.finetuning import labels
+from llmfast.finetuning import labels, preferences
 from llmfast.finetuning.configuration import DataSettings
 from llmfast.finetuning.conversations import FORMS, encode_chat, encode_completion, form_of, messages_of
 from llmfast.finetuning.examples import Example, following
@@ -36,10 +36,12 @@ class Examples:
     validation: list[Example]
     test: list[Example]
     labels: tuple[str, ...] = ()
+    pairs: dict[str, list[tuple[Example, Example]]] = field(default_factory=dict)  # of preferences, by their part
+    also: list[Example] = field(default_factory=list)  # another text, which shows what was forgotten
     notes: list[str] = field(default_factory=list)  # what people should know of them
 
     def parts(self) -> dict[str, list[Example]]:
-        return {"train": self.train, "validation": self.validation, "test": self.test}
+        return {"train": self.train, "validation": self.validation, "test": self.test, "also": self.also}
 
     def lengths(self) -> str:
         """Of the training examples, in words."""
@@ -86,6 +88,11 @@ def prepare(
         rows = _each(path, records, lambda record: labels.encode(tokenizer, record, fields, names, start_token))
         groups = [_group(record, settings.group) or labels.text_of(record, fields) for record, _ in rows]
         return _divided(path, task, rows, groups, settings, seed, longest, names)
+    if task == "preference":
+        pairs = _each(
+            path, records, lambda r: preferences.encode(r.fields, tokenizer, template, settings.system, r.place)
+        )
+        return _preferences(path, pairs, settings, seed, longest)
     if template is None:
         raise ValueError("this model has no chat template, and a chat can't be written without one")
     encode = _chat_encoder(tokenizer, template, settings.system)
@@ -101,7 +108,7 @@ def _task(path: Path, record: Record, settings: DataSettings) -> str:
         table = path.suffix in (".csv", ".tsv") and len(record.fields) == 2
         if form == "text" and (table or labels.looks_labelled(record.fields)):
             return "classify"
-        return "text" if form == "text" else "chat"
+        return form if form in ("text", "preference") else "chat"
     if path.suffix in (".csv", ".tsv") or settings.label_field or labels.looks_labelled(record.fields):
         return "classify"
     raise ValueError(
@@ -190,7 +197,29 @@ def _divided(
             f"note: {len(cut):,} examples are longer than {longest:,} tokens ({', '.join(cut[:MOST_NAMED])}…): "
             f"{len(cut) - dropped:,} are cut, {dropped:,} left out; max_tokens says how long they may be"
         )
-    return Examples(task, parts["train"], parts["validation"], parts["test"], names, notes)
+    return Examples(task, parts["train"], parts["validation"], parts["test"], names, notes=notes)
+
+
+def _preferences(
+    path: Path,
+    rows: Sequence[tuple[Record, tuple[Example, Example]]],
+    settings: DataSettings,
+    seed: int,
+    longest: int,
+) -> Examples:
+    """Pairs, without those of which an answer would be cut: a preference between halves is another."""
+    fitting = [(record, pair) for record, pair in rows if max(len(example.ids) for example in pair) <= longest]
+    if len(fitting) < len(rows) and settings.too_long == "error":
+        raise ValueError(f"{path}: {len(rows) - len(fitting):,} pairs are longer than {longest:,} tokens (max_tokens)")
+    groups = [_group(r, settings.group) or json.dumps(r.fields.get("prompt", r.place)) for r, _ in fitting]
+    sides = sides_of(groups, settings.validation, settings.test, seed)
+    pairs = {side: [pair for (_, pair), s in zip(fitting, sides, strict=True) if s == side] for side in SIDES}
+    if not pairs["train"]:
+        raise ValueError(f"{path} has {len(fitting)} usable pairs: too few to train on any and hold some out")
+    left_out = len(rows) - len(fitting)
+    notes = [f"note: {left_out:,} pairs are longer than {longest:,} tokens (max_tokens), and left out"] * (left_out > 0)
+    parts = {side: [preferences.longer(pair) for pair in several] for side, several in pairs.items()}
+    return Examples("preference", **parts, pairs=pairs, notes=notes)
 
 
 def _shortened(example: Example, longest: int) -> Example:
@@ -220,6 +249,26 @@ def sides_of(groups: Sequence[str], validation: float, test: float, seed: int) -
     return [side_of.get(group, "train") for group in groups]
 
 
+ALSO_TOKENS = 16384  # of another text, at most: enough for a perplexity, and seconds to measure
+
+
+def windows_of(
+    path: str | Path, encoding: str, longest: int, tokenizer: Tokenizer, start_token: int | None
+) -> list[Example]:
+    """The beginning of a text in windows, to be measured alone."""
+    text = read_text(path, encoding)[: 8 * ALSO_TOKENS]
+    ids = [*([] if start_token is None else [start_token]), *tokenizer.encode(encodable(text))][:ALSO_TOKENS]
+    if len(ids) < 2:
+        raise ValueError(f"{path} is too short: there is nothing to predict")
+    return _windows(ids, longest)
+
+
+def _windows(ids: Sequence[int], longest: int) -> list[Example]:
+    """Blocks that predict every token but the first once."""
+    blocks = [ids[i : i + longest + 1] for i in range(0, len(ids) - 1, longest)]
+    return [following(block, [True] * len(block)) for block in blocks]
+
+
 def _running_text(
     documents: Sequence[str],
     settings: DataSettings,
@@ -245,12 +294,7 @@ def _running_text(
         for side, ids in zip(sides, encoded, strict=True):
             parts[side].append(ids)
     windows = {
-        side: [
-            following(ids[i : i + longest + 1], [True] * len(ids[i : i + longest + 1]))
-            for ids in several
-            for i in range(0, len(ids) - 1, longest)
-        ]
-        for side, several in parts.items()
+        side: [window for ids in several for window in _windows(ids, longest)] for side, several in parts.items()
     }
     if not windows["train"]:
         raise ValueError("the text is too short: there is nothing to train on")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llmfast.finetuning.configuration import FinetuningConfig
+from llmfast.finetuning.directory import Record, lasting_name
 from llmfast.finetuning.examples import Example
-from llmfast.finetuning.run import Finetuning, Record, Task, lasting_name, resolved
+from llmfast.finetuning.run import Finetuning, Task, resolved
 from llmfast.inference.execution import chosen_backend
 from llmfast.tokenizers import Tokenizer
-from llmfast.training.dataset import IGNORED
 from llmfast.training.interruption import Interruption
 from llmfast.training.memory import MemoryEstimate
 from llmfast.training.processes import processes
@@ -77,10 +77,7 @@ def _seconds(run: Finetuning) -> float:
 
 def pieces(example: Example, tokenizer: Tokenizer, labelled: bool = False) -> list[tuple[str, bool]]:
     """An example's text, cut where it begins or ceases to count."""
-    ids = example.ids.tolist()
     if labelled:
-        return [(tokenizer.decode(ids), False)]
-    sequence = [*ids, int(example.targets[-1])] if example.targets[-1] != IGNORED else ids
-    counts = [False, *(example.targets != IGNORED).tolist()][: len(sequence)]
-    runs = itertools.groupby(zip(sequence, counts, strict=True), key=lambda pair: pair[1])
+        return [(tokenizer.decode(example.ids.tolist()), False)]
+    runs = itertools.groupby(zip(*example.sequence(), strict=True), key=lambda pair: pair[1])
     return [(tokenizer.decode([token for token, _ in some]), counted) for counted, some in runs]

@@ -1,21 +1,13 @@
-"""A fine-tuning run: a model and a file in, a directory out.
-
-OUT/
-  adapter_model.safetensors, adapter_config.json     the adapter, in peft's files; or, where the model's own weights are
-  model.safetensors, config.json                     trained, the whole model: the best by what is held out
-  the tokenizer, with its chat template
-  classifier.json                                    the labels, of a classifier
-  evaluation.json                                    what was measured before and after
-  run.json, training.json, checkpoints/, metrics.jsonl, curves.png       as in `training.directory`
-"""
+"""A fine-tuning run: a model and a file in, a directory out (`directory`)."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +17,20 @@ from torch import Tensor
 from llmfast import ops
 from llmfast.chat.template import ChatTemplate
 from llmfast.files import file_sha256, write_atomic
-from llmfast.finetuning import classifier, preparing
-from llmfast.finetuning.configuration import FIXED, LEARNING_RATES, FinetuningConfig
+from llmfast.finetuning import classifier, preferences, preparing
+from llmfast.finetuning.answers import Answer, answer, overlap, questions
+from llmfast.finetuning.configuration import LEARNING_RATES, PREFERENCE_LEARNING_RATE, FinetuningConfig
 from llmfast.finetuning.confusion import Confusion
 from llmfast.finetuning.conversations import PLAIN_TEMPLATE
-from llmfast.finetuning.examples import Example, ExampleBatches, ExampleLoader
+from llmfast.finetuning.directory import EVALUATION, Record, check_free, lasting_name
+from llmfast.finetuning.examples import ExampleBatches, ExampleLoader
 from llmfast.finetuning.methods import BY_NAME, Method
+from llmfast.finetuning.page import PAGE, write_page
+from llmfast.finetuning.preferences import PairLoader
 from llmfast.finetuning.preparing import Examples
 from llmfast.inference.execution import chosen_backend
 from llmfast.inference.llm import LLM, start_token_of
+from llmfast.inference.loading import load
 from llmfast.models import FLOATS, LanguageModel
 from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.tokenizers.protocol import TEMPLATE
@@ -41,65 +38,20 @@ from llmfast.training import directory, memory
 from llmfast.training.dataset import IGNORED
 from llmfast.training.interruption import Interruption
 from llmfast.training.loop import Loop, Outcome
+from llmfast.training.metrics import CURVES
 from llmfast.training.processes import Processes, processes
 from llmfast.training.report import Report
 from llmfast.training.run import backend_of
 from llmfast.training.trainer import Trainer, best_precision
 from llmfast.training.weights import kinds_of
-from llmfast.weights.adapter import CONFIG, WEIGHTS
 from llmfast.weights.checkpoint import stream
-from llmfast.weights.fetching import KNOWN
 from llmfast.weights.loading import module_of, quantized_module
-from llmfast.weights.locate import EMBEDDED, locate_model
+from llmfast.weights.locate import locate_model
 from llmfast.weights.quantizing import TRAINING
 from llmfast.weights.saving import copy_tokenizer
 from llmfast.weights.stream import Stream
 
-EVALUATION = "evaluation.json"
-VERSION = 1
-OURS = (*directory.OURS, CONFIG, WEIGHTS, classifier.CLASSIFIER, EVALUATION)
 SAMPLE_TOKENS = 80
-
-
-@dataclass(frozen=True)
-class Record:
-    """`run.json`: what a run has to know of itself to be resumed."""
-
-    config: FinetuningConfig
-    model: str
-    file: str
-    sha256: str
-
-    def write(self, out: Path) -> None:
-        document = {"version": VERSION, "task": "finetune"} | asdict(self)
-        write_atomic(out / directory.RUN, (json.dumps(document, indent=2) + "\n").encode())
-
-    @classmethod
-    def read(cls, out: Path) -> Record:
-        """`FileNotFoundError` where `out` holds no such run, `ValueError` where its record is damaged."""
-        path = out / directory.RUN
-        if not path.exists():
-            raise FileNotFoundError(f"{out} holds no run to resume: start one without --resume")
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document.get("task") != "finetune":
-                raise ValueError("it is a run of `llmfast train`")
-            if document["version"] != VERSION:
-                raise ValueError(f"its version is {document['version']}, and this llmfast reads {VERSION}")
-            config = FinetuningConfig.from_document(document["config"])
-            return cls(config, *(str(document[name]) for name in ("model", "file", "sha256")))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} can't be resumed: {error}") from None
-
-    def resumed(self, out: Path, config: FinetuningConfig | None, changes: Mapping[str, Any]) -> Record:
-        """The same run with other settings; `ValueError` where they, or its file, make it another."""
-        wanted = (config or self.config).replace(changes)
-        for name, (before, now) in self.config.differences(wanted).items():
-            if name in FIXED:
-                raise ValueError(f"a resumed run can't change {name} from {before!r} to {now!r}: start a new one")
-        if not Path(self.file).is_file() or file_sha256(Path(self.file)) != self.sha256:
-            raise ValueError(f"{self.file} is not what the run in {out} was started with: start a new one")
-        return Record(wanted, self.model, self.file, self.sha256)
 
 
 def finetune(
@@ -152,22 +104,6 @@ def finetune(
             return run.finish()
 
 
-def lasting_name(model: str | Path) -> str:
-    """A model's name, as a file is to give it: a path as one that is good from everywhere."""
-    path = Path(model).expanduser()
-    known = str(model) in (*EMBEDDED, *KNOWN)
-    return str(path.resolve()) if not known and str(model) and path.exists() else str(model)
-
-
-def check_free(out: Path) -> None:
-    """`ValueError` where a new run would write over something."""
-    if (out / directory.RUN).exists():
-        raise ValueError(f"{out} holds a run already: go on with it by --resume, or name another directory")
-    taken = [name for name in OURS if (out / name).exists()]
-    if taken:
-        raise ValueError(f"{out} holds {taken[0]} already: name another directory")
-
-
 def resolved(config: FinetuningConfig, examples: Examples, group: Processes) -> FinetuningConfig:
     """The configuration with a figure wherever it leaves one to the method or the data."""
     changes: dict[str, Any] = {}
@@ -179,8 +115,11 @@ def resolved(config: FinetuningConfig, examples: Examples, group: Processes) -> 
         raise ValueError(f"the weights that {config.method.method} trains must be floats, not {config.method.base}")
     if config.run.precision == "auto":
         changes["precision"] = best_precision(group.device)
+    if examples.pairs and (config.method.method != "lora" or config.data.accumulation > 1):
+        raise ValueError("preferences are learned by adapters (method lora), a whole batch at once (accumulation 1)")
     if config.optimization.lr == 0:
-        changes["lr"] = LEARNING_RATES[config.method.method]
+        preferring = bool(examples.pairs)
+        changes["lr"] = PREFERENCE_LEARNING_RATE if preferring else LEARNING_RATES[config.method.method]
     epoch = math.ceil(len(examples.train) / config.data.batch_size)
     if config.run.steps == 0:
         changes["steps"] = max(1, round(config.data.epochs * epoch))
@@ -213,12 +152,18 @@ class Task:
         examples = preparing.prepare(
             record.file, config.data, config.run.seed, source.config.context, tokenizer, template, start
         )
+        if config.data.also:
+            if examples.labels:
+                raise ValueError("also measures how well a text is predicted, which a classifier is not made for")
+            longest = min(config.data.max_tokens, source.config.context)
+            also = preparing.windows_of(config.data.also, config.data.encoding, longest, tokenizer, start)
+            examples = replace(examples, also=also)
         return cls(source, tokenizer, examples, own)
 
     def write_tokenizer(self, out: Path) -> None:
         """The model's own; with the plain template where chats are written by that."""
         copy_tokenizer(self.source.path, out)
-        if self.examples.task == "chat" and not self.own_template:
+        if self.examples.task in ("chat", "preference") and not self.own_template:
             write_atomic(out / TEMPLATE, PLAIN_TEMPLATE.encode())
 
 
@@ -254,9 +199,10 @@ class Finetuning(Loop):
         self.frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
         self.frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.padding = task.tokenizer.end_of_text or 0
-        self.loader = ExampleLoader(
-            self.examples.train, config.data.batch_size, config.run.seed, group.rank, group.world_size, self.padding
-        )
+        place = config.data.batch_size, config.run.seed, group.rank, group.world_size, self.padding
+        self.loader = ExampleLoader(self.examples.train, *place)
+        if self.examples.pairs:
+            self.loader = PairLoader(self.examples.pairs["train"], *place)
         dropout = settings.lora_dropout > 0 or model.config.without_dropout() != model.config
         trainer = Trainer(
             config,
@@ -274,6 +220,8 @@ class Finetuning(Loop):
     def loss_of(self, model: LanguageModel) -> Any:
         """The mean loss of the targets, for which alone the head is computed."""
         labelled = bool(self.examples.labels)
+        if self.examples.pairs:
+            return functools.partial(preferences.loss, model, beta=self.record.config.method.dpo_beta)
 
         def loss(ids: Tensor, targets: Tensor) -> Tensor:
             chosen = (targets != IGNORED).flatten().nonzero().squeeze(1)
@@ -324,11 +272,14 @@ class Finetuning(Loop):
         return bool(self.examples.validation)
 
     def figures(self) -> dict[str, float]:
-        return {name: value for name, value in self.figures_of(self.examples.validation).items() if name in SHOWN}
+        return {name: value for name, value in self.figures_of("validation").items() if name in SHOWN}
 
-    def figures_of(self, examples: list[Example]) -> dict[str, Any]:
+    def figures_of(self, part: str) -> dict[str, Any]:
         """The loss of what counts, and what follows from it; of a classifier also which class was taken for which."""
-        batches = ExampleBatches(examples, self.padding)
+        if part in self.examples.pairs:
+            beta, model = self.config.method.dpo_beta, self.trainer.model
+            return preferences.figures(model, self.examples.pairs[part], beta, self.padding)
+        batches = ExampleBatches(self.examples.parts()[part], self.padding)
         result = self.trainer.evaluate(batches)
         figures: dict[str, Any] = {"loss": result.loss}
         if not self.examples.labels:
@@ -350,9 +301,9 @@ class Finetuning(Loop):
         return Confusion.of(self.examples.labels, actual, said)
 
     def measured(self) -> dict[str, Any]:
-        """The figures of both parts that are held out."""
-        parts = {"validation": self.examples.validation, "test": self.examples.test}
-        return {name: self.figures_of(examples) for name, examples in parts.items() if examples}
+        """The figures of both parts that are held out, and of the other text."""
+        held_out = [part for part, examples in self.examples.parts().items() if examples and part != "train"]
+        return {part: self.figures_of(part) for part in held_out}
 
     def export(self) -> None:
         if not self.group.first:
@@ -397,12 +348,31 @@ class Finetuning(Loop):
         if outcome.interrupted is None and self.before:
             self.trainer.weights.load(self.method.read_export(self.out))
             after = self.measured()
-            self.tell(after)
             if self.group.first:
+                answers = self.answered(after)
                 with self.writing("the evaluation"):
                     document = {"before": self.before, "after": after}
                     write_atomic(self.out / EVALUATION, (json.dumps(document, indent=2) + "\n").encode())
+                    lines, title = self.description(), f"{self.record.model}, tuned on {Path(self.record.file).name}"
+                    page = self.out / PAGE, title, lines, self.before, after, self.out / CURVES, answers
+                    write_page(*page)
+            self.tell(after)
         return outcome
+
+    def answered(self, after: dict[str, Any]) -> list[Answer]:
+        """Answers to held-out chats by both models, whose overlap with what was expected goes among the figures."""
+        held_out = self.examples.test or self.examples.validation
+        most, longest = self.config.run.answers, self.config.run.answer_tokens
+        asked = questions(held_out, self.task.tokenizer, most) if self.examples.task == "chat" else []
+        if not asked:
+            return []
+        device = str(self.group.device)
+        texts = []
+        for figures, name in ((self.before, self.record.model), (after, str(self.out))):
+            llm = load(name, device=device)
+            texts.append([answer(llm, question, longest) for question in asked])
+            figures["answers"] = overlap(texts[-1], asked) | {"count": len(asked)}
+        return [Answer(question, *pair) for question, *pair in zip(asked, *texts, strict=True)]
 
     def tell(self, after: Mapping[str, Any]) -> None:
         """What changed, and where the result is."""
@@ -411,17 +381,12 @@ class Finetuning(Loop):
             if self.examples.labels:
                 confusion = Confusion(self.examples.labels, torch.tensor(figures["confusion"]).numpy())
                 self.report.say(confusion.table())
-        use = (
-            f"llmfast classify {self.out} FILE"
-            if self.examples.labels
-            else f"llmfast generate PROMPT --model {self.out}"
-        )
-        if self.examples.task == "chat":
-            use = f"llmfast chat --model {self.out}"
-        self.report.say(f"the best is in {self.out}: {use}")
+        verbs = {"classify": f"classify {self.out} FILE", "text": f"generate PROMPT --model {self.out}"}
+        verb = verbs.get(self.examples.task, f"chat --model {self.out}")
+        self.report.say(f"the best is in {self.out}: llmfast {verb}")
 
 
-SHOWN = ("loss", "perplexity", "accuracy", "macro_f1")
+SHOWN = ("loss", "perplexity", "accuracy", "macro_f1", "margin", "exact_match", "rouge_l")
 
 
 def in_words(figures: Mapping[str, Any]) -> str:

@@ -1,0 +1,208 @@
+"""How well fine-tuning does: the tasks of docs/fine-tuning.md on public data, over several seeds.
+
+    python benchmarks/finetuning.py DATA                          # everything, five seeds: hours on two cores
+    python benchmarks/finetuning.py DATA --only sms --seeds 1     # one task; results are added to those that are there
+
+Each run is `llmfast finetune` with the settings in `TASKS`, on files that this script makes of those in DATA. What is
+held out to be tested (`test`) is measured before and after, and chooses nothing. Results go to
+benchmarks/results/finetuning.json: for each task and seed what was measured, and how long training took.
+
+Beside the classifiers stands one without any network: n-grams of words and characters with logistic regression, by
+scikit-learn (pip install scikit-learn), on the same rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import statistics
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from llmfast.benchmarking.facts import facts
+from llmfast.finetuning.directory import EVALUATION
+from llmfast.finetuning.preparing import sides_of
+from llmfast.finetuning.records import read_records
+from llmfast.finetuning.run import finetune
+
+RESULTS = Path(__file__).parent / "results" / "finetuning.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, a file made for each seed, and the settings that differ from `llmfast finetune`'s own."""
+
+    model: str
+    make: Callable[[Path, Path, int], Path]
+    settings: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 5
+
+
+def sms(data: Path, place: Path, seed: int) -> Path:
+    """All 747 spam messages, and as many others."""
+    with open(data / "sms_spam.tsv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    spam, ham = ([row for row in rows if row[0] == label] for label in ("spam", "ham"))
+    chosen = spam + random.Random(seed).sample(ham, len(spam))
+    random.Random(seed).shuffle(chosen)
+    path = place / "sms.tsv"
+    path.write_text("label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in chosen), encoding="utf-8")
+    return path
+
+
+def instructions(data: Path, place: Path, seed: int) -> Path:
+    return Path(shutil.copy(data / "instruction_data.json", place / "instructions.json"))
+
+
+def dialogues(data: Path, place: Path, seed: int) -> Path:
+    """A conversation a dialogue: what the system says is the assistant's part."""
+    roles = {"USER": "user", "SYSTEM": "assistant"}
+    rows = []
+    for dialogue in (data / "sgd_dialogues.txt").read_text(encoding="utf-8").split("\n\n"):
+        turns = [line.split(": ", 1) for line in dialogue.splitlines() if line.strip()]
+        if turns:
+            rows.append({"messages": [{"role": roles[who], "content": said} for who, said in turns]})
+    return _jsonl(place / "dialogues.jsonl", rows)
+
+
+def summaries(data: Path, place: Path, seed: int) -> Path:
+    lines = (data / "dialogsum_dev.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    asked = "Summarize the dialogue in one or two sentences."
+    rows = [{"instruction": asked, "input": r["dialogue"], "output": r["summary"]} for r in records]
+    return _jsonl(place / "summaries.jsonl", rows)
+
+
+def book(data: Path, place: Path, seed: int) -> Path:
+    """One book, another for each seed."""
+    with zipfile.ZipFile(data / "gutenberg.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
+        text = archive.read(names[seed % len(names)]).decode("utf-8", "replace")
+    path = place / "book.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+SPLIT = {"test": 0.2, "validation": 0.1}
+SMALL = {"lr": 2e-3, "epochs": 6.0}  # of the embedded model, which takes larger steps
+TASKS: dict[str, Task] = {
+    "sms": Task("smollm2", sms, SPLIT | {"epochs": 4.0}),
+    "sms-stories-last-layers": Task("stories", sms, SPLIT | SMALL | {"method": "last-layers"}),
+    "sms-stories-lora": Task("stories", sms, SPLIT | SMALL),
+    "sms-stories-head": Task("stories", sms, SPLIT | {"method": "head", "epochs": 10.0}),
+    "instructions": Task(
+        "smollm2", instructions, {"test": 0.1, "validation": 0.05, "answers": 110, "epochs": 2.0, "lr": 2e-4}
+    ),
+    "dialogue": Task("smollm2", dialogues, {"test": 0.1, "validation": 0.05, "answers": 0, "epochs": 1.0}),
+    "dialogue-full": Task(
+        "smollm2", dialogues, {"test": 0.1, "validation": 0.05, "answers": 0, "epochs": 1.0, "method": "full"}
+    ),
+    "summaries": Task("smollm2", summaries, {"test": 0.2, "validation": 0.05, "answers": 100, "epochs": 2.0}),
+    "book": Task("smollm2", book, {"test": 0.1, "validation": 0.05, "epochs": 2.0, "also": "wikitext2_valid.raw"}),
+    "instructions-int4": Task(
+        "smollm2",
+        instructions,
+        {"test": 0.1, "validation": 0.05, "answers": 0, "epochs": 2.0, "lr": 2e-4, "base": "int4"},
+    ),
+}
+
+
+def run(task: Task, data: Path, seed: int, quiet: bool) -> dict[str, Any]:
+    """What one run measured, and the same of the simplest baseline where there is one."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        file = task.make(data, place, seed)
+        settings = task.settings | {"seed": seed}
+        if "also" in settings:
+            settings["also"] = str(data / settings["also"])
+        begun = time.perf_counter()
+        outcome = finetune(task.model, file, place / "out", changes=settings, quiet=quiet)
+        found = json.loads((place / "out" / EVALUATION).read_text(encoding="utf-8"))
+        found |= {"seed": seed, "step": (outcome.validation or {}).get("step"), "training_seconds": outcome.seconds}
+        found |= {"seconds": time.perf_counter() - begun, "tokens_per_second": outcome.tokens_per_second}
+        if file.suffix == ".tsv":
+            found["n_grams"] = n_grams(file, settings)
+    return found
+
+
+def n_grams(file: Path, settings: dict[str, Any]) -> dict[str, float] | None:
+    """The test accuracy of n-grams of words (1, 2) and characters (2 to 5) with logistic regression, on the rows that
+    the network was trained on; None where scikit-learn is not installed."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline, make_union
+    except ImportError:
+        return None
+    records = read_records(file)
+    sides = sides_of([r.fields["text"] for r in records], settings["validation"], settings["test"], settings["seed"])
+    parts = {side: [r.fields for r, s in zip(records, sides, strict=True) if s == side] for side in ("train", "test")}
+    texts = {side: [fields["text"] for fields in rows] for side, rows in parts.items()}
+    labels = {side: [fields["label"] for fields in rows] for side, rows in parts.items()}
+    grams = make_union(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
+    )
+    model = make_pipeline(grams, LogisticRegression(C=30.0, max_iter=2000)).fit(texts["train"], labels["train"])
+    return {"accuracy": float(model.score(texts["test"], labels["test"]))}
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over the seeds of every figure of the test part, before and after."""
+    made: dict[str, Any] = {}
+    for when in ("before", "after"):
+        for part in ("test", "also", "answers"):
+            for name in ("loss", "perplexity", "accuracy", "macro_f1", "exact_match", "rouge_l"):
+                values = [run[when][part][name] for run in runs if name in run[when].get(part, {})]
+                if values:
+                    spread = statistics.stdev(values) if len(values) > 1 else None
+                    made[f"{when} {part} {name}"] = {"mean": statistics.mean(values), "spread": spread}
+    values = [run["n_grams"]["accuracy"] for run in runs if run.get("n_grams")]
+    if values:
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        made["n-grams test accuracy"] = {"mean": statistics.mean(values), "spread": spread}
+    return made
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--only", type=click.Choice(list(TASKS)), multiple=True, help="Only this task; may be repeated.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: what torch chooses).")
+@click.option("-q", "--quiet", is_flag=True)
+def main(data: Path, only: tuple[str, ...], seeds: int, threads: int | None, quiet: bool) -> None:
+    """Measures fine-tuning on the files in DATA."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    document = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"tasks": {}}
+    for name in only or TASKS:
+        task = TASKS[name]
+        runs = []
+        for seed in range(seeds):
+            runs.append(run(task, data, seed, quiet))
+            settings = {"model": task.model} | task.settings
+            entry = {"settings": settings, "facts": facts(), "runs": runs, "summary": summary(runs)}
+            document["tasks"][name] = entry
+            RESULTS.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        for figure, values in document["tasks"][name]["summary"].items():
+            spread = "" if values["spread"] is None else f" ± {values['spread']:.4f}"
+            click.echo(f"{name}: {figure} {values['mean']:.4f}{spread}")
+
+
+if __name__ == "__main__":
+    main()
