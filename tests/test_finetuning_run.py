@@ -16,11 +16,13 @@ from llmfast.finetuning.answers import Answer, Question
 from llmfast.finetuning.classifier import Classifier
 from llmfast.finetuning.configuration import FinetuningConfig
 from llmfast.finetuning.confusion import Confusion
+from llmfast.finetuning.merging import merge
 from llmfast.finetuning.page import write_page
 from llmfast.finetuning.run import finetune
 from llmfast.training import checkpoints
 from llmfast.training.trainer import Trainer
 from llmfast.weights.adapter import WEIGHTS
+from llmfast.weights.quantizing import quantize_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = {"precision": "fp32", "device": "cpu", "batch_size": 8, "lr": 1e-2, "warmup": 2, "rank": 4, "max_tokens": 64}
@@ -347,3 +349,19 @@ def test_adapters_are_learned_beside_weights_of_4_bits(base, storyteller_directo
     assert llmfast.load(out, precision="fp32", device="cpu").config == llmfast.load(storyteller_directory).config
     with pytest.raises(ValueError, match="must be floats, not int4"):
         tuned(storyteller_directory, chats, tmp_path / "b", base="int4", method="full")
+
+
+def test_an_adapter_of_a_quantised_model_is_quantised_and_merged_as_floats_are(storyteller_directory, chats, tmp_path):
+    quantize_checkpoint(storyteller_directory, tmp_path / "small", "q4_1")
+    tuned(tmp_path / "small", chats, tmp_path / "a", epochs=1.0, answers=0)
+    quantize_checkpoint(tmp_path / "a", tmp_path / "int8", "int8")
+    assert llmfast.load(tmp_path / "int8", device="cpu").precision == "int8"
+    merge(tmp_path / "a", tmp_path / "whole")
+    whole, adapted = (llmfast.load(tmp_path / name, precision="fp32", device="cpu") for name in ("whole", "a"))
+    assert whole.score("The cat.").total == pytest.approx(adapted.score("The cat.").total, rel=1e-5)
+
+
+def test_without_anything_held_out_the_last_is_what_is_written(storyteller_directory, chats, tmp_path, capsys):
+    outcome = finetune(storyteller_directory, chats, tmp_path / "a", changes=QUICK | {"validation": 0.0, "epochs": 1.0})
+    assert outcome.validation is None and not (tmp_path / "a" / "evaluation.json").exists()
+    assert (tmp_path / "a" / WEIGHTS).exists() and "llmfast chat --model" in capsys.readouterr().err

@@ -132,6 +132,8 @@ def encode_completion(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Turns:
         rest.append(tokenizer.end_of_text)
     if not prompt and tokenizer.end_of_text is not None:
         prompt = [tokenizer.end_of_text]
+    if not prompt:
+        raise ValueError("its prompt is empty, and the tokenizer has no end-of-text to begin with")
     return Turns(prompt + rest, [False] * len(prompt) + [True] * len(rest))
 
 

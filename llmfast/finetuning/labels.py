@@ -105,6 +105,8 @@ def unlabelled(tokenizer: Tokenizer, text: str, start_token: int | None, target:
         raise ValueError("its text is empty")
     start = [] if start_token is None else [start_token]
     ids = np.array([*start, *tokenizer.encode(encodable(text))], dtype=np.int32)
+    if not len(ids):
+        raise ValueError("its text has no token that the model knows")
     targets = np.full(len(ids), IGNORED, dtype=np.int32)
     targets[-1] = target
     return Example(ids, targets, place)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from llmfast.quantization.formats import QuantizedWeight
 from llmfast.weights.adapter import adapted, is_adapter
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.config_file import config_file
@@ -34,8 +34,8 @@ def merge(
         raise FileNotFoundError(f"no adapter in {path}")
     state = {}
     for name, weight in source:
-        floats = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
-        state[name] = floats.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        assert isinstance(weight, Tensor)  # as all are of a model with an adapter
+        state[name] = weight.to(dtype, copy=True, memory_format=torch.contiguous_format)
     save(out, source.config, state, tokenizer_from=source.path)
     ends = None if source.config_file is None else config_file(source.config_file.parent).with_name(GENERATION)
     if ends is not None and ends.exists():

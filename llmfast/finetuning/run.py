@@ -36,6 +36,7 @@ from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.tokenizers.protocol import TEMPLATE
 from llmfast.training import directory, memory
 from llmfast.training.dataset import IGNORED
+from llmfast.training.hardware import flops_per_token
 from llmfast.training.interruption import Interruption
 from llmfast.training.loop import Loop, Outcome
 from llmfast.training.metrics import CURVES
@@ -85,6 +86,8 @@ def finetune(
         record = Record(
             (config or FinetuningConfig()).replace(changes), lasting_name(model), str(Path(file).resolve()), ""
         )
+    if not resume:
+        check_free(out)  # before its data take minutes
     with processes(parallel, record.config.run.device) as group, contextlib.ExitStack() as stack:
         task = Task.of(record)
         record = Record(resolved(record.config, task.examples, group), record.model, record.file, record.sha256)
@@ -113,6 +116,8 @@ def resolved(config: FinetuningConfig, examples: Examples, group: Processes) -> 
         raise ValueError("the method head trains a classifier's head: it needs --task classify")
     if config.method.base != "floats" and config.method.method not in ("lora", "head"):
         raise ValueError(f"the weights that {config.method.method} trains must be floats, not {config.method.base}")
+    if config.run.compile:
+        raise ValueError("fine-tuning is not compiled: leave compile = false")
     if config.run.precision == "auto":
         changes["precision"] = best_precision(group.device)
     if examples.pairs and (config.method.method != "lora" or config.data.accumulation > 1):
@@ -215,7 +220,11 @@ class Finetuning(Loop):
             dropout,
         )
         self.before: dict[str, Any] = {}
-        super().__init__(config, trainer, Report(trainer, out, peak_memory, quiet), out, interruption, command)
+        lengths = sum(len(example.ids) for example in self.examples.train) // len(self.examples.train)
+        share = 1.0 if self.method.whole_weights else 2 / 3  # frozen weights get no gradient
+        flops = share * flops_per_token(model.config, lengths)
+        report = Report(trainer, out, peak_memory, quiet, flops)
+        super().__init__(config, trainer, report, out, interruption, command)
 
     def loss_of(self, model: LanguageModel) -> Any:
         """The mean loss of the targets, for which alone the head is computed."""
@@ -345,7 +354,10 @@ class Finetuning(Loop):
 
     def finish(self) -> Outcome:
         outcome = super().finish()
-        if outcome.interrupted is None and self.before:
+        if outcome.interrupted is not None:
+            return outcome
+        after: dict[str, Any] = {}
+        if self.before:
             self.trainer.weights.load(self.method.read_export(self.out))
             after = self.measured()
             if self.group.first:
@@ -356,7 +368,7 @@ class Finetuning(Loop):
                     lines, title = self.description(), f"{self.record.model}, tuned on {Path(self.record.file).name}"
                     page = self.out / PAGE, title, lines, self.before, after, self.out / CURVES, answers
                     write_page(*page)
-            self.tell(after)
+        self.tell(after)
         return outcome
 
     def answered(self, after: dict[str, Any]) -> list[Answer]:

@@ -21,14 +21,16 @@ SECONDS_BETWEEN_CURVES = 60.0
 
 
 class Report:
-    """The display and the measurements of a run in `out`; those of its first process alone."""
+    """The display and the measurements of a run in `out`; those of its first process alone. `flops` are those of a
+    token, if they are not what training all weights on whole contexts takes."""
 
-    def __init__(self, trainer: Trainer, out: Path, peak_memory: memory.Peak, quiet: bool):
+    def __init__(self, trainer: Trainer, out: Path, peak_memory: memory.Peak, quiet: bool, flops: float | None = None):
         self.trainer, self.out, self.group = trainer, out, trainer.group
         self.settings = trainer.config.run
         self._peak_memory = peak_memory
         peak, self._peak_source = peak_flops(self.group.device, self.settings.precision)
-        flops = flops_per_token(trainer.model.config, trainer.model.config.context)
+        if flops is None:
+            flops = flops_per_token(trainer.model.config, trainer.model.config.context)
         self.display = Display(self.settings.steps, flops, peak * self.group.world_size, quiet or not self.group.first)
         self.say = self.display.say
         self.metrics: Metrics | None = None

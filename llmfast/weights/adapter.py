@@ -225,7 +225,7 @@ def name_of_layer(parameter: Parameter) -> str:
 
 @dataclass(frozen=True)
 class Folded:
-    """A stored weight with what an adapter adds to it."""
+    """A stored weight as floats, with what an adapter adds to it, if anything."""
 
     stored: StoredWeight
     adapter: Adapter
@@ -253,13 +253,15 @@ class Folded:
         """In float32: rounded only once, to what the model is to be."""
         weight = self.stored.read(rows)
         floats = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.float()
+        if self.name not in self.adapter.pairs:
+            return floats
         return floats + self.adapter.delta(self.name, rows or slice(None))
 
 
 def folded(source: Stream, adapter: Adapter) -> Stream:
-    """The model with an adapter in its weights. Those that it changes are floats, whatever the file holds."""
+    """The model with an adapter in its weights: all of them floats, whatever the file holds."""
     weights = {
-        name: Folded(weight, adapter, name) if name in adapter.pairs else weight
+        name: Folded(weight, adapter, name) if name in adapter.pairs or weight.format is not None else weight
         for name, weight in source.weights.items()
     }
     return dataclasses.replace(source, weights=weights, quantization=None)
