@@ -32,9 +32,8 @@ def qa_facts(squad: Path, model: str, sample: int | None, sources: int) -> dict[
 
 def summary_facts(dialogues: Path, model: str, sample: int | None) -> dict[str, Any]:
     found = summaries.evaluate(llmfast.load(model), summaries.read_examples(dialogues), sample)
-    return {"model": model} | {
-        who: {kind: asdict(mean) for kind, mean in scores.items()} for who, scores in found.items()
-    }
+    scores = {who: {kind: asdict(mean) for kind, mean in measured.items()} for who, measured in found.items()}
+    return {"model": model, "scores": scores}
 
 
 def main() -> None:

@@ -171,5 +171,6 @@ def test_the_commands_print_tables_and_json(file, monkeypatch, tmp_path):
     dialogues = tmp_path / "d.jsonl"
     dialogues.write_text('{"dialogue": "bees make honey", "summary": "honey"}')
     echo.chat = lambda *_, **__: iter(["honey"])
-    assert json.loads(run("eval", "summaries", str(dialogues), "--json").stdout)["model"]["rouge1"]["value"] == 1.0
+    facts = json.loads(run("eval", "summaries", str(dialogues), "--json").stdout)
+    assert facts["scores"]["model"]["rouge1"]["value"] == 1.0 and facts["model"] == "smollm2"
     assert "baseline" in run("eval", "summaries", str(dialogues)).stdout

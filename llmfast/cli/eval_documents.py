@@ -144,13 +144,13 @@ def summaries(
         found = evaluate(llm, examples, sample, max_new_tokens, show)
     facts: dict[str, Any] = {"file": file.name, "model": model, "precision": llm.precision}
     facts |= {"texts": found["model"]["rouge1"].count}
-    facts |= {who: {kind: asdict(mean) for kind, mean in scores.items()} for who, scores in found.items()}
+    facts["scores"] = {who: {kind: asdict(mean) for kind, mean in scores.items()} for who, scores in found.items()}
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
     table = Table("", *(Column(kind.replace("rouge", "ROUGE-"), justify="right") for kind in KINDS))
     for who in ("model", "baseline"):
-        table.add_row(who, *(shown(facts[who][kind]) for kind in KINDS))
+        table.add_row(who, *(shown(facts["scores"][who][kind]) for kind in KINDS))
     Console().print(table)
 
 
