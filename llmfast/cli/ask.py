@@ -36,6 +36,7 @@ def ask(
     backend: str,
     precision: str,
     device: str,
+    adapter: str | None,
     stop: tuple[str, ...],
     as_json: bool,
     **settings: Any,
@@ -49,7 +50,7 @@ def ask(
     from llmfast.retrieval.answering import THRESHOLD, quotes
 
     index = Index.open(place)
-    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device, adapter=adapter)
     about = Questions(llm, index, sources, THRESHOLD if threshold is None else threshold, pairs(where))
     settings |= {"stop": list(stop) or None}
 

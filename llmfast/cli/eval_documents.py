@@ -91,6 +91,7 @@ def qa(
     backend: str,
     precision: str,
     device: str,
+    adapter: str | None,
     as_json: bool,
 ) -> None:
     """How well a model answers the questions of FILE (SQuAD's format): from memory, by retrieval, and from the right
@@ -99,7 +100,7 @@ def qa(
     from llmfast.evaluation.squad import read_squad
 
     squad = read_squad(file)
-    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device, adapter=adapter)
     with progress_bars() as show:
         found = evaluate(llm, llmfast.Embedder(embedder), squad, sample, sources, show)
     facts: dict[str, Any] = {"file": file.name, "model": model, "precision": llm.precision, "embedder": embedder}
@@ -130,6 +131,7 @@ def summaries(
     backend: str,
     precision: str,
     device: str,
+    adapter: str | None,
     as_json: bool,
 ) -> None:
     """How near a model's summaries of the texts in FILE (.jsonl: dialogue or text, summary) are to those given, beside
@@ -137,7 +139,7 @@ def summaries(
     from llmfast.evaluation.summaries import KINDS, evaluate, read_examples
 
     examples = read_examples(file)
-    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device, adapter=adapter)
     with progress_bars() as show:
         found = evaluate(llm, examples, sample, max_new_tokens, show)
     facts: dict[str, Any] = {"file": file.name, "model": model, "precision": llm.precision}

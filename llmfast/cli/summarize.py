@@ -30,6 +30,7 @@ def summarize(
     backend: str,
     precision: str,
     device: str,
+    adapter: str | None,
     encoding: str,
     stop: tuple[str, ...],
     as_json: bool,
@@ -49,7 +50,7 @@ def summarize(
         raise ValueError(f"{file} is none of {', '.join(READERS)}")
     (source,) = documents_below(file, lambda line: None)
     text = "\n\n".join(block.text for block in read_blocks(read_file(*source).data, str(file), encoding))
-    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device)
+    llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device, adapter=adapter)
     with progress_bars() as show:
         pieces = summary_stream(llm, text, progress=show, stop=list(stop) or None, **settings)
         first = next(pieces, "")
