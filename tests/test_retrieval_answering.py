@@ -23,7 +23,7 @@ class Echo:
     end_tokens = frozenset()
 
     def __init__(self, says: str = "ten seconds"):
-        self.says, self.prompts, self.chats = says, [], []
+        self.says, self.prompts, self.stops, self.chats = says, [], [], []
         self.chat_template = self
 
     # --- a tokenizer and a template ---
@@ -48,8 +48,9 @@ class Talk:
     def __init__(self, llm):
         self.llm, self.said = llm, []
 
-    def say(self, text, max_new_tokens, **settings):
+    def say(self, text, max_new_tokens, stop, **settings):
         self.llm.prompts.append(text)
+        self.llm.stops.append(stop)
         return iter([self.llm.says])
 
 
@@ -70,7 +71,8 @@ def test_an_answer_names_the_sources_that_were_in_the_prompt(index, echo):
     answer = ask(echo, index, "For how many seconds do I hold the button on the back?")
     assert answer.text == "ten seconds" and answer.answered and answer.evidence >= 1.0
     assert answer.sources[0].found.name.endswith("router.md") and len(answer.sources) <= 3
-    assert echo.prompts == [answer.prompt]
+    assert echo.prompts == [answer.prompt] and echo.stops == ["\n\n"]
+    assert ask(echo, index, "button", stop=["."]).answered and echo.stops[-1] == ["."]
     for number, hit in enumerate(answer.sources, start=1):
         assert hit.text in answer.prompt and (len(answer.sources) == 1 or f"[{number}] " in answer.prompt)
     assert answer.prompt.endswith("Question: For how many seconds do I hold the button on the back?")
@@ -146,13 +148,16 @@ def test_the_commands(index, tmp_path, monkeypatch):
     from test_cli import run
 
     monkeypatch.setattr(answering, "Conversation", Talk)
-    monkeypatch.setattr(llmfast, "load", lambda *_, **__: Echo())
+    loaded: list[dict] = []
+    monkeypatch.setattr(llmfast, "load", lambda *_, **settings: loaded.append(settings) or Echo())
     monkeypatch.setattr("llmfast.retrieval.index.Embedder", lambda *_: ToyEmbedder())
     place = str(tmp_path / "index")
     result = run("ask", "For how many seconds do I hold the button on the back?", "--index", place, "--show-context")
     assert result.code == 0, result.stderr
     assert result.stdout.splitlines()[0] == "ten seconds" and "  [1] " in result.stdout and "router.md" in result.stdout
     assert "[evidence " in result.stderr and "Hold the button" in result.stderr
+    assert run("ask", "Clean the oven?", "--index", place, "--adapter", "mine").code == 0
+    assert [settings["adapter"] for settings in loaded] == [None, "mine"]
     record = json.loads(run("ask", "Who wrote the symphony?", "--index", place, "--json").stdout)
     assert record["answer"] == NOT_THERE and not record["answered"] and record["sources"] == []
     pdf_only = run("ask", "Clean the oven?", "--index", place, "--where", "kind=pdf", "--json")

@@ -53,6 +53,8 @@ def test_html_is_what_is_read_of_a_page():
 def test_pdf_has_pages():
     found = read_blocks(pdf("Bake bread.", "", "Clean it."), "o.pdf")
     assert found == [Block("Bake bread.", (), "page 1"), Block("Clean it.", (), "page 3")]
+    page = "Title\nA line that is long\nAnd goes on.\nNew"
+    assert blocks._unwrapped(page) == "Title\nA line that is long And goes on.\nNew"
     assert blocks._unwrapped("a hy-\nphen and\na line.\nNext\n\nOther") == "a hyphen and a line.\nNext\n\nOther"
 
 

@@ -24,6 +24,7 @@ THRESHOLD = 1.0
 SOURCES = 3  # pieces before the model at most
 RELEVANT = 0.6  # of the best one's evidence, which a piece needs to stand beside it: a small model answers from any
 REPLY_TOKENS = 200
+STOP = "\n\n"  # an answer is a paragraph: SmolLM2 135M says the same again in the next, to the last token
 NOT_THERE = "That is not in the documents."
 
 
@@ -93,7 +94,7 @@ class Questions:
         self._asked: list[str] = []
 
     def ask(self, question: str, max_new_tokens: int = REPLY_TOKENS, **settings: Any) -> Answer:
-        """The answer, piece by piece; `settings` are those of `LLM.chat`."""
+        """The answer, piece by piece, a paragraph unless `stop` says otherwise; `settings` are those of `LLM.chat`."""
         hits = self.index.search(question, max(5, self.most_sources), self.where)
         if self._asked and _evidence(hits) < self.threshold:
             # It may mean what was asked about before: "And in winter?"
@@ -104,6 +105,7 @@ class Questions:
         near = [hit for hit in hits if hit.evidence >= RELEVANT * _evidence(hits)]
         sources = self._fitting(near[: self.most_sources], question, max_new_tokens)
         prompt = turn([_shown(hit) for hit in sources], question)
+        settings["stop"] = settings.get("stop") or STOP
         reply = self.conversation.say(prompt, max_new_tokens, **settings)
         self._asked.append(question)
         return Answer(question, hits, sources, prompt, "", reply)

@@ -203,9 +203,15 @@ def _within(seconds: float, work: Callable[[], Any], name: str) -> Any:
 
 
 def _unwrapped(text: str) -> str:
-    """Lines that a page's width has broken, as one: words divided by a hyphen, and lines that go on in lower case."""
-    text = re.sub(r"(?<=[a-zà-ÿ])-\n(?=[a-zà-ÿ])", "", text)
-    return re.sub(r"(?<![.!?:\n])\n(?=[^\s•\-\d])", " ", text)
+    """Lines that a page's width has broken, as one: words divided by a hyphen, and long lines that end in the middle of
+    a sentence. A short line is a title, or the last of a paragraph."""
+    lines = re.sub(r"(?<=[a-zà-ÿ])-\n(?=[a-zà-ÿ])", "", text).split("\n")
+    full = 0.6 * max(map(len, lines))
+    joined = lines[0]
+    for before, line in zip(lines, lines[1:], strict=False):
+        broken = len(before) >= full and re.search(r"[^.!?:\s]\s*$", before) and re.match(r"[^\s•\-\d]", line)
+        joined += f" {line}" if broken else f"\n{line}"
+    return joined
 
 
 READERS: dict[str, Callable[[bytes, str, str], Iterator[Block]]] = {
