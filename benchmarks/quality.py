@@ -132,7 +132,13 @@ def main() -> None:
     results = {name: compare(reference, others, documents, arguments.window) for name, documents in texts.items()}
     show(results)
     if arguments.out:
-        record: dict[str, Any] = {"model": arguments.model, "limit": limit, "window": arguments.window, "results": results, "facts": facts()}
+        record: dict[str, Any] = {
+            "model": arguments.model,
+            "limit": limit,
+            "window": arguments.window,
+            "results": results,
+            "facts": facts(),
+        }
         write_atomic(arguments.out, (json.dumps(record, indent=2) + "\n").encode())
     if recorded is not None:
         record_quality(arguments.record, {text: rows[recorded] for text, rows in results.items()})

@@ -16,8 +16,8 @@ from llmfast.benchmarking.peers.plan import GPT2, GROUPS, OURS
 
 ROWS = [
     pytest.param(group, engine, case, id=f"{group}-{engine.name}-{case.name}")
-    for group, engines in GROUPS.items()
-    for engine in engines
+    for group in GPT2.groups
+    for engine in GROUPS[group]
     for case in GPT2.cases
 ]
 

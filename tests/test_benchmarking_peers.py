@@ -73,6 +73,7 @@ def test_the_known_megabytes_of_gpt2():
         "int8": 124.6,
         "int4": 87.1,
         "int4-all": 70.0,
+        "q4_1": 94.6,
     }
 
 
@@ -225,6 +226,12 @@ def measured(monkeypatch, tmp_path):
     }
 
 
+def test_an_engine_without_logits_is_not_checked(measured):
+    row = measured["as stored"].row("openvino-genai q4_1")
+    assert row.problem is None and row.agreement is None and row.seconds
+    assert all(r.checked is None for r in findings.records(measured) if r.backend == "openvino-genai")
+
+
 def test_engines_take_turns_and_one_that_fails_stands_alone(measured):
     fp32 = measured["fp32"]
     for row in fp32.rows:
@@ -270,8 +277,10 @@ def test_targets_of_our_own_speed(measured):
 
 def test_the_plan_names_what_it_measures():
     names = {engine.name for engines in GROUPS.values() for engine in engines}
-    assert all(FULL.engines(plan.GPT2, name) == engines for name, engines in GROUPS.items())
-    for model in MODELS.values():
+    assert all(FULL.engines(plan.GPT2, name) == GROUPS[name] for name in plan.GPT2.groups)
+    assert FULL.engines(plan.SMOLLM2_FILE, "as stored") == GROUPS["as stored"] == plan.SMOLLM2_FILE.engines()
+    for name, model in MODELS.items():
+        assert model.name == name and {target.group for target in model.targets} <= {*model.groups} <= {*GROUPS}
         assert model.preset in PRESETS and model.capacity <= PRESETS[model.preset].context
         for target in model.targets:
             assert target.ours in names and (target.peer is None or target.peer in names)
@@ -315,7 +324,9 @@ def test_records_go_into_a_file_and_problems_are_among_them(measured, tmp_path):
     assert problems[LLAMA, "q8_0"] == "llama.cpp q8_0: it does not load"
     assert (OURS, "int8") in problems and (OURS, "int4") not in problems
     memory = [r for r in found if r.group == "memory"]
-    assert {r.backend for r in memory} == {OURS, LLAMA, "CTranslate2", "transformers", "transformers compiled"}
+    assert {r.backend for r in memory} == {
+        OURS, LLAMA, "CTranslate2", "transformers", "transformers compiled", "openvino-genai",
+    }  # fmt: skip
     assert all(r.bytes == 5e8 for r in memory)
 
 

@@ -104,7 +104,9 @@ def test_on_other_backends_too(llm, settings):
         jsonschema.validate(json.loads(made(llm, json_schema=json.dumps(PERSON), seed=1, **settings)), PERSON)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.5}, {"top_k": 3}, {"repetition_penalty": 1.5}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"temperature": 0.5}, {"top_k": 3}, {"repetition_penalty": 1.5}]
+)
 def test_the_native_sampler_chooses_what_torch_does(native, settings):
     """The mask is applied in C++, and tokens that have to come are not asked for: the same text, token by token."""
     settings = {"max_new_tokens": 60, "seed": 3, "json_schema": PERSON} | settings

@@ -15,8 +15,8 @@ from llmfast.backends import cpp
 from llmfast.cli import cli
 from llmfast.inference.decoders import CudaGraphDecoder, DecoderPool, StaticDecoder, cuda_graph
 from llmfast.inference.generation import Generation
-from llmfast.inference.scoring import Window
 from llmfast.inference.sampling import SamplingSettings
+from llmfast.inference.scoring import Window
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NATIVE = cpp.why_not("linear", torch.device("cpu"), torch.float32) is None
@@ -141,7 +141,9 @@ def test_a_bias_of_minus_infinity_rules_out_and_a_large_one_decides(llm):
     for sampling in (dict(temperature=0), dict(temperature=1.0, seed=1), dict(repetition_penalty=1.1, seed=1)):
         made = llm.generate(PROMPT, logprobs=0, max_new_tokens=3, logit_bias={word: 100.0}, **sampling)
         assert [choice.id for choice in made.choices] == [word] * 3
-    assert llm.generate(PROMPT, logit_bias={}, **settings) == text == llm.generate(PROMPT, logit_bias={5: 0}, **settings)
+    assert (
+        llm.generate(PROMPT, logit_bias={}, **settings) == text == llm.generate(PROMPT, logit_bias={5: 0}, **settings)
+    )
 
 
 def test_a_bias_shifts_the_odds(llm):

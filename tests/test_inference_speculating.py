@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from test_inference_native import MODEL, packed, pytestmark, tokens  # noqa: F401  (pytestmark skips these, too)
 
 import llmfast
-from llmfast.inference.decoders import NativeDecoder, SpeculatingDecoder
-from llmfast.inference.decoders import speculating
+from llmfast.inference.decoders import NativeDecoder, SpeculatingDecoder, speculating
 from llmfast.inference.decoders.speculating import MOST_LOST, Account, PromptLookup
 
 

@@ -19,7 +19,6 @@ pytest.importorskip("pypdf")
 pytest.importorskip("bs4")
 from llmfast.files import locked
 from llmfast.retrieval import Index, index, sqlite_store
-from llmfast.retrieval.index import fused
 from llmfast.retrieval.store import shares, words_of
 
 TESTS = Path(__file__).parent
@@ -129,7 +128,7 @@ def test_it_is_opened_again_as_it_was_made(made, tmp_path):
     found.close()
     again = Index.open(tmp_path / "index", ToyEmbedder())
     assert names(again.search("button"))[0] == "router.md" and len(again.documents) == 4
-    with pytest.raises(ValueError, match="made with tokens 200, not 100"):
+    with pytest.raises(ValueError, match="made with tokens 250, not 100"):
         Index(tmp_path / "index", ToyEmbedder(), tokens=100)
     with pytest.raises(ValueError, match="made with embedder toy, not minilm"):
         Index(tmp_path / "index", "minilm")
@@ -138,7 +137,7 @@ def test_it_is_opened_again_as_it_was_made(made, tmp_path):
     with pytest.raises(ValueError, match="is there already, and is no index"):
         Index(tmp_path / "manuals", ToyEmbedder())
     with pytest.raises(ValueError, match="pieces must have 8 to 256"):
-        Index(tmp_path / "x", ToyEmbedder(), tokens=300)
+        Index(tmp_path / "x", ToyEmbedder(), tokens=400)
     assert not (tmp_path / "x").exists()
 
 
@@ -190,8 +189,12 @@ def test_empty_rows_are_given_back(tmp_path):
         assert names(found.search("short now", by=by))[0] == "a.txt"
 
 
-def test_fusion_prefers_what_both_rankings_have():
-    assert fused({1: 0.9, 2: 0.8}, {2: 7.0, 3: 5.0}) == pytest.approx({1: 1 / 11, 2: 1 / 12 + 1 / 11, 3: 1 / 12})
+def test_both_rankings_are_ordered_by_their_evidence(made):
+    found, _ = made
+    hits = found.search("the night train to Vienna", 9)
+    assert [hit.score for hit in hits] == sorted((hit.evidence for hit in hits), reverse=True)
+    assert index.evidence(0.5, 7.0, 0.25) == 0.75 and index.evidence(None, None, 0.5) == 0.5
+    assert index.evidence(-0.5, None, 0.25) == 0.25
 
 
 def test_the_share_of_words_weighs_rare_ones_more(made):
@@ -199,7 +202,7 @@ def test_the_share_of_words_weighs_rare_ones_more(made):
     hits = {hit.found.name.rpartition("/")[2]: hit for hit in found.search("roses want the sun", 9)}
     assert hits["garden.txt"].share == 1.0 and hits["trains.html"].share == 0.0
     assert hits["garden.txt"].evidence == 1.0 + hits["garden.txt"].similarity
-    rare, common, unknown = log(9.5 / 1.5), log(6.5 / 4.5), log(10.5 / 0.5)
+    rare, common, unknown = log(109.5 / 1.5), log(106.5 / 4.5), log(110.5 / 0.5)
     whole = rare + common + unknown
     expected = {7: (rare + common) / whole, 8: common / whole}
     assert shares([(1, {7}), (4, {7, 8}), (0, set())], 10, [7, 8]) == pytest.approx(expected)
@@ -216,9 +219,10 @@ def test_in_a_large_index_words_that_all_pieces_have_are_left_out(made, monkeypa
     found, _ = made
     monkeypatch.setattr(sqlite_store, "LARGE", 2)
     monkeypatch.setattr(sqlite_store, "RARE", 0.3)
-    assert found.store._rare(["want", "roses", "cold"]) == ["want", "roses", "cold"]
-    monkeypatch.setattr(sqlite_store, "RARE", 0.0)
-    assert found.store._rare(["want", "roses", "cold", "sun"]) == ["want", "roses", "cold"]
+    assert found.store._rare("roses want the cold sun") == ["roses", "want", "cold", "sun"]
+    monkeypatch.setattr(sqlite_store, "RARE", 0.1)
+    assert found.store._rare("roses want") == [] and found.search("roses want", by="words") == []
+    assert names(found.search("roses want the sun"))[0] == "garden.txt"
 
 
 @pytest.mark.parametrize("query", ["", "  ", '"', "NEAR(", "a AND", "*", "ünïcödé 日本"])

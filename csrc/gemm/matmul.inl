@@ -271,7 +271,7 @@ inline void pack_panel_pairs(const bfloat16* src, i64 row, i64 col, i64 k, i64 c
 
 inline void pack_rows_pairs(const bfloat16* src, i64 row, i64 col, i64 rows, i64 k, float* dst, i64* dst_row, i64* dst_k) {
   const i64 pairs = ceil_div(k, 2);
-  if (row == 1 && col != 1) {
+  if (row == 1 && rows > 1) {
 #if LLMFAST_TILE_REGISTERS  // which read along k
     *dst_row = pairs;
     *dst_k = 1;

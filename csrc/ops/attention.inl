@@ -107,11 +107,23 @@ struct Reach {
   }
 };
 
-// scores (keys, queries) = K Q^T where keys are reached; elsewhere they are left as they were.
+// Tiles multiply a whole block in less time than vectors do what is reached of it: the products below then take in all of
+// it, with zeros for what no query reaches.
+template <bool PAIRS>
+constexpr bool takes_whole_blocks() {
+#if LLMFAST_TILE_REGISTERS
+  return PAIRS;
+#else
+  return false;
+#endif
+}
+
+// scores (keys, queries) = K Q^T where keys are reached; elsewhere they mean nothing.
 template <bool PAIRS>
 void score_product(const Reach& reach, i64 keys, i64 D_units, const float* k, const float* q, float* scores) {
   const i64 width = reach.vectors * W;
-  if (reach.all) return panel_matmul<PAIRS>(keys, reach.vectors, D_units, k, D_units, 1, q, scores, width, false);
+  if (reach.all || takes_whole_blocks<PAIRS>())
+    return panel_matmul<PAIRS>(keys, reach.vectors, D_units, k, D_units, 1, q, scores, width, false);
   for (i64 i = 0; i < keys; i += TILE_ROWS) {
     const i64 first = reach.first_vector(i), vectors = reach.end_vector(i) - first, rows = min_of<i64>(TILE_ROWS, keys - i);
     if (vectors > 0)
@@ -120,24 +132,31 @@ void score_product(const Reach& reach, i64 keys, i64 D_units, const float* k, co
   }
 }
 
-// out (D, queries) += V^T P over the keys that are reached. P has a row for a key or, in PAIRS, for two; V has columns.
+// A matrix (D, keys), element (d, k) at data[d * row + k * col]; k counts units, as in matmul.inl.
+struct Columns {
+  const float* data;
+  i64 row, col;
+};
+
+// out (D, queries) += V^T P over the keys that are reached. P has a row for a key or, in PAIRS, for two.
 template <bool PAIRS>
-void value_product(const Reach& reach, i64 keys, i64 D, const float* v, const float* p, float* out) {
+void value_product(const Reach& reach, i64 keys, i64 D, const Columns& v, const float* p, float* out) {
   constexpr i64 UNIT = PAIRS ? 2 : 1;
   static_assert(TILE_ROWS % 2 == 0, "a reach must not split a pair");
   const i64 width = reach.vectors * W;
-  if (reach.all) return panel_matmul<PAIRS>(D, reach.vectors, ceil_div(keys, UNIT), v, 1, D, p, out, width, true);
+  if (reach.all || takes_whole_blocks<PAIRS>())
+    return panel_matmul<PAIRS>(D, reach.vectors, ceil_div(keys, UNIT), v.data, v.row, v.col, p, out, width, true);
   for (i64 i = 0; i < keys;) {  // runs of keys in which the same vectors take part
-    const i64 first = reach.first_vector(i), vectors = reach.end_vector(i) - first;
+    const i64 first = reach.first_vector(i), vectors = reach.end_vector(i) - first, unit = i / UNIT;
     i64 next = keys;
     for (i64 j = 0; j < reach.vectors; j++) {
       if (reach.to[j] > i) next = min_of(next, reach.to[j]);
       if (reach.from[j] > i) next = min_of(next, reach.from[j]);
     }
     for (i64 d = 0; d < D && vectors > 0; d += TILE_ROWS)
-      register_tile_within_for<PAIRS>(min_of<i64>(TILE_ROWS, D - d), vectors)(ceil_div(next - i, UNIT), v + i / UNIT * D + d,
-                                                                              1, D, p + i / UNIT * width + first * W, width,
-                                                                              out + d * width + first * W, width, true);
+      register_tile_within_for<PAIRS>(min_of<i64>(TILE_ROWS, D - d), vectors)(
+          ceil_div(next - i, UNIT), v.data + d * v.row + unit * v.col, v.row, v.col, p + unit * width + first * W, width,
+          out + d * width + first * W, width, true);
     i = next;
   }
 }
@@ -148,12 +167,17 @@ inline void pair_columns(const bfloat16* src, i64 row, i64 rows, i64 D, float* d
   i64 dst_row, dst_k;
   pack_rows_pairs(src, row, 1, rows, D, dst, &dst_row, &dst_k);
 }
-inline void pair_rows(const bfloat16* src, i64 row, i64 rows, i64 D, float* dst) {
-  for (i64 s = 0; s < rows; s += 2, src += 2 * row)
-    for (i64 d = 0; d < D; d += W) {
-      const i64 n = min_of<i64>(W, D - d);
-      store_upto(dst + s / 2 * D + d, join_pairs(src + d, s + 1 < rows ? src + row + d : nullptr, n), n);
-    }
+inline Columns paired_rows(const float* pairs, i64 rows, i64 D) {
+#if LLMFAST_TILE_REGISTERS
+  return {pairs, ceil_div(rows, 2), 1};
+#else
+  return {pairs, 1, D};
+#endif
+}
+inline Columns pair_rows(const bfloat16* src, i64 row, i64 rows, i64 D, float* dst) {
+  i64 dst_row, dst_k;
+  pack_rows_pairs(src, 1, row, D, rows, dst, &dst_row, &dst_k);
+  return paired_rows(dst, rows, D);
 }
 
 // W queries from t on and the keys of a block from s0 on.
@@ -175,7 +199,7 @@ struct Lanes {
 // Keys and values as they lie, or paired as above.
 template <bool PAIRS>
 void attend_block(const AttentionArgs& a, const Sight& sight, QueryPanel& p, i64 bh, i64 s0, i64 keys, const float* k,
-                  const float* v, float* scores) {
+                  const Columns& v, float* scores) {
   constexpr i64 UNIT = PAIRS ? 2 : 1;
   const i64 width = p.vectors * W;
   const Reach reach(sight, p.vectors, p.t0, s0, keys);
@@ -224,6 +248,10 @@ void attend_block(const AttentionArgs& a, const Sight& sight, QueryPanel& p, i64
       const vf e = exp_nonpositive(score(column + i * width) - pivot);
       store(column + i / UNIT * width, PAIRS ? round_to_pairs(e, zeros()) : e);
       l0 += e;
+    }
+    if (takes_whole_blocks<PAIRS>()) {
+      for (i64 r = 0; r < from / UNIT; r++) store(column + r * width, zeros());
+      for (i64 r = ceil_div(to, UNIT); r < ceil_div(keys, UNIT); r++) store(column + r * width, zeros());
     }
     const vf factor = exp_nonpositive(old_max - pivot);
     store(p.sum + j, load(p.sum + j) * factor + (l0 + l1));
@@ -285,9 +313,10 @@ void attention_tile_as(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const 
   for (i64 s0 = sight.first(t_begin) / KEYS_PER_BLOCK * KEYS_PER_BLOCK; s0 < key_end; s0 += KEYS_PER_BLOCK) {
     const i64 keys = min_of(KEYS_PER_BLOCK, key_end - s0);
     const T *k_rows = at<T>(a.k, a.k_stride, b, h_kv, s0), *v_rows = at<T>(a.v, a.v_stride, b, h_kv, s0);
+    Columns columns{v, 1, D};
     if constexpr (PAIRS) {
       pair_columns(k_rows, a.k_stride[2], keys, D, k);
-      pair_rows(v_rows, a.v_stride[2], keys, D, v);
+      columns = pair_rows(v_rows, a.v_stride[2], keys, D, v);
     } else {
       copy_rows(k_rows, a.k_stride[2], keys, D, k, D);
       copy_rows(v_rows, a.v_stride[2], keys, D, v, D);
@@ -295,7 +324,7 @@ void attention_tile_as(const AttentionArgs& a, i64 b, i64 h, i64 t_begin, const 
     for (i64 i = 0; i < panels; i++) {
       const i64 end = sight.end(panel[i].t0 + panel[i].count - 1) - s0;  // of this block, for the panel's last query
       if (end > 0 && sight.first(panel[i].t0) < s0 + keys)
-        attend_block<PAIRS>(a, sight, panel[i], bh, s0, min_of(keys, end), k, v, scores);
+        attend_block<PAIRS>(a, sight, panel[i], bh, s0, min_of(keys, end), k, columns, scores);
     }
   }
 

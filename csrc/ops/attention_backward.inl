@@ -18,7 +18,7 @@ struct BackwardTask {
   const AttentionArgs& a;
   Sight sight;
   i64 b, h_kv, D, D_padded;
-  float *k, *v, *k_by_rows;  // (S, D) each; k_by_rows is for products over the keys
+  float *k, *v, *k_by_rows;  // (S, D) each; k_by_rows, in blocks, is for products over the keys
   float *dk, *dv;            // (S, D_padded), float32
 
   // Rows x D in float32, or in pairs of neighbours in a row.
@@ -50,8 +50,9 @@ struct BackwardTask {
     const i64 width = reach.vectors * W, units = width / UNIT;
     for (i64 d0 = 0; d0 < D; d0 += TILE_COLS) {
       const i64 vectors = vectors_for(D - d0);
-      if (reach.all) panel_matmul<PAIRS>(keys, vectors, units, left, units, 1, right, c + d0, D_padded, true);
-      for (i64 i = 0; i < keys && !reach.all; i += TILE_ROWS) {
+      const bool whole = reach.all || takes_whole_blocks<PAIRS>();
+      if (whole) panel_matmul<PAIRS>(keys, vectors, units, left, units, 1, right, c + d0, D_padded, true);
+      for (i64 i = 0; i < keys && !whole; i += TILE_ROWS) {
         const i64 first = reach.first_vector(i) * W / UNIT, end = reach.end_vector(i) * W / UNIT;
         if (first < end)
           panel_matmul<PAIRS>(min_of<i64>(TILE_ROWS, keys - i), vectors, end - first, left + i * units + first, units, 1,
@@ -59,6 +60,16 @@ struct BackwardTask {
       }
       right += units * vectors * W;
     }
+  }
+
+  // The keys of the block at s0 for products over them: taken there, and found again.
+  void take_block(const T* from, i64 row, i64 s0) const {
+    if constexpr (PAIRS) pair_rows(from + s0 * row, row, min_of(KEYS_PER_BLOCK, sight.length - s0), D, block(s0));
+  }
+  float* block(i64 s0) const { return k_by_rows + s0 / UNIT * D; }
+  Columns columns_of(i64 s0) const {
+    if constexpr (PAIRS) return paired_rows(block(s0), min_of(KEYS_PER_BLOCK, sight.length - s0), D);
+    return {block(s0), 1, D};
   }
 
   static i64 panel_floats(i64 D, i64 D_padded) {
@@ -119,6 +130,14 @@ struct BackwardTask {
             }
             store(ds + i / 2 * width + j, round_to_pairs(pair[0], pair[1]));
           }
+        if (takes_whole_blocks<PAIRS>() && !reach.all)
+          for (i64 i = 0; i < keys; i++)
+            for (i64 j = 0; j < width; j += W)
+              if (j < reach.first_vector(i) * W || j >= reach.end_vector(i) * W) {
+                store(p_rows + i * width + j, zeros());
+                store(ds_rows + i * width + j, zeros());
+                store(ds + i / 2 * width + j, zeros());
+              }
         accumulate(reach, keys, reinterpret_cast<const float*>(p_rows), grad, dv + s0 * D_padded);
         accumulate(reach, keys, reinterpret_cast<const float*>(ds_rows), q, dk + s0 * D_padded);
       } else {
@@ -140,7 +159,7 @@ struct BackwardTask {
         accumulate(reach, keys, p, grad, dv + s0 * D_padded);
         accumulate(reach, keys, ds, q, dk + s0 * D_padded);
       }
-      value_product<PAIRS>(reach, keys, D, k_by_rows + s0 / UNIT * D, ds, dq_t);
+      value_product<PAIRS>(reach, keys, D, columns_of(s0), ds, dq_t);
     }
     unpack_panel(dq_t, width, D, count, scale, at<T>(a.dq, a.dq_stride, b, h, t0), a.dq_stride[2]);
   }
@@ -166,7 +185,7 @@ void attention_backward_as(const AttentionArgs& a, const Threads& threads) {
     const T* k_rows = at<T>(a.k, a.k_stride, b, h_kv, 0);
     work.take_rows(k_rows, a.k_stride[2], sight.length, D, k);
     work.take_rows(at<T>(a.v, a.v_stride, b, h_kv, 0), a.v_stride[2], sight.length, D, v);
-    if constexpr (PAIRS) pair_rows(k_rows, a.k_stride[2], sight.length, D, k_by_rows);
+    for (i64 s0 = 0; s0 < sight.length; s0 += KEYS_PER_BLOCK) work.take_block(k_rows, a.k_stride[2], s0);
     for (i64 i = share; i < panels * group; i += shares)
       work.panel(h_kv * group + i / panels, i % panels * TILE_COLS, memory.data);
   });

@@ -17,6 +17,8 @@ VERBS = (
     "generate",
     "chat",
     "index",
+    "ask",
+    "summarize",
     "embed",
     "get",
     "train",

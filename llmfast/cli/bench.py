@@ -166,7 +166,7 @@ def _peers(
         raise ValueError(f"the peers are measured on {', '.join(plan.MODELS)}, not on {name}")
     effort = plan.QUICK if scale_name == "quick" else plan.FULL
     peers = session.Session(model, effort, thread_count(), say)
-    for group in plan.GROUPS:
+    for group in model.groups:
         peers.group(group)
     return findings.records(peers.groups), findings.targets(peers.groups)
 

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 import llmfast
+from llmfast.cli import eval_documents
 from llmfast.cli.common import backend_option, common_options
 from llmfast.documents import read_text, split_documents
 from llmfast.evaluation.minimal_pairs import Accuracy, grouped, minimal_pair_outcomes, read_pairs
@@ -26,7 +27,11 @@ from llmfast.training.manifest import MANIFEST, Manifest
 
 @click.group()
 def eval() -> None:
-    """How good a model is: perplexity, minimal pairs, scaling laws."""
+    """How good a model is: perplexity, minimal pairs, scaling laws, finding and answering, summaries."""
+
+
+for _command in (eval_documents.retrieval, eval_documents.qa, eval_documents.summaries):
+    eval.add_command(_command)
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -30,7 +30,9 @@ from llmfast.cli.common import (
 @click.option("--cache/--no-cache", default=True, help="--no-cache computes everything again for every token.")
 @json_schema_option
 @running_options
-@click.option("--logprobs", type=int, metavar="N", help="With --json: each token's log-probability, and the N likeliest.")
+@click.option(
+    "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability, and the N likeliest."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming.")
 @common_options
 def generate(

@@ -16,7 +16,7 @@ from llmfast.cli.progress import progress_bars
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-o", "--out", "place", required=True, metavar="INDEX", help="Its folder, which is made.")
 @click.option("-m", "--model", help="Of the vectors, when an index is made: minilm, or any Embedder reads.")
-@click.option("--tokens", type=int, help="Of a piece, when an index is made; default: 200.")
+@click.option("--tokens", type=int, help="Of a piece, when an index is made; default: 250.")
 @click.option("--set", "metadata", multiple=True, metavar="KEY=VALUE", help="What `ask --where` can keep to.")
 @click.option("--encoding", default="utf-8", show_default=True, help="Of text without a byte order mark.")
 @click.option("--remove", is_flag=True, help="Take the documents below PATHS out of the index.")

@@ -101,7 +101,7 @@ class Constraint:
         return self._matcher.is_stopped()
 
     def mask(self) -> Tensor:
-        """Which tokens may come next, a bit each, the lowest first: (words,) int32. The ends, where the text may end."""
+        """Which tokens may come next, a bit each, the lowest first: (words,) int32. The ends where a text may end."""
         if self.complete:
             return self._vocabulary.only_ends
         return torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.int32)

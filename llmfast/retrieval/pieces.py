@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from llmfast.retrieval.blocks import Block
 
-TOKENS = 200  # of a piece: a vector looks at 256, the heading among them
+TOKENS = 250  # of a piece with its headings: a vector of minilm looks at 256, two of them its own
 OVERLAP = 32  # tokens of the end of a piece that begin the next one again
 SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s+|\n+")
 
@@ -43,9 +43,11 @@ class Piece:
 def pieces_of(
     blocks: Iterable[Block], count: Callable[[str], int], tokens: int = TOKENS, overlap: int = OVERLAP
 ) -> Iterator[Piece]:
-    """The pieces of a document; `count` says how many tokens a text takes."""
+    """The pieces of a document, of `tokens` at most, its headings among them where they take less than half; `count`
+    says how many tokens a text takes."""
     if not 0 <= overlap < tokens:
         raise ValueError(f"overlap must be less than the {tokens} tokens of a piece, got {overlap}")
+    whole = tokens
     held: list[tuple[str, str, int]] = []  # of the piece that is being filled: (what divides, text, tokens)
     repeated = 0  # how many of them were in the last piece, too
     headings: tuple[str, ...] = ()
@@ -59,6 +61,8 @@ def pieces_of(
             if repeated < len(held):
                 yield finished()
             held, repeated = [], 0
+        above = count(" › ".join(block.headings)) if block.headings else 0
+        tokens = max(whole // 2, whole - above)
         before = "\n\n" if held else ""
         for unit, size in _units(block.text, count, tokens):
             while len(held) > repeated and sum(n for *_, n in held) + size > tokens:
@@ -74,6 +78,16 @@ def pieces_of(
             before = " "
     if len(held) > repeated:
         yield finished()
+
+
+def sentences(text: str) -> list[tuple[int, str]]:
+    """The sentences of a text, each with the character where it begins."""
+    found, start = [], 0
+    for match in re.finditer(r"[.!?][\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-Þ])|$", text):
+        if text[start : match.end()].strip():
+            found.append((start, text[start : match.end()].strip()))
+        start = match.end()
+    return found
 
 
 def _end_of(units: list[tuple[str, str, int]], most: int) -> list[tuple[str, str, int]]:

@@ -68,7 +68,8 @@ class SQLiteStore:
             _create(file, settings)
         self._database = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
         try:
-            self._database.execute("pragma foreign_keys = on")
+            for pragma in ("foreign_keys = on", "cache_size = -65536", "mmap_size = 1073741824"):
+                self._database.execute(f"pragma {pragma}")
             about = dict(self._database.execute("select name, value from about"))
             self.settings: dict[str, Any] = json.loads(about["settings"])
             if int(about["format"]) != FORMAT:
@@ -77,6 +78,7 @@ class SQLiteStore:
             raise ValueError(f"{file} is damaged or no index: {error}") from None
         self._width = int(self.settings["width"])
         self._counted: tuple[tuple[int, int], int] | None = None  # the state of the database, and its pieces
+        self._last: tuple[tuple[str, int], dict[str, int]] | None = None  # the last query's words, in this many pieces
         self._rows: tuple[int, Tensor] | None = None  # the generation of the vectors' file, and its rows
 
     def close(self) -> None:
@@ -100,8 +102,10 @@ class SQLiteStore:
             "order by name",
             (root,),
         )
-        found = (Document(*map(str, row[:5]), float(row[5]), json.loads(row[6])) for row in rows)
-        return {document.path: document for document in found}
+        return {
+            path: Document(path, root, name, kind, digest, modified, json.loads(metadata))
+            for path, root, name, kind, digest, modified, metadata in rows
+        }
 
     def count(self) -> int:
         """How many pieces there are."""
@@ -171,7 +175,7 @@ class SQLiteStore:
 
     def matching(self, query: str, count: int, where: Mapping[str, str]) -> list[tuple[int, float]]:
         """The pieces with the words of `query` by BM25, (id, score) from the largest on."""
-        words = self._rare(words_of(query))
+        words = self._rare(query)
         if not words:
             return []
         condition, values = conditions(where, "glob", METADATA)
@@ -198,35 +202,36 @@ class SQLiteStore:
         return results
 
     def holders(self, query: str, pieces: Sequence[int]) -> list[tuple[int, set[int]]]:
-        """For each word of `query`: how many pieces have it (counted to half of all), and which of these."""
-        half, among = self.count() // 2 + 1, ", ".join(str(int(piece)) for piece in pieces)
+        """For each word of `query`: how many pieces have it (counted to a fifth of all), and which of these."""
+        among = ", ".join(str(int(piece)) for piece in pieces)
         result = []
-        for word in words_of(query):
-            (number,) = self._database.execute(
-                "select count(*) from (select 1 from words where words match ? limit ?)", (f'"{word}"', half)
-            ).fetchone()
+        for word, number in self._numbers(query).items():
             rows = self._database.execute(
                 f"select rowid from words where words match ? and rowid in ({among})", (f'"{word}"',)
             )
-            result.append((int(number), {int(piece) for (piece,) in rows}))
+            result.append((number, {int(piece) for (piece,) in rows}))
         return result
 
     # --- the words ------------------------------------------------------------------------------------------------
 
-    def _rare(self, words: list[str]) -> list[str]:
-        """In a large index only words that tell pieces apart: FTS5 scores every piece that has any of them."""
+    def _rare(self, query: str) -> list[str]:
+        """The words to look for; in a large index only those that tell pieces apart: FTS5 scores every piece that has
+        any of them, at 100,000 pieces half a second for a word that all have."""
+        total, numbers = self.count(), self._numbers(query)
+        return [word for word, number in numbers.items() if total < LARGE or number <= RARE * total]
+
+    def _numbers(self, query: str) -> dict[str, int]:
+        """How many pieces have each word of `query`; in a large index counted to a fifth of all."""
         total = self.count()
-        if total < LARGE:
-            return words
-        rare = []
-        for word in words:
-            matches = self._database.execute(
-                "select count(*) from (select 1 from words where words match ? limit ?)",
-                (f'"{word}"', int(RARE * total) + 1),
-            ).fetchone()[0]
-            if matches <= RARE * total:
-                rare.append(word)
-        return rare or words[:3]
+        if self._last is None or self._last[0] != (query, total):
+            most = total if total < LARGE else total // 5
+            counting = "select count(*) from (select 1 from words where words match ? limit ?)"
+            numbers = {
+                word: int(self._database.execute(counting, (f'"{word}"', most)).fetchone()[0])
+                for word in words_of(query)
+            }
+            self._last = (query, total), numbers
+        return self._last[1]
 
     # --- the vectors ----------------------------------------------------------------------------------------------
 

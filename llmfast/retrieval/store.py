@@ -11,15 +11,17 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+OTHERS = 100
 # Words that nearly every text has (after those of Snowball's English list): a question is not about them.
 STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
-        """a about above after again against all am an and any are as at be because been before being below between both
-        but by can could did do does doing down during each few for from further had has have having he her here hers
-        him his how i if in into is it its just me more most my no nor not of off on once only or other our out over own
-        same she should so some such than that the their them then there these they this those through to too under
-        until up very was we were what when where which while who whom why will with would you your""",
+        """a about above after again against all am an and any are as at be because been before being below between
+        both but by can could did do does doing down during each few for from further had has have having he her here
+        hers him his how i if in into is it its just many me more most much my no nor not of off on once only or other
+        our out over own same she should so some such than that the their them then there these they this those
+        through to too under until up very was we were what when where which while who whom why will with would you
+        your""",
     )
 )
 
@@ -92,8 +94,11 @@ def words_of(query: str) -> list[str]:
 
 def shares(holders: Sequence[tuple[int, set[int]]], total: int, pieces: Sequence[int]) -> dict[int, float]:
     """Which share of a question's words each piece has, where a rare word weighs more: by log of (N - n + ½) / (n + ½)
-    for a word that n of N pieces have, as in BM25. `holders` has for each word n and those of `pieces` that have it."""
-    weights = [max(1e-6, math.log((total - n + 0.5) / (n + 0.5))) for n, _ in holders]
+    for a word that n of N pieces have, as in BM25. `holders` has for each word n and those of `pieces` that have it.
+
+    N counts `OTHERS` pieces more than there are: among five pieces a word that none has would weigh twice as much as
+    one that tells them apart, and a share would mean another thing in a small index than in a large one."""
+    weights = [max(1e-6, math.log((total + OTHERS - n + 0.5) / (n + 0.5))) for n, _ in holders]
     whole = sum(weights)
     return {
         piece: sum(weight for weight, (_, have) in zip(weights, holders, strict=True) if piece in have) / whole

@@ -46,8 +46,9 @@ def write_gguf(
 
     `others` are values beside the model's own, such as `tokenizer.…`; without a tokenizer llama.cpp can run the model
     on token ids only. A matrix whose rows are not whole blocks of 32, norms, biases and position embeddings are
-    float32. Weights that the source stores in the same type stay as they are. One weight at a time is in memory. `progress` is told the bytes of the source that are done, and all of
-    them. `ValueError` for arithmetic that llama.cpp does not have.
+    float32. Weights that the source stores in the same type stay as they are. One weight at a time is in memory.
+    `progress` is told the bytes of the source that are done, and all of them. `ValueError` for arithmetic that
+    llama.cpp does not have.
     """
     config = source.config
     settings = settings_of(config)

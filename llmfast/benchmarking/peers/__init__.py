@@ -1,13 +1,15 @@
-"""GPT-2 124M on a CPU beside the libraries that one would take instead: llama.cpp, CTranslate2 and transformers.
+"""Models on a CPU beside the libraries that one would take instead: llama.cpp, CTranslate2, transformers and
+openvino-genai.
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install -e ".[peers]"     # builds llama.cpp for this CPU, about five minutes
+    llmfast bench peers --model smollm2                       # the real model's file; without --model GPT-2 124M
     llmfast bench peers                                       # under ten minutes; --quick under two, --threads 4
 
 docs/benchmarks.md says what is measured and how. In reading order:
 
     plan.py       who is measured at what, and what it should come to
     counting.py   the bytes and the operations that the work needs, for shares of the machine's limits
-    models.py     the same random weights in every engine's format
+    making.py     the same weights in every engine's format; models.py  what the peers' libraries make of them
     engines.py    each library behind the same three functions
     worker.py     the process around one of them; client.py  the other end of its pipes
     campaign.py   the measurement of a group; report.py  its records; session.py  all groups

@@ -30,9 +30,9 @@ PATIENCE_WITH_A_SLOW_START = 900.0
 PACKAGES = {  # what is imported -> what is installed
     "llama_cpp": "llama-cpp-python",
     "ctranslate2": "ctranslate2",
-    "gguf": "gguf",
     "transformers": "transformers",
 }
+OPTIONAL = ["openvino-genai"]  # whose wheels are not everywhere: an engine without it says so
 
 
 class WorkerError(RuntimeError):
@@ -62,8 +62,8 @@ def missing_packages() -> list[str]:
 
 def versions() -> dict[str, str]:
     code = (
-        "import importlib.metadata as m, json; "
-        f"print(json.dumps({{n: m.version(n) for n in {[*PACKAGES.values(), 'torch']}}}))"
+        "import importlib.metadata as m, json; there = {d.name for d in m.distributions()}; "
+        f"print(json.dumps({{n: m.version(n) for n in {[*PACKAGES.values(), *OPTIONAL, 'torch']} if n in there}}))"
     )
     return json.loads(subprocess.run([peers_python(), "-c", code], capture_output=True, text=True, check=True).stdout)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .plan import CT2, HF, HF_COMPILED, LLAMA, OURS
+from .plan import CT2, HF, HF_COMPILED, LLAMA, OPENVINO, OURS
 
 
 class Engine:
@@ -59,7 +59,9 @@ class Llmfast(Engine):
 
         torch.set_num_threads(threads)
         self.torch = torch
-        llm = llmfast.load(models / "hf", precision=precision, device="cpu")
+        file = models / f"{precision}.gguf"  # of a precision that is no other than a file's, its file
+        source = file if precision.startswith("q") else models / "hf"
+        llm = llmfast.load(source, precision=precision, device="cpu")
         self.decoder = llm.decoder(batch=1, capacity=capacity)
         self.last: Any = None
 
@@ -189,10 +191,39 @@ class CTranslate2(Engine):
         )
 
 
+class OpenVINO(Engine):
+    """It has no call for one step, and gives no logits: it says itself how long the first token and the others took."""
+
+    base = "openvino_genai"
+
+    def __init__(self, models: Path, precision: str, capacity: int, threads: int):
+        import openvino
+        import openvino_genai
+
+        self.openvino, self.genai = openvino, openvino_genai
+        self.model = openvino_genai.LLMPipeline(str(models / f"{precision}.gguf"), "CPU", INFERENCE_NUM_THREADS=threads)
+
+    def prefill(self, ids: list[int]) -> None:
+        self._metrics(ids, 1)
+
+    def time_prefill(self, ids: list[int]) -> float:
+        return self._metrics(ids, 1).get_ttft().mean / 1000
+
+    def time_decode(self, prompt: list[int], new: list[int]) -> float:
+        return self._metrics(prompt, 1 + len(new)).get_tpot().mean / 1000 * len(new)
+
+    def _metrics(self, ids: list[int], count: int) -> Any:
+        tensors = [self.openvino.Tensor(np.array([row], dtype=np.int64)) for row in (ids, [1] * len(ids))]
+        config = self.genai.GenerationConfig()
+        config.max_new_tokens, config.do_sample, config.ignore_eos = count, False, True
+        return self.model.generate(self.genai.TokenizedInputs(*tensors), config).perf_metrics
+
+
 ENGINES: dict[str, type[Engine]] = {
     OURS: Llmfast,
     LLAMA: LlamaCpp,
     CT2: CTranslate2,
     HF: Transformers,
     HF_COMPILED: TransformersCompiled,
+    OPENVINO: OpenVINO,
 }

@@ -56,12 +56,12 @@ def memory_of(group: Group, row: Row) -> Record:
 
 def _engine(group: Group, row: Row) -> dict[str, Any]:
     who = {"backend": row.engine.library, "precision": row.engine.precision}
-    return {"group": "peers", "device": "cpu", "model": group.model.preset} | who
+    return {"group": "peers", "device": "cpu", "model": group.model.name} | who
 
 
 def _checked(row: Row) -> float | None:
     """How far the correlation with transformers' logits is from 1, in units of what is allowed."""
-    if row.agreement is None:
+    if row.agreement is None or row.engine.agreement is None:
         return None
     return round((1 - row.agreement) / (1 - row.engine.agreement), 4)
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass, field, replace
 from .counting import Formats
 
 OURS, LLAMA, CT2, HF = "llmfast", "llama.cpp", "CTranslate2", "transformers"
-HF_COMPILED = "transformers compiled"
+HF_COMPILED, OPENVINO = "transformers compiled", "openvino-genai"
 MEMORY_ALLOWANCE = 60e6  # bytes beyond the weights and the cache that ours may take: code, buffers, the allocator's
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A library at a precision. `agreement` is how its logits must correlate with transformers' in float32; one of
-    `slow_start` takes a minute to get ready, and is left out where there is little time."""
+    """A library at a precision. `agreement` is how its logits must correlate with transformers' in float32 (None: it
+    gives none); one of `slow_start` takes a minute to get ready, and is left out where there is little time."""
 
     library: str
     precision: str
     formats: Formats
     arithmetic: str  # the format of `limits.measure` that bounds its prefill
-    agreement: float = 0.99
+    agreement: float | None = 0.99
     slow_start: bool = False
 
     @property
@@ -55,9 +55,19 @@ GROUPS: dict[str, list[Engine]] = {
     "int4": [
         _ours("int4", "int4", "int8", "bf16", "int8", 0.9),
         _ours("int4-all", "int4", "int4", "bf16", "int8", 0.9),
-        Engine(LLAMA, "q4_0", Formats("q4_0", "q4_0", "f16"), "int8", 0.9),
+        Engine(LLAMA, "q4_0", Formats("q4_0", "q8_0", "f16"), "int8", 0.9),
+    ],
+    # A GGUF file as it is, and what llama.cpp makes of its numbers in its other forms.
+    "as stored": [
+        _ours("q4_1", "q4_1", "q8_0", "bf16", "int8"),
+        Engine(LLAMA, "q4_1", Formats("q4_1", "q8_0", "f16"), "int8"),
+        Engine(LLAMA, "q4_0", Formats("q4_0", "q8_0", "f16"), "int8", 0.9),
+        Engine(LLAMA, "q8_0", Formats("q8_0", "q8_0", "f16"), "int8"),
+        Engine(LLAMA, "bf16", Formats("bf16", "bf16", "f16"), "bf16"),
+        Engine(OPENVINO, "q4_1", Formats("q4_1", "q8_0", "f16"), "int8", None),
     ],
 }
+RANDOM_WEIGHTS = ("fp32", "bf16", "int8", "int4")  # groups
 
 
 @dataclass(frozen=True)
@@ -104,15 +114,19 @@ def _times(group: str, ours: str, case: Case, least: float, peer: str) -> Target
     return Target(group, f"{OURS} {ours}", case.kind, least, peer=peer)
 
 
-def _own(case: str, least: float) -> list[Target]:
+def _own(case: str, least: float, groups: tuple[str, ...] = RANDOM_WEIGHTS) -> list[Target]:
     """Of its own speed at a short context: bytes a second at a long one, tokens a second beside a busy process."""
-    ours = [(group, engine) for group, engines in GROUPS.items() for engine in engines if engine.library == OURS]
+    ours = [(group, engine) for group in groups for engine in GROUPS[group] if engine.library == OURS]
     return [Target(group, engine.name, case, least, own=SHORT.kind) for group, engine in ours]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A shape of `llmfast.models.PRESETS` with random weights, what is measured of it, and what that should come to."""
+    """A shape of `llmfast.models.PRESETS` with random weights, what is measured of it, and what that should come to.
+
+    One that is `known` is the model of that shape which `llmfast get` brings under this name, a GGUF file `stored_as`
+    a type.
+    """
 
     preset: str
     title: str
@@ -120,6 +134,16 @@ class Model:
     capacity: int  # positions in every engine's cache
     libraries: tuple[str, ...]
     targets: list[Target] = field(default_factory=list)
+    groups: tuple[str, ...] = RANDOM_WEIGHTS
+    known: str | None = None
+    stored_as: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.known or self.preset
+
+    def engines(self) -> list[Engine]:
+        return [e for group in self.groups for e in GROUPS[group] if e.library in self.libraries]
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -166,9 +190,25 @@ SMOLLM2 = Model(
         _times("int8", "int8", PREFILL, 3.0, f"{LLAMA} q8_0"),
     ],
 )
-MODELS = {
-    model.preset: model for model in (GPT2, SMOLLM2, replace(SMOLLM2, preset="smollm2-360m", title="SmolLM2 360M"))
-}
+SMOLLM2_FILE = Model(
+    "smollm2-135m",
+    "SmolLM2 135M Instruct as Q4_1",
+    Case("long", prompt=2000, new=32),
+    2304,
+    (OURS, LLAMA, OPENVINO),
+    [
+        _times("as stored", "q4_1", SHORT, 2.8, f"{LLAMA} q4_1"),
+        Target("as stored", f"{OURS} q4_1", SHORT.kind, 0.75),
+        *_own("long", 0.9, ("as stored",)),
+        _times("as stored", "q4_1", PREFILL, 5.0, f"{LLAMA} q4_1"),
+        *(_times("as stored", "q4_1", PREFILL, 1.8, f"{LLAMA} {form}") for form in ("q4_0", "q8_0", "bf16")),
+    ],
+    ("as stored",),
+    "smollm2",
+    "q4_1",
+)
+LARGER = replace(SMOLLM2, preset="smollm2-360m", title="SmolLM2 360M")
+MODELS = {model.name: model for model in (GPT2, SMOLLM2, LARGER, SMOLLM2_FILE)}
 
 
 @dataclass(frozen=True)

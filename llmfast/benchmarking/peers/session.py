@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from llmfast.benchmarking import limits
-from llmfast.benchmarking.peers import client
+from llmfast.benchmarking.peers import client, making
 from llmfast.benchmarking.peers.campaign import Group, measure_group
-from llmfast.benchmarking.peers.models import is_made
 from llmfast.benchmarking.peers.plan import Effort, Model
-from llmfast.models import PRESETS
 
 
 def why_not() -> str | None:
@@ -30,13 +27,10 @@ class Session:
             raise ValueError(f"the peers can't be measured: {reason}")
         self.model, self.effort, self.threads, self.say = model, effort, threads, say
         self.groups: dict[str, Group] = {}
-        self.models = models_folder() / model.preset
-        if not is_made(self.models):
-            say(f"making {model.title} with random weights in every format, once")
-            document = PRESETS[model.preset].to_document()
-            made = client.run_module("models", self.models, json.dumps(document))
-            if made.returncode:
-                raise ValueError(f"the models could not be made: {made.stderr.strip().splitlines()[-1]}")
+        self.models = models_folder() / model.name
+        if not making.is_made(self.models):
+            say(f"making {model.title} in every format, once")
+            making.make(self.models, model)
 
     def group(self, name: str) -> Group:
         if name not in self.groups:
@@ -52,6 +46,6 @@ class Session:
 
 
 def models_folder() -> Path:
-    """Where the models are kept between runs, about 1.4 GB each."""
+    """Where the models are kept between runs, up to 1.4 GB each."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmfast" / "peers"
     return Path(os.environ.get("LLMFAST_PEERS_CACHE") or default)

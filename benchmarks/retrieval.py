@@ -1,0 +1,68 @@
+"""Finding, answering and shortening, measured on public data, as `llmfast eval retrieval`, `qa` and `summaries` do.
+
+    python benchmarks/retrieval.py --squad xquad_en.json --dialogues dialogsum_dev.jsonl --out retrieval.json
+    python benchmarks/retrieval.py --squad xquad_en.json --only sentences --out retrieval.json    # adds to the file
+
+XQuAD's English part has 240 paragraphs and 1,190 questions in SQuAD's format, DialogSum's validation split 500 texts.
+Every part is written when it is done; parts that the file has and that were not asked for again stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import llmfast
+from llmfast.benchmarking.facts import facts
+from llmfast.cli.eval_documents import retrieval_facts
+from llmfast.evaluation import answers, summaries
+from llmfast.evaluation.squad import read_squad
+from llmfast.files import write_atomic
+
+
+def qa_facts(squad: Path, model: str, sample: int | None, sources: int) -> dict[str, Any]:
+    found = answers.evaluate(llmfast.load(model), llmfast.Embedder("minilm"), read_squad(squad), sample, sources)
+    ways = {way: {"exact": asdict(made.exact), "f1": asdict(made.f1)} for way, made in found.items()}
+    return {"model": model, "sources": sources, "ways": ways}
+
+
+def summary_facts(dialogues: Path, model: str, sample: int | None) -> dict[str, Any]:
+    found = summaries.evaluate(llmfast.load(model), summaries.read_examples(dialogues), sample)
+    return {"model": model} | {
+        who: {kind: asdict(mean) for kind, mean in scores.items()} for who, scores in found.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--squad", type=Path, required=True)
+    parser.add_argument("--dialogues", type=Path)
+    parser.add_argument("--model", default="smollm2", help="that answers and summarises")
+    parser.add_argument("--sample", type=int, help="questions and dialogues for the model; all where it is not given")
+    parser.add_argument("--sources", type=int, default=3, help="pieces before the model")
+    parser.add_argument("--only", nargs="+", choices=("paragraphs", "sentences", "bf16", "qa", "summaries"))
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "paragraphs": lambda: retrieval_facts(options.squad, "minilm", "fp32", False, None),
+        "sentences": lambda: retrieval_facts(options.squad, "minilm", "fp32", True, None),
+        "bf16": lambda: retrieval_facts(options.squad, "minilm", "bf16", False, None),
+        "qa": lambda: qa_facts(options.squad, options.model, options.sample, options.sources),
+    }
+    if options.dialogues is not None:
+        parts["summaries"] = lambda: summary_facts(options.dialogues, options.model, options.sample)
+    record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"parts": {}}
+    for name, measure in parts.items():
+        if options.only is None or name in options.only:
+            record["parts"][name] = measure()
+            record["machine"] = facts()
+            write_atomic(options.out, json.dumps(record, indent=1).encode())
+            print(name, "done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
