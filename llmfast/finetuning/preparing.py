@@ -41,7 +41,12 @@ class Examples:
     notes: list[str] = field(default_factory=list)  # what people should know of them
 
     def parts(self) -> dict[str, list[Example]]:
-        return {"train": self.train, "validation": self.validation, "test": self.test, "also": self.also}
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def measured(self) -> dict[str, list[Example]]:
+        """What is measured before and after."""
+        parts = {"validation": self.validation, "test": self.test, "also": self.also}
+        return {part: examples for part, examples in parts.items() if examples}
 
     def lengths(self) -> str:
         """Of the training examples, in words."""

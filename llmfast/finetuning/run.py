@@ -288,31 +288,32 @@ class Finetuning(Loop):
         if part in self.examples.pairs:
             beta, model = self.config.method.dpo_beta, self.trainer.model
             return preferences.figures(model, self.examples.pairs[part], beta, self.padding)
-        batches = ExampleBatches(self.examples.parts()[part], self.padding)
+        batches = ExampleBatches(self.examples.measured()[part], self.padding)
+        if self.examples.labels:
+            return self.classified(batches)
         result = self.trainer.evaluate(batches)
-        figures: dict[str, Any] = {"loss": result.loss}
-        if not self.examples.labels:
-            return figures | {"perplexity": math.exp(min(700, result.loss)), "tokens": result.tokens}
-        confusion = self.confusion(batches)
-        return figures | confusion.to_document()
+        return {"loss": result.loss, "perplexity": math.exp(min(700, result.loss)), "tokens": result.tokens}
 
     @torch.no_grad()
-    def confusion(self, batches: ExampleBatches) -> Confusion:
+    def classified(self, batches: ExampleBatches) -> dict[str, Any]:
+        """The loss, and which class was taken for which; each process computes all of it."""
         model = self.trainer.model.eval()
+        nats = 0.0
         actual: list[int] = []
         said: list[int] = []
         for index in range(len(batches)):
-            ids, targets = batches[index]
-            logits = classifier.last_logits(model, ids.to(model.device), targets.to(model.device))
-            actual += targets[targets != IGNORED].tolist()
+            ids, targets = (t.to(model.device) for t in batches[index])
+            logits, labels = classifier.last_logits(model, ids, targets), targets[targets != IGNORED]
+            nats += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            actual += labels.tolist()
             said += logits.argmax(dim=-1).tolist()
         model.train()
-        return Confusion.of(self.examples.labels, actual, said)
+        confusion = Confusion.of(self.examples.labels, actual, said)
+        return {"loss": nats / len(actual)} | confusion.to_document()
 
     def measured(self) -> dict[str, Any]:
         """The figures of both parts that are held out, and of the other text."""
-        held_out = [part for part, examples in self.examples.parts().items() if examples and part != "train"]
-        return {part: self.figures_of(part) for part in held_out}
+        return {part: self.figures_of(part) for part in self.examples.measured()}
 
     def export(self) -> None:
         if not self.group.first:
