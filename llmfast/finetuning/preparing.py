@@ -223,8 +223,8 @@ def _preferences(
         raise ValueError(f"{path} has {len(fitting)} usable pairs: too few to train on any and hold some out")
     left_out = len(rows) - len(fitting)
     notes = [f"note: {left_out:,} pairs are longer than {longest:,} tokens (max_tokens), and left out"] * (left_out > 0)
-    parts = {side: [preferences.longer(pair) for pair in several] for side, several in pairs.items()}
-    return Examples("preference", **parts, pairs=pairs, notes=notes)
+    train, validation, test = ([preferences.longer(pair) for pair in pairs[side]] for side in SIDES)
+    return Examples("preference", train, validation, test, pairs=pairs, notes=notes)
 
 
 def _shortened(example: Example, longest: int) -> Example:
