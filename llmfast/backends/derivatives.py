@@ -14,6 +14,14 @@ from torch.autograd import forward_ad
 ADVICE = 'llmfast.use_backend("pytorch") has them'  # where kernels have none
 
 
+def once_only(name: str) -> RuntimeError:
+    """What second derivatives of an operator's kernels end with."""
+    return RuntimeError(
+        f"the gradients of {name} can't be differentiated again: its kernels have one derivative, backward. "
+        f"{ADVICE}, attention's inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+    )
+
+
 def constant(function: Callable[[], bool]) -> Callable[[], bool]:
     """`torch.compiler.assume_constant_result`, by the mark that it sets: the function itself imports Dynamo, 170 MB and
     a second and a half of every program that only runs a model. Dynamo guards what the functions here ask for: another

@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llmfast.backends.derivatives import transformed
 from llmfast.backends.philox import dropout_keep
-from llmfast.backends.quantized_gradient import differentiable
 from llmfast.quantization.formats import dequantize
 
 # The most memory that one chunk of logits takes in linear_cross_entropy: on a CPU, what stays in its cache (fresh
@@ -188,12 +187,6 @@ def quantized_linear(
     bias: Tensor | None = None,
     activation: str | None = None,
     **parts: Tensor,
-) -> Tensor:
-    return differentiable(_quantized_linear, x, {"values": values, "scale": scale} | parts, bias, activation)
-
-
-def _quantized_linear(
-    x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None, **parts: Tensor
 ) -> Tensor:
     weight = dequantize({"values": values, "scale": scale} | parts, x.shape[-1])
     return linear(x, weight.to(x.dtype), bias, activation)

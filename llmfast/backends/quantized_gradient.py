@@ -1,4 +1,4 @@
-"""The gradient of `quantized_linear` to its input, the same for every backend: y = activation(x Wᵀ + b), W as integers.
+"""The gradient of `quantized_linear` to its input, the same for all kernels: y = activation(x Wᵀ + b), W as integers.
 
 W is made floats again in backward, one layer at a time, and not kept: what a graph holds of a layer is x.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from llmfast.backends.derivatives import once_only
 from llmfast.quantization.formats import dequantize
 
 Product = Callable[..., Tensor]  # a backend's quantized_linear
@@ -38,9 +38,16 @@ class _Product(torch.autograd.Function):
         return product(x, **dict(zip(names, parts, strict=True)), bias=bias, activation=activation)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, bias, *saved = ctx.saved_tensors
+        with torch.no_grad():
+            gradients = _Product.gradients(ctx, grad, x, bias, saved)
+        if torch.is_grad_enabled():  # they are to be differentiated
+            gradients = [None if each is None else _Last.apply(each, x, bias) for each in gradients]
+        return *gradients, *[None] * (3 + len(saved))
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor, x: Tensor, bias: Any, saved: list[Tensor]) -> list[Tensor | None]:
         parts = dict(zip(ctx.names, saved, strict=True))
         if ctx.activation is not None:  # what it was applied to is computed again
             with torch.enable_grad():
@@ -51,7 +58,19 @@ class _Product(torch.autograd.Function):
             dx = grad @ dequantize(parts, x.shape[-1]).to(grad.dtype)
         if ctx.needs_input_grad[1]:
             dbias = grad.float().flatten(0, -2).sum(dim=0).to(grad.dtype)
-        return dx, dbias, *[None] * (3 + len(saved))
+        return [dx, dbias]
+
+
+class _Last(torch.autograd.Function):
+    """A gradient of x and bias that has none itself."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, x: Tensor, bias: Any) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise once_only("quantized_linear")
 
 
 def activated(x: Tensor, activation: str) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from llmfast.backends.derivatives import ADVICE, differentiating, transformed
+from llmfast.backends.derivatives import ADVICE, differentiating, once_only, transformed
 
 
 class Operator:
@@ -85,10 +85,7 @@ class Operator:
         return getattr(getattr(torch.ops, self._namespace), self.name + suffix).default
 
     def _refuse(self, ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(
-            f"the gradients of {self.name} can't be differentiated again: its kernels have one derivative, backward. "
-            f"{ADVICE}, attention's inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-        )
+        raise once_only(self.name)
 
 
 def with_gradient(operator: Any, setup_context: Any, backward: Any) -> Callable[..., Any]:
