@@ -432,7 +432,7 @@ CASES = [
     *(quantized_linear(f"{form}-one-row", (1, 129), 257, form) for form in FORMATS),
     *(quantized_linear(f"{form}-one-vector", (64,), 33, form, bias=False) for form in FORMATS),
     *(quantized_linear(f"{form}-odd", (3, 13, 37), 41, form) for form in FORMATS),
-    *(quantized_linear(f"{form}-deep", (2, 1100), 40, form, activation="gelu_tanh") for form in FORMATS),
+    *(quantized_linear(f"{form}-deep", (2, 1100), 40, form) for form in FORMATS),
     *(quantized_linear(f"{form}-some-rows", (17, 70), 96, form, activation="gelu") for form in FORMATS),
     *(quantized_linear(f"{form}-gelu-tanh", (3, 40), 20, form, activation="gelu_tanh") for form in FORMATS),
     *(quantized_linear(f"{form}-gelu-erf", (3, 33), 20, form, activation="gelu") for form in FORMATS),
