@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from test_inference_native import MODEL, packed, pytestmark, tokens  # noqa: F401  (pytestmark skips these, too)
 
 import llmfast
+from llmfast.inference import execution
 from llmfast.inference.decoders import NativeDecoder, SpeculatingDecoder, speculating
 from llmfast.inference.decoders.speculating import MOST_LOST, Account, PromptLookup
 
@@ -169,3 +170,12 @@ def test_by_default_the_text_is_the_same_and_steps_are_fewer(settings, monkeypat
     assert llm.generate(prompt, max_new_tokens=80, **settings) == plain
     if "temperature" in settings:
         assert len(clock.sizes) < 60
+
+
+def test_guessing_unasked_is_for_models_whose_steps_are_long(monkeypatch):
+    runner = llmfast.load("stories", precision="int8").runner
+    assert type(runner.decoder(1, 20, speculate=None)) is NativeDecoder
+    monkeypatch.setattr(execution, "LARGE_ENOUGH_TO_GUESS", 0)
+    assert type(runner.decoder(1, 20, speculate=None)) is SpeculatingDecoder
+    assert type(runner.decoder(1, 20, speculate=0)) is NativeDecoder
+    assert type(runner.decoder(2, 20, speculate=None)) is NativeDecoder

@@ -167,7 +167,7 @@ class LLM:
 
         `speculate=k` guesses up to k tokens ahead from what the text has said before, and checks them in one step: the
         same text, sooner where it repeats itself (one sequence, generating natively). By default as many as pay, by
-        the clock; 0 guesses none.
+        the clock, and none with less than 32 MB of weights; 0 guesses none.
 
         With `logprobs=n` every text becomes a `Generation`: the same text, the log-probability of each token, and the n
         likeliest at its place (0 to 100). `logit_bias` adds to the logits of some tokens, {id: from -10000 to 10000};
