@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import llmfast
 from llmfast.cli import cli
+from llmfast.cli.common import resume_command
 from llmfast.finetuning.answers import Answer, Question
 from llmfast.finetuning.classifier import Classifier
 from llmfast.finetuning.configuration import FinetuningConfig
@@ -365,3 +367,11 @@ def test_without_anything_held_out_the_last_is_what_is_written(storyteller_direc
     outcome = finetune(storyteller_directory, chats, tmp_path / "a", changes=QUICK | {"validation": 0.0, "epochs": 1.0})
     assert outcome.validation is None and not (tmp_path / "a" / "evaluation.json").exists()
     assert (tmp_path / "a" / WEIGHTS).exists() and "llmfast chat --model" in capsys.readouterr().err
+
+
+def test_the_advice_to_resume_names_the_processes_it_was_started_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["llmfast", "finetune", "--threads", "1"])
+    one, several = (resume_command("finetune", tmp_path / "my run", parallel) for parallel in ("none", "ddp"))
+    assert one.startswith("llmfast finetune --out '") and " --resume --threads " in one
+    assert several.startswith("torchrun --nproc-per-node N -m llmfast finetune --out '")
+    assert several.endswith(" --resume --parallel ddp")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -108,6 +109,16 @@ def running_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--adapter", metavar="DIR", help="What `llmfast finetune` or peft made for the model."),
     ]
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def resume_command(verb: str, out: Path, parallel: str) -> str:
+    """What goes on with a run as it was started."""
+    command = ["llmfast", verb, "--out", str(out), "--resume"]
+    if parallel != "none":
+        command = ["torchrun", "--nproc-per-node", "N", "-m", *command, "--parallel", parallel]
+    elif any(argument.startswith("--threads") for argument in sys.argv):
+        command += ["--threads", str(torch.get_num_threads())]
+    return shlex.join(command)
 
 
 def fail(error: Exception) -> None:

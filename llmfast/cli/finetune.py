@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 from rich.text import Text
 
-from llmfast.cli.common import common_options, fail
+from llmfast.cli.common import common_options, fail, resume_command
 from llmfast.cli.train import pair
 from llmfast.finetuning.configuration import METHODS, TASKS, FinetuningConfig
 from llmfast.finetuning.preview import Preview, preview
@@ -87,7 +85,7 @@ def finetune(
             resume=resume,
             parallel=parallel,
             quiet=quiet,
-            resume_command=_resume_command(out),
+            resume_command=resume_command("finetune", out, parallel),
         )
     except Diverged as error:
         fail(error)
@@ -113,10 +111,3 @@ def show(found: Preview) -> None:
     console.print(Text(f"{found.padding:.1%} of what is computed pads rows (examples of like length share a batch)"))
     console.print(Text(f"memory: about {found.memory}"), soft_wrap=True)
     console.print(Text(f"time: about {duration(found.seconds)} of training, without evaluations"))
-
-
-def _resume_command(out: Path) -> str:
-    command = ["llmfast", "finetune", "--out", str(out), "--resume"]
-    if any(argument.startswith("--threads") for argument in sys.argv):
-        command += ["--threads", str(torch.get_num_threads())]
-    return shlex.join(command)

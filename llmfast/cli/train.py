@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from llmfast.cli.common import common_options, fail
+from llmfast.cli.common import common_options, fail, resume_command
 from llmfast.cli.progress import progress_bars
 from llmfast.training.configuration import PRESETS, configure
 from llmfast.training.directory import no_progress
@@ -72,7 +70,7 @@ def train(
             parallel=parallel,
             quiet=quiet,
             preparing=no_progress if quiet else progress_bars,
-            resume_command=_resume_command(out, parallel),
+            resume_command=resume_command("train", out, parallel),
         )
     except Diverged as error:
         fail(error)
@@ -87,13 +85,3 @@ def pair(text: str) -> tuple[str, str]:
     if not equals:
         raise ValueError(f"--set takes KEY=VALUE, got {text!r}")
     return key.strip(), value.strip()
-
-
-def _resume_command(out: Path, parallel: str) -> str:
-    """What goes on with this run as it was started."""
-    command = ["llmfast", "train", "--out", str(out), "--resume"]
-    if parallel != "none":
-        command = ["torchrun", "--nproc-per-node", "N", "-m", *command, "--parallel", parallel]
-    elif any(argument.startswith("--threads") for argument in sys.argv):
-        command += ["--threads", str(torch.get_num_threads())]
-    return shlex.join(command)
