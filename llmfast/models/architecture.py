@@ -223,6 +223,36 @@ class ModelConfig:
         return dataclasses.replace(self, **fields)  # type: ignore[type-var]
 
 
+class HiddenSizes(ModelConfig):
+    """A configuration with the names of sizes that most `config.json` have: `hidden_size` and so on."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+
+    @property
+    def context(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def width(self) -> int:
+        return self.hidden_size
+
+    @property
+    def blocks(self) -> int:
+        return self.num_hidden_layers
+
+    @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def inner_dim(self) -> int:
+        return self.intermediate_size
+
+
 def positive_integers(config: Any, *names: str) -> None:
     """`ValueError` naming the first of the fields that is not a positive integer."""
     for name in names:

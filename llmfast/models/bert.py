@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from llmfast import ops
 from llmfast.models.architecture import (
-    ModelConfig,
+    HiddenSizes,
     Parameter,
     Role,
     positive_integers,
@@ -37,7 +37,7 @@ FIXED_SETTINGS = {"position_embedding_type": "absolute", "is_decoder": False, "a
 
 
 @dataclass(frozen=True)
-class BertConfig(ModelConfig):
+class BertConfig(HiddenSizes):
     """Hyperparameters of a BERT, named as in Hugging Face's `config.json`.
 
     Raises `ValueError` naming the field when a value is out of range or the head count does not divide the width.
@@ -75,32 +75,12 @@ class BertConfig(ModelConfig):
         positive_numbers(self, "layer_norm_eps", "initializer_range")
 
     @property
-    def context(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def width(self) -> int:
-        return self.hidden_size
-
-    @property
-    def blocks(self) -> int:
-        return self.num_hidden_layers
-
-    @property
-    def heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
     def key_heads(self) -> int:
         return self.num_attention_heads
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-    @property
-    def inner_dim(self) -> int:
-        return self.intermediate_size
 
     def parameters(self) -> list[Parameter]:
         C, inner = self.hidden_size, self.intermediate_size

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from llmfast import ops
 from llmfast.models.architecture import (
     Arithmetic,
-    ModelConfig,
+    HiddenSizes,
     Parameter,
     Role,
     Shape,
@@ -95,7 +95,7 @@ TELLING = (
 
 
 @dataclass(frozen=True)
-class LlamaConfig(ModelConfig):
+class LlamaConfig(HiddenSizes):
     """Hyperparameters of a model of the Llama family, named as in Hugging Face's `config.json`.
 
     `model_type` decides what has no switch of its own: Qwen 2 has biases on queries, keys and values, Qwen 3 normalises
@@ -166,22 +166,6 @@ class LlamaConfig(ModelConfig):
             raise ValueError(f"short_factor must have {turning // 2} numbers, got {len(self.rope.short_factor)}")
 
     @property
-    def context(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def width(self) -> int:
-        return self.hidden_size
-
-    @property
-    def blocks(self) -> int:
-        return self.num_hidden_layers
-
-    @property
-    def heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
     def key_heads(self) -> int:
         return self.num_attention_heads if self.num_key_value_heads is None else self.num_key_value_heads
 
@@ -189,10 +173,6 @@ class LlamaConfig(ModelConfig):
     def head_channels(self) -> int:
         assert self.head_dim is not None
         return self.head_dim
-
-    @property
-    def inner_dim(self) -> int:
-        return self.intermediate_size
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
