@@ -1,0 +1,56 @@
+"""What lessons work on: a text that is there without a network, and how much of it there is time for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from llmfast.weights.fetching import home
+
+T = TypeVar("T")
+SHAKESPEARE = "tinyshakespeare.txt"
+WHERE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
+
+def effort(*, quick: T, full: T) -> T:
+    """`full`, or `quick` where LLMFAST_LESSONS=quick: tests run a lesson in seconds, a reader in minutes."""
+    return quick if os.environ.get("LLMFAST_LESSONS") == "quick" else full
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text: the first nine tenths of its characters to learn from, the last tenth to be judged on."""
+
+    name: str
+    text: str
+
+    @property
+    def is_shakespeare(self) -> bool:
+        return self.name == SHAKESPEARE
+
+    @property
+    def train(self) -> str:
+        return self.text[: int(0.9 * len(self.text))]
+
+    @property
+    def validation(self) -> str:
+        return self.text[int(0.9 * len(self.text)) :]
+
+
+def corpus() -> Corpus:
+    """Tiny Shakespeare (1.1 MB) from the folder LLMFAST_DATA or llmfast's own; else 0.6 MB of Python's manual.
+
+    The manual is part of every Python, so that a lesson runs offline; figures are asserted on Shakespeare only.
+    """
+    folders = [Path(chosen)] if (chosen := os.environ.get("LLMFAST_DATA")) else []
+    for folder in (*folders, home()):
+        if (file := folder / SHAKESPEARE).is_file():
+            return Corpus(SHAKESPEARE, file.read_text(encoding="utf-8"))
+    from pydoc_data.topics import topics
+
+    print(f"{SHAKESPEARE} is not here: this is Python's manual instead, and figures are others. To have it:")
+    print(f"    curl --create-dirs -o {home() / SHAKESPEARE} {WHERE}")
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    return Corpus("Python's manual", "".join(c for c in text if c == "\n" or " " <= c <= "~"))
