@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 WRONG: dict[str, list[tuple[object, str]]] = {
     "1.1": [
         (lambda counts, c, size: counts[c] / counts.total(), "without smoothing"),
@@ -19,5 +21,42 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda table, size: sum(map(len, table.values())) / (len(table) * size), "the rest"),
         (lambda table, size: 1 - sum(c.total() for c in table.values()) / (len(table) * size), "fills one place"),
         (lambda table, size: len(table) * size - sum(map(len, table.values())), "not a share"),
+    ],
+    "4.1": [
+        (lambda s: s.softmax(dim=0), "down the columns"),
+        (lambda s: s.exp() / s.exp().sum(), "in every row"),
+        (lambda s: s.exp() / s.exp().sum(-1, keepdim=True), "inf or nan"),
+        (lambda s: (s - s.max()).exp() / ((s - s.max()).exp().sum(-1, keepdim=True) + 1e-30), "each row's own largest"),
+    ],
+    "4.2": [
+        (lambda x, factor: (factor * (x @ x.T)).softmax(-1), "these are the weights"),
+        (lambda x, factor: (x @ x.T).softmax(-1) @ x, "changes nothing"),
+        (lambda x, factor: (factor * (x @ x.T)).softmax(-1) @ (factor * x), "mixed are multiplied too"),
+    ],
+    "4.3": [
+        (lambda x: (x @ x.T).softmax(-1), "still looks at itself"),
+        (lambda x: (x @ x.T).softmax(-1) * (1 - torch.eye(len(x))), "no longer sum to 1"),
+        (lambda x: ((x @ x.T) * (1 - torch.eye(len(x)))).softmax(-1), "must be −∞"),
+    ],
+    "5.1": [
+        (lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(S - T), "exchanged"),
+        (lambda T, S: torch.ones(T, S, dtype=torch.bool).triu(S - T), "may look at itself"),
+        (lambda T, S: torch.ones(T, S, dtype=torch.bool).triu(1), "not the first"),
+        (lambda T, S: torch.ones(T, S).triu(1 + S - T), "not torch.bool"),
+    ],
+    "5.2": [
+        (lambda y: y.reshape(y.shape[0], y.shape[2], -1), "mixes heads and tokens"),
+        (lambda y: y.permute(0, 2, 3, 1).reshape(y.shape[0], y.shape[2], -1), "interleaved"),
+        (lambda y: y.transpose(1, 2), "not joined"),
+    ],
+    "5.3": [
+        (lambda s, W: s.masked_fill(torch.ones_like(s).triu(1) > 0, -torch.inf).softmax(-1), "no window"),
+        (lambda s, W: s.masked_fill(torch.ones_like(s).triu(1 - W) < 1, -torch.inf).softmax(-1), "where it should be"),
+        (
+            lambda s, W: s.masked_fill(
+                (torch.ones_like(s).triu(-W) < 1) | (torch.ones_like(s).triu(1) > 0), -torch.inf
+            ).softmax(-1),
+            "one too wide",
+        ),
     ],
 }

@@ -28,8 +28,8 @@ class Lesson:
         return self.path.parent / "solutions" / self.path.name
 
     def code(self) -> list[str]:
-        """The lines that a reader types: not comments, imports, lone brackets, exercises to fill in, or cells that
-        only draw (with the tag "picture")."""
+        """The lines that a reader types: not comments, imports, lone brackets, what is confirmed, exercises to fill in,
+        or cells that only draw (with the tag "picture")."""
         cells = CELL.split(self.path.read_text(encoding="utf-8"))[1:]
         typed = [
             cell
@@ -37,7 +37,11 @@ class Lesson:
             if not cell.startswith(" [markdown]") and "\ncheck(" not in cell and PICTURE not in cell
         ]
         lines = [line.strip() for cell in typed for line in cell.splitlines()[1:]]
-        return [line for line in lines if re.search(r"\w", line) and not line.startswith(("#", "import ", "from "))]
+        return [
+            line
+            for line in lines
+            if re.search(r"\w", line) and not line.startswith(("#", "import ", "from ", "confirm("))
+        ]
 
 
 def lessons() -> list[Lesson]:

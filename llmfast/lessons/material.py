@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from llmfast.weights.fetching import home
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 SHAKESPEARE = "tinyshakespeare.txt"
@@ -54,3 +57,13 @@ def corpus() -> Corpus:
     print(f"    curl --create-dirs -o {home() / SHAKESPEARE} {WHERE}")
     text = "\n\n".join(topics[name] for name in sorted(topics))
     return Corpus("Python's manual", "".join(c for c in text if c == "\n" or " " <= c <= "~"))
+
+
+def journey() -> tuple[list[str], Tensor]:
+    """The words of the well-known example of attention (Raschka, 2024), and their vectors, (6, 3)."""
+    import torch
+
+    vectors = "0.43 0.15 0.89 0.55 0.87 0.66 0.57 0.85 0.64 0.22 0.58 0.33 0.77 0.25 0.10 0.05 0.80 0.55"
+    return ["Your", "journey", "starts", "with", "one", "step"], torch.tensor([float(x) for x in vectors.split()]).view(
+        6, 3
+    )
