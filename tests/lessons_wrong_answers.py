@@ -6,6 +6,16 @@ import math
 
 import torch
 
+
+def cpp_relu(body: str) -> str:
+    return '#include "vectors.h"\nEXPORT relu(const float* x, float* y, long n) { ' + body + " }"
+
+
+def cpp_sums(body: str) -> str:
+    head = '#include "vectors.h"\nEXPORT row_sums(const float* x, float* y, long rows, long columns) { '
+    return head + "for (long r = 0; r < rows; r++) { " + body + " } }"
+
+
 WRONG: dict[str, list[tuple[object, str]]] = {
     "1.1": [
         (lambda counts, c, size: counts[c] / counts.total(), "without smoothing"),
@@ -58,5 +68,44 @@ WRONG: dict[str, list[tuple[object, str]]] = {
             ).softmax(-1),
             "one too wide",
         ),
+    ],
+    "14.1": [
+        (lambda T, K, N, e: T * K * N / ((T * K + K * N + T * N) * e), "multiplies and adds"),
+        (lambda T, K, N, e: 2 * T * K * N / ((T * K + K * N) * e), "has to be written"),
+        (lambda T, K, N, e: 2 * T * K * N / (T * K + K * N + T * N), "e bytes"),
+    ],
+    "14.2": [
+        (lambda moved, operations, bandwidth, peak: moved / bandwidth / 1e9 + operations / peak / 1e9, "not added"),
+        (lambda moved, operations, bandwidth, peak: min(moved / bandwidth, operations / peak) / 1e9, "not the smaller"),
+        (lambda moved, operations, bandwidth, peak: max(moved / bandwidth, operations / peak), "the unit"),
+        (lambda moved, operations, bandwidth, peak: moved / bandwidth / 1e9, "only memory"),
+    ],
+    "14.3": [
+        (lambda T, K, N, e: T * N / (T * K + K * N + 2 * T * N), "read and written"),
+        (lambda T, K, N, e: 2 * T * N / (T * K + K * N + T * N), "product alone"),
+        (lambda T, K, N, e: 2 * T * N * e, "not a share"),
+    ],
+    "15.1": [
+        ('#include "vectors.h"\nEXPORT relu(const float* x, float* y, long n) { y[0] = }', "does not compile"),
+        ("void relu(const float* x, float* y, long n) {}", "no function relu"),
+        (cpp_relu("for (long i = 0; i < n; i += W) *(vec*)(y + i) = *(const vec*)(x + i);"), "beyond the end"),
+        (cpp_relu("for (long i = 0; i + 15 < n; i++) y[i] = x[i] > 0 ? x[i] : 0;"), "never written"),
+        (cpp_relu("for (long i = 0; i < n; i++) y[i] = x[i] < 0 ? x[i] : 0;"), "sign is turned"),
+    ],
+    "15.2": [
+        (
+            cpp_sums("float s = 0; for (long c = 0; c < columns; c++) s += x[r * columns + c]; y[r] = s;"),
+            "loses the last bits",
+        ),
+        (cpp_sums("double s = 0; for (long c = 0; c < columns; c++) s += x[c]; y[r] = s;"), "same sum"),
+        (
+            cpp_sums("double s = 0; for (long c = 0; c < columns; c++) s += x[r * columns + c]; y[r] = s / columns;"),
+            "means",
+        ),
+    ],
+    "15.3": [
+        (lambda rows: rows, "other way round"),
+        (lambda rows: 1.0, "step 2"),
+        (lambda rows: 2 / rows, "cancels"),
     ],
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 TEXTS = Path(__file__).parent / "texts"
 FIRST_CELL = re.compile(r"# %% \[markdown\]\n# # (\d+)\. (.+)\n#\n# \*\*([^*]+)\*\*\n")
 CELL = re.compile(r"^# %%", re.MULTILINE)
-PICTURE = 'tags=["picture"]'
+TAGGED = re.compile(r' tags=\["(picture|given)"\]')
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Lesson:
 
     def code(self) -> list[str]:
         """The lines that a reader types: not comments, imports, lone brackets, what is confirmed, exercises to fill in,
-        or cells that only draw (with the tag "picture")."""
+        or cells with the tag "picture" or "given", which draw and measure."""
         cells = CELL.split(self.path.read_text(encoding="utf-8"))[1:]
         typed = [
             cell
             for cell in cells
-            if not cell.startswith(" [markdown]") and "\ncheck(" not in cell and PICTURE not in cell
+            if not cell.startswith(" [markdown]") and "\ncheck(" not in cell and not TAGGED.match(cell)
         ]
         lines = [line.strip() for cell in typed for line in cell.splitlines()[1:]]
         return [

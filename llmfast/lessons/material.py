@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +22,48 @@ WHERE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinysha
 def effort(*, quick: T, full: T) -> T:
     """`full`, or `quick` where LLMFAST_LESSONS=quick: tests run a lesson in seconds, a reader in minutes."""
     return quick if os.environ.get("LLMFAST_LESSONS") == "quick" else full
+
+
+def shortest(call: Callable[[], object], least: float = 0.2) -> float:
+    """Seconds that a call takes: the shortest of many within `least` seconds, three at least, after one to warm up.
+
+    The shortest, because what a shared machine adds is never negative; the benchmarks of llmfast take medians of turns.
+    """
+    call()
+    found, end = [], time.perf_counter() + effort(quick=least / 4, full=least)
+    while len(found) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine can do at most in float32: GB/s, and GFLOP/s on `threads` threads and on one."""
+
+    threads: int
+    bandwidth: float
+    peak: float
+    peak_of_one: float
+
+
+def machine(threads: int | None = None) -> Machine:
+    """Measured now: by loops in C++ that do nothing else, or, without the extension, by what PyTorch reaches."""
+    import torch
+
+    from llmfast.benchmarking import limits
+    from llmfast.threads import thread_count
+
+    threads = threads or thread_count()
+    if limits.why_not() is None:
+        found = limits.measure(threads, effort(quick=64, full=512), rounds=effort(quick=3, full=7))
+        read, copy, fp32 = (found[name] for name in ("read", "copy", "fp32"))
+        best = max(read[str(threads)]["best"], copy[str(threads)]["best"])
+        return Machine(threads, best, fp32[str(threads)]["best"], fp32["1"]["best"])
+    array, square = torch.ones(effort(quick=16, full=64) << 20), torch.randn(1024, 1024)
+    peak = 2 * 1024**3 / shortest(lambda: square @ square) / 1e9
+    return Machine(threads, array.nbytes / shortest(array.sum) / 1e9, peak, peak / threads)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Colours are those of the benchmarks' plots, which the colour-blind can tell apar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -186,17 +187,32 @@ def roofline(
     """
     figure, (ax,) = panels(1, width, 4.2)
     with plt.rc_context(STYLE):
-        xs = [intensity for intensity, _ in marks.values()]
-        low, high = min(xs) / 2, max(*xs, 2 * peak / bandwidth) * 3
+        xs, rates = [intensity for intensity, _ in marks.values()], [rate for _, rate in marks.values()]
+        low, high = min(*xs, peak / bandwidth) / 3, max(*xs, peak / bandwidth) * 6
+        bottom, top = min(rates) / 2, peak * 4
+        ax.set(xlim=(low, high), ylim=(bottom, top))
         line = np.geomspace(low, high, 200)
         ax.plot(line, np.minimum(line * bandwidth, peak), color=LIGHT["ink"], linewidth=1.6)
-        ax.text(peak / bandwidth * 1.1, peak * 1.08, f"arithmetic: {peak:,.0f} GFLOP/s", size=8.5)
-        ax.text(low * 1.15, low * bandwidth * 1.6, f"memory: {bandwidth:,.0f} GB/s", size=8.5, rotation=38)
-        for i, (name, (intensity, rate)) in enumerate(marks.items()):
+        ax.text(peak / bandwidth, peak * 1.1, f"arithmetic: {peak:,.0f} GFLOP/s", size=8.5)
+        start = max(low, bottom / bandwidth) * 1.3
+        ax.text(
+            start, start * bandwidth * 1.25, f"memory: {bandwidth:,.0f} GB/s", size=8.5, rotation_mode="anchor",
+            rotation=math.degrees(math.atan(bandwidth)), transform_rotates_text=True,
+        )  # fmt: skip
+        taken, gap = 0.0, (top / bottom) ** 0.055
+        for i, (name, (intensity, rate)) in enumerate(sorted(marks.items(), key=lambda mark: mark[1][1])):
             share = rate / min(peak, intensity * bandwidth)
+            taken = max(rate, taken * gap)
             ax.plot(intensity, rate, MARKERS[i % 5], color=COLOURS[i % 5], markersize=7)
-            ax.annotate(f"{name}: {share:.0%}", (intensity, rate), (7, -3), textcoords="offset points", size=8.5)
+            ax.plot([intensity, intensity * 1.15], [rate, taken], color=COLOURS[i % 5], linewidth=0.8)
+            ax.text(
+                intensity * 1.18,
+                taken,
+                f"{name}: {share:.{1 if share < 0.02 else 0}%}",
+                size=8.5,
+                va="center",
+                color=COLOURS[i % 5],
+            )
         ax.set(xscale="log", yscale="log", xlabel="FLOP for each byte moved", ylabel="GFLOP/s")
-        ax.set_ylim(min(rate for _, rate in marks.values()) / 2, peak * 2)
         ax.set_title(title)
     return figure
