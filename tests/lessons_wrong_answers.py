@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 import torch
+
+from llmfast.lessons.catalogue import lesson, lessons
+
+
+def solutions(number: int) -> dict[str, Any]:
+    """The right answers to a lesson's exercises, by number."""
+    names: dict[str, Any] = {}
+    exec(lesson(number).solutions.read_text(encoding="utf-8"), names)
+    return {name.removeprefix("exercise_"): value for name, value in names.items() if name.startswith("exercise_")}
+
+
+solved = {
+    f"{chosen.number}.{name}": answer for chosen in lessons() for name, answer in solutions(chosen.number).items()
+}
 
 
 def cpp_relu(body: str) -> str:
@@ -107,5 +123,103 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda rows: rows, "other way round"),
         (lambda rows: 1.0, "step 2"),
         (lambda rows: 2 / rows, "cancels"),
+    ],
+    "2.1": [
+        (lambda words: Counter(pair for word in words for pair in zip(word, word[1:], strict=False)), "counts once"),
+        (lambda words: {("a", "b"): 3, ("b", "a"): 5}, "stand there twice"),
+        (lambda words: {("a", "b"): 11}, "have an order"),
+    ],
+    "2.2": [
+        (lambda word, vocabulary: ["un", "known"], "with ## before"),
+        (lambda word, vocabulary: ["u", "##n", "##known"], "not the shortest"),
+        (lambda word, vocabulary: ["un", "##x"] if word == "unx" else solved["2.2"](word, vocabulary), "one [UNK]"),
+    ],
+    "2.3": [
+        (lambda nats, tokens, text: nats * tokens / math.log(2) / len(text), "two bytes"),
+        (lambda nats, tokens, text: nats * tokens / len(text.encode()), "these are nats"),
+        (lambda nats, tokens, text: nats / math.log(2) / len(text.encode()), "for each token"),
+    ],
+    "3.1": [
+        (lambda table, i: i, "itself"),
+        (lambda table, i: int((table @ table[i]).argmax()), "longest vector"),
+        (lambda table, i: int((table @ table[i]).argmin()), "least alike"),
+    ],
+    "3.2": [
+        (lambda T, C: solved["3.2"](T, C).roll(C // 2, dims=-1), "sines, then cosines"),
+        (lambda T, C: solved["3.2"](T + 1, C)[1:], "from 1"),
+        (lambda T, C: solved["3.2"](T, C).T, "shape"),
+    ],
+    "3.3": [
+        (lambda q, k, m, n, omega: q @ k, "nothing is turned"),
+        (lambda q, k, m, n, omega: solved["3.3"](q, k, n, m, omega), "other way"),
+        (lambda q, k, m, n, omega: solved["3.3"](q, k, m, 0, omega), "only the query"),
+    ],
+    "6.1": [
+        (lambda x, w, eps: x / (x.square().mean(-1, keepdim=True) + eps).sqrt(), "weight is missing"),
+        (lambda x, w, eps: x / (x.square().sum(-1, keepdim=True) + eps).sqrt() * w, "the mean is meant"),
+        (lambda x, w, eps: torch.nn.functional.layer_norm(x, x.shape[-1:], w, None, eps), "LayerNorm"),
+        (lambda x, w, eps: x / x.square().mean(-1, keepdim=True).sqrt() * w, "eps is missing"),
+    ],
+    "6.2": [
+        (lambda x, gate, up, down: solved["6.2"](x, up, gate, down), "exchanged"),
+        (lambda x, gate, up, down: torch.nn.functional.silu(x @ gate.T) * (x @ up.T), "not narrowed"),
+        (lambda x, gate, up, down: ((x @ gate.T).sigmoid() * (x @ up.T)) @ down.T, "sigmoid"),
+    ],
+    "6.3": [
+        (lambda x, n, a, m, f: m(n(x + a(x)) + f(n(x + a(x)))), "post-norm"),
+        (lambda x, n, a, m, f: f(m(a(n(x)))), "nothing is added"),
+        (lambda x, n, a, m, f: x + a(n(x)) + f(m(x)), "reads the stream after"),
+        (lambda x, n, a, m, f: solved["6.3"](x, n, f, m, a), "attention comes first"),
+    ],
+    "7.1": [
+        (lambda V, P, C, L: solved["7.1"](V, P, C, L) - 2 * C, "last norm"),
+        (lambda V, P, C, L: solved["7.1"](V, P, C, L) + V * C, "not counted twice"),
+        (lambda V, P, C, L: solved["7.1"](V, P, C, L) - 9 * C * L, "biases"),
+    ],
+    "7.2": [
+        (lambda L, H, D, tokens, e: L * H * D * tokens * e, "twice as much"),
+        (lambda L, H, D, tokens, e: 2 * H * D * tokens * e, "one layer"),
+        (lambda L, H, D, tokens, e: 2 * L * H * D * tokens, "e bytes"),
+    ],
+    "7.3": [
+        (lambda x, table, last: x[:, -1] @ table.T, "padded end"),
+        (lambda x, table, last: x @ table.T, "every position"),
+        (lambda x, table, last: x[torch.arange(len(x)), last - 1], "hidden state"),
+        (lambda x, table, last: x[torch.arange(len(x)), last.clamp(max=4)] @ table.T, "n - 1"),
+    ],
+    "8.1": [
+        (lambda w, g, m, lr, beta: (w - lr * (beta * m + g), beta * m + g), "plain momentum"),
+        (lambda w, g, m, lr, beta: w - lr * g, "two things"),
+        (lambda w, g, m, lr, beta: (w - lr * (g + beta * m), beta * m + g), "update m first"),
+        (lambda w, g, m, lr, beta: (w, m), "not updated"),
+    ],
+    "8.2": [
+        (lambda gs, most: [g * min(1, most / float(g.norm())) for g in gs], "one factor for all"),
+        (lambda gs, most: [g.clamp(-most, most) for g in gs], "one by one"),
+        (lambda gs, most: [g * most / 5 for g in gs], "made longer"),
+        (lambda gs, most: gs, "nothing is scaled"),
+    ],
+    "8.3": [
+        (lambda s, n, w, lr: lr * s / w if s < w else solved["8.3"](s, n, w, lr), "learns nothing"),
+        (lambda s, n, w, lr: lr * (n - s) / n, "no warm-up"),
+        (lambda s, n, w, lr: lr * min(1, (s + 1) / w), "does not fall"),
+    ],
+    "9.1": [
+        (lambda logits, k: logits * (logits >= logits.topk(k).values[-1]), "−∞ is none"),
+        (lambda logits, k: logits.topk(k).values, "keep the shape"),
+        (lambda logits, k: logits.masked_fill(logits <= logits.topk(k).values[-1], -torch.inf), "one too few"),
+    ],
+    "9.2": [
+        (
+            lambda ps, p: ps.sort(descending=True).indices[ps.sort(descending=True).values.cumsum(0) < p].tolist(),
+            "too few",
+        ),
+        (lambda ps, p: solved["9.2"](ps, p + 0.2), "one too many"),
+        (lambda ps, p: ps[solved["9.2"](ps, p)].tolist(), "numbers of the tokens"),
+    ],
+    "9.3": [
+        (lambda ps, finger: int(ps.argmax()), "greedy"),
+        (lambda ps, finger: int(torch.searchsorted(ps.cumsum(0), torch.tensor(finger))), "probability 0"),
+        (lambda ps, finger: solved["9.3"](ps, finger) + 1, "one too far"),
     ],
 }

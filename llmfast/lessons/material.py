@@ -30,7 +30,8 @@ def shortest(call: Callable[[], object], least: float = 0.2) -> float:
     The shortest, because what a shared machine adds is never negative; the benchmarks of llmfast take medians of turns.
     """
     call()
-    found, end = [], time.perf_counter() + effort(quick=least / 4, full=least)
+    found: list[float] = []
+    end = time.perf_counter() + effort(quick=least / 4, full=least)
     while len(found) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         call()
