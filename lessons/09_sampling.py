@@ -145,7 +145,7 @@ confirm("the penalty is the package's", ours, apply_repetition_penalty(logits[No
 # A new token looks at all before it. Their keys and values don't change, so they are kept. Without that, each token
 # computes the whole text again: the work grows with the square of the length.
 
-# %%
+# %% tags=["given"]
 lengths = effort(quick=[32, 64], full=[32, 64, 128, 256, 448])
 without, kept = [], []
 for T in lengths:

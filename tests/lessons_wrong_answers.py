@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import runpy
 from collections import Counter
 from typing import Any
 
+import lessons_kernels
 import torch
 
 from llmfast.lessons.catalogue import lesson, lessons
@@ -13,8 +15,7 @@ from llmfast.lessons.catalogue import lesson, lessons
 
 def solutions(number: int) -> dict[str, Any]:
     """The right answers to a lesson's exercises, by number."""
-    names: dict[str, Any] = {}
-    exec(lesson(number).solutions.read_text(encoding="utf-8"), names)
+    names = runpy.run_path(str(lesson(number).solutions))
     return {name.removeprefix("exercise_"): value for name, value in names.items() if name.startswith("exercise_")}
 
 
@@ -221,5 +222,20 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda ps, finger: int(ps.argmax()), "greedy"),
         (lambda ps, finger: int(torch.searchsorted(ps.cumsum(0), torch.tensor(finger))), "probability 0"),
         (lambda ps, finger: solved["9.3"](ps, finger) + 1, "one too far"),
+    ],
+    "16.1": [
+        (lessons_kernels.scale_without_mask, "beyond the end"),
+        (lessons_kernels.scale_without_program, "never written"),
+        (lessons_kernels.scale_adds, "added"),
+    ],
+    "16.2": [
+        (lessons_kernels.rms_without_weight, "weight is missing"),
+        (lessons_kernels.rms_over_block, "only N are real"),
+        (lessons_kernels.rms_without_eps, "eps is missing"),
+    ],
+    "16.3": [
+        (lessons_kernels.max_from_zero, "you find 0"),
+        (lessons_kernels.max_of_first_block, "only the first block"),
+        (lessons_kernels.max_of_whole_blocks, "partial block"),
     ],
 }
