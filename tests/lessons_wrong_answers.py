@@ -191,7 +191,7 @@ WRONG: dict[str, list[tuple[object, str]]] = {
     "8.1": [
         (lambda w, g, m, lr, beta: (w - lr * (beta * m + g), beta * m + g), "plain momentum"),
         (lambda w, g, m, lr, beta: w - lr * g, "two things"),
-        (lambda w, g, m, lr, beta: (w - lr * (g + beta * m), beta * m + g), "update m first"),
+        (lambda w, g, m, lr, beta: (w - lr * (g + beta * m), beta * m + g), "the old m"),
         (lambda w, g, m, lr, beta: (w, m), "not updated"),
     ],
     "8.2": [
@@ -215,12 +215,12 @@ WRONG: dict[str, list[tuple[object, str]]] = {
             lambda ps, p: ps.sort(descending=True).indices[ps.sort(descending=True).values.cumsum(0) < p].tolist(),
             "too few",
         ),
-        (lambda ps, p: solved["9.2"](ps, p + 0.2), "one too many"),
+        (lambda ps, p: solved["9.2"](ps, p + 0.1), "one too many"),
         (lambda ps, p: ps[solved["9.2"](ps, p)].tolist(), "numbers of the tokens"),
     ],
     "9.3": [
         (lambda ps, finger: int(ps.argmax()), "greedy"),
-        (lambda ps, finger: int(torch.searchsorted(ps.cumsum(0), torch.tensor(finger))), "probability 0"),
+        (lambda ps, finger: int(torch.searchsorted(ps.cumsum(0), torch.tensor(finger))), "at a border"),
         (lambda ps, finger: solved["9.3"](ps, finger) + 1, "one too far"),
     ],
     "16.1": [
@@ -237,5 +237,35 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lessons_kernels.max_from_zero, "you find 0"),
         (lessons_kernels.max_of_first_block, "only the first block"),
         (lessons_kernels.max_of_whole_blocks, "partial block"),
+    ],
+    "17.1": [
+        (lambda bits, group, scale_bits: bits + scale_bits, "shared by the group"),
+        (lambda bits, group, scale_bits: bits, "scale is missing"),
+        (lambda bits, group, scale_bits: bits * group + scale_bits, "a whole group"),
+    ],
+    "17.2": [
+        (lambda packed: solved["17.2"](packed) + 8, "8 is to be subtracted"),
+        (lambda packed: torch.cat([packed % 16, packed // 16], -1).int() - 8, "neighbours share a byte"),
+        (lambda packed: torch.stack([packed % 16, packed // 16], -1).flatten(-2) - 8, "in uint8"),
+    ],
+    "17.3": [
+        (lambda w, bits: ((w - w.min()) / (w.max() - w.min()) * (2**bits - 1)).round(), "what they stand for"),
+        (lambda w, bits: solved["17.3"](w, bits) - w.min(), "not added again"),
+        (lambda w, bits: w, "nothing is rounded"),
+    ],
+    "18.1": [
+        (lambda w, c, b, gb: gb * 1e9 / (w + b * c), "one text"),
+        (lambda w, c, b, gb: b * gb * 1e9 / (w + c), "cache of its own"),
+        (lambda w, c, b, gb: b * gb / (w + b * c), "10⁹"),
+    ],
+    "18.2": [
+        (lambda a, k, cost: sum(a**i for i in range(1, k + 1)) / cost, "own token"),
+        (lambda a, k, cost: (1 + k * a) / cost, "not k · a"),
+        (lambda a, k, cost: sum(a**i for i in range(k + 1)), "cost of reading more"),
+    ],
+    "18.3": [
+        (lambda memory, weights, cache: memory // cache, "take memory too"),
+        (lambda memory, weights, cache: (memory - weights) / cache, "round down"),
+        (lambda memory, weights, cache: (memory - weights) // cache, "less than no text"),
     ],
 }

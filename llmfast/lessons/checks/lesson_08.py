@@ -23,8 +23,7 @@ def exercise_1(nesterov: Callable) -> str | None:
     if wrong is not None:
         return f"the momentum: {wrong}"
     mistakes = {
-        "this is plain momentum: the step is g + β m": w - lr * new,
-        "it looks ahead with the old m: update m first": w - lr * (g + beta * m),
+        "this is plain momentum, or the old m: the step is g + β m with the new m": w - lr * new,
         "the step goes up the hill": w + lr * (g + beta * new),
         "the learning rate is missing": w - (g + beta * new),
     }
@@ -33,7 +32,7 @@ def exercise_1(nesterov: Callable) -> str | None:
 
 
 def exercise_2(clip: Callable) -> str | None:
-    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[0.0], [4.0]])]  # norm 5
+    gradients = [torch.tensor([2.0, 2.0, 1.0]), torch.tensor([[0.0], [4.0]])]  # norm 5
     for most, factor in ((1.0, 0.2), (10.0, 1.0)):
         found = clip([g.clone() for g in gradients], most)
         flat = None if found is None else torch.cat([g.flatten() for g in found])

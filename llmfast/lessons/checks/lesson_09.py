@@ -50,6 +50,7 @@ def exercise_3(pick: Callable) -> str | None:
             "it always takes the likeliest: that is greedy": 2 if right != 2 else None,
             "one too far: the token whose share the finger is in": right + 1,
             "a token of probability 0 is taken: at the border the next one begins": 1,
+            "at a border the next token begins": 0 if finger == 0.25 else None,
             "one too early": right - 1,
         }
         wrong = difference(pick(probabilities, finger), right, 0, {m: w for m, w in mistakes.items() if w is not None},

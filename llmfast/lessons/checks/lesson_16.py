@@ -50,7 +50,7 @@ def exercise_2(rms_norm: Any) -> str | None:
 def exercise_3(row_max: Any) -> str | None:
     rows, N = 3, 41
     x, out = -1 - torch.rand(rows, N, generator=torch.Generator().manual_seed(163)), torch.full((rows,), GUARD)
-    x[1, 40] = -0.5
+    x[1, 40], x[2, 20] = -0.5, -0.7
     row_max[(rows,)](torch.cat([x.flatten(), torch.full((16,), 9.0)]), out, N, BLOCK=16)
     if bool((out == GUARD).any()):
         return UNWRITTEN.format(int((out == GUARD).sum()), rows)
