@@ -7,6 +7,8 @@
 # is how far, and how much of the past is remembered.
 
 # %%
+import copy
+
 import torch
 
 import llmfast
@@ -15,6 +17,8 @@ from llmfast.lessons.pictures import curves, panels
 from llmfast.tokenizers import CharTokenizer
 from llmfast.training.configuration import OptimizationSettings
 from llmfast.training.schedules import learning_rate
+
+torch.set_num_threads(1)  # tiny tensors gain nothing from more
 
 # %% [markdown]
 # ## Three formulas
@@ -111,7 +115,7 @@ confirm("they are near 1", after, torch.ones(32), within=0.45)
 book = corpus()
 tokenizer = CharTokenizer.train([book.text])
 train, held = (torch.tensor(tokenizer.encode(text)) for text in (book.train, book.validation[:20_000]))
-steps, T = effort(quick=20, full=200), 64
+steps, T = effort(quick=12, full=200), 64
 
 
 def batch(ids, size, generator):
@@ -224,7 +228,7 @@ def ten_and_ten(keep_memory):
     other.load_state_dict(model.state_dict())
     fresh = [torch.optim.AdamW(other.parameters())]
     if keep_memory:
-        fresh[0].load_state_dict(tools[0].state_dict())
+        fresh[0].load_state_dict(copy.deepcopy(tools[0].state_dict()))  # or both would write into one memory
     return [run(m, t, [0.003], steps=10, seed=2)[-1] for m, t in ((model, tools), (other, fresh))]
 
 

@@ -268,4 +268,64 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda memory, weights, cache: (memory - weights) / cache, "round down"),
         (lambda memory, weights, cache: (memory - weights) // cache, "less than no text"),
     ],
+    "10.1": [
+        (lambda nats, size: nats / size, "nats a byte"),
+        (lambda nats, size: nats / math.log(2), "divide by the bytes"),
+        (lambda nats, size: nats * math.log(2) / size, "not multiply"),
+    ],
+    "10.2": [
+        (lambda wins: sum(wins) / len(wins), "share itself"),
+        (lambda wins: solved["10.2"](wins) * len(wins) ** 0.5, "1 / √n"),
+        (lambda wins: solved["10.2"](wins) ** 2, "root is missing"),
+    ],
+    "10.3": [
+        (lambda E, B, beta, target: (B / (target - E)) ** beta if target > E else math.inf, "1 / β"),
+        (lambda E, B, beta, target: (B / target) ** (1 / beta), "E is missing"),
+        (lambda E, B, beta, target: abs(B / (target - E + 1e-12)) ** (1 / beta), "infinity"),
+    ],
+    "11.1": [
+        (lambda given, written: torch.ones(given + written, given + written).tril() > 0, "plain causal"),
+        (lambda given, written: ~solved["11.1"](given, written), "exchanged"),
+        (lambda given, written: torch.ones(given + written, given + written) > 0, "see the future"),
+    ],
+    "11.2": [
+        (lambda logits, ids, hidden: torch.nn.functional.cross_entropy(logits.mT, ids), "all tokens"),
+        (lambda logits, ids, hidden: solved["11.2"](logits, ids, ~hidden), "not hidden"),
+        (lambda logits, ids, hidden: solved["11.2"](logits, ids, hidden) * hidden.sum(), "a sum"),
+    ],
+    "11.3": [
+        (lambda x, mask: x.mean(1), "padding is part"),
+        (lambda x, mask: (x * mask[..., None]).mean(1), "divided by T"),
+        (lambda x, mask: x[:, 0], "first token"),
+    ],
+    "12.1": [
+        (lambda out, within, rank: out * within, "weight itself"),
+        (lambda out, within, rank: rank * within, "two matrices"),
+        (lambda out, within, rank: out + within, "rank counts"),
+    ],
+    "12.2": [
+        (lambda W, A, B, scale: W + B @ A, "scale is missing"),
+        (lambda W, A, B, scale: W + scale * (B @ A).T, "transposed"),
+        (lambda W, A, B, scale: scale * B @ A, "added to nothing"),
+    ],
+    "12.3": [
+        (lambda q, a: [-100] * len(q) + a[:-1], "one to the right"),
+        (lambda q, a: (q + a)[1:], "question is learned"),
+        (lambda q, a: [-100] * len(q) + a, "a target less"),
+    ],
+    "13.1": [
+        (lambda table, q, count: (table @ q).topk(count).indices.tolist(), "divide by the lengths"),
+        (lambda table, q, count: solved["13.1"](table, -q, count), "least alike"),
+        (lambda table, q, count: solved["13.1"](table, q, count)[::-1], "best comes first"),
+    ],
+    "13.2": [
+        (lambda rankings, k=60: solved["13.2"](rankings, k)[:3], "one search alone"),
+        (lambda rankings, k=60: [p for ranking in rankings for p in ranking], "comes once"),
+        (lambda rankings, k=60: list(dict.fromkeys(p for ranking in rankings for p in ranking)), "ranks are summed"),
+    ],
+    "13.3": [
+        (lambda found, right: 1 / max(1, found.index(right)), "counted from 1"),
+        (lambda found, right: found.index(right) + 1, "this is the place"),
+        (lambda found, right: float(right in found), "not enough"),
+    ],
 }
