@@ -57,7 +57,7 @@ questions = {
 # A piece is good if it has the question's words: rare ones count more (idf), a word that comes again counts less each
 # time, and long pieces have no advantage (Robertson et al., 1994):
 #
-# $$\sum_w \ln\left(1 + \frac{N - n_w + 0.5}{n_w + 0.5}\right) \frac{f_w (k + 1)}{f_w + k (1 - b + b\,\ell / \bar\ell)}$$
+# $$\sum_w \ln(1 + \frac{N - n_w + 0.5}{n_w + 0.5}) \frac{f_w (k + 1)}{f_w + k (1 - b + b\,\ell / \bar\ell)}$$
 
 
 # %%
@@ -161,10 +161,11 @@ if is_there("minilm"):
 # %% [markdown]
 # ## With and without
 #
-# The same model, the same question, once with the best passage before it.
+# The same model, the same question, once with the best passage before it. (Ask "How do I reset the Borealis kettle?",
+# and the words find piece 0, where the name stands: a wrong passage gives a wrong answer, with a source.)
 
 # %%
-question = "How do I reset the Borealis kettle?"
+question = "How do I make the kettle forget the temperature?"
 scores = 1 / (60 + ranks(embed([question]) @ table.T)) + 1 / (60 + ranks(bm25(question)[None]))
 passage = pieces[int(scores.argmax())]
 prompt = f"Answer from this text, in one sentence.\n\n{passage}\n\nQuestion: {question}"
