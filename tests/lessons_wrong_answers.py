@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import runpy
 from collections import Counter
 from typing import Any
 
-import lessons_kernels
 import torch
 
 from llmfast.lessons.catalogue import lesson, lessons
@@ -19,9 +19,11 @@ def solutions(number: int) -> dict[str, Any]:
     return {name.removeprefix("exercise_"): value for name, value in names.items() if name.startswith("exercise_")}
 
 
-solved = {
-    f"{chosen.number}.{name}": answer for chosen in lessons() for name, answer in solutions(chosen.number).items()
-}
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if HAS_TRITON:
+    import lessons_kernels
+LESSONS = [chosen.number for chosen in lessons() if HAS_TRITON or chosen.number != 16]
+solved = {f"{number}.{name}": answer for number in LESSONS for name, answer in solutions(number).items()}
 
 
 def cpp_relu(body: str) -> str:
@@ -223,21 +225,6 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda ps, finger: int(torch.searchsorted(ps.cumsum(0), torch.tensor(finger))), "at a border"),
         (lambda ps, finger: solved["9.3"](ps, finger) + 1, "one too far"),
     ],
-    "16.1": [
-        (lessons_kernels.scale_without_mask, "beyond the end"),
-        (lessons_kernels.scale_without_program, "never written"),
-        (lessons_kernels.scale_adds, "added"),
-    ],
-    "16.2": [
-        (lessons_kernels.rms_without_weight, "weight is missing"),
-        (lessons_kernels.rms_over_block, "only N are real"),
-        (lessons_kernels.rms_without_eps, "eps is missing"),
-    ],
-    "16.3": [
-        (lessons_kernels.max_from_zero, "you find 0"),
-        (lessons_kernels.max_of_first_block, "only the first block"),
-        (lessons_kernels.max_of_whole_blocks, "partial block"),
-    ],
     "17.1": [
         (lambda bits, group, scale_bits: bits + scale_bits, "shared by the group"),
         (lambda bits, group, scale_bits: bits, "scale is missing"),
@@ -329,3 +316,22 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda found, right: float(right in found), "not enough"),
     ],
 }
+
+if HAS_TRITON:
+    WRONG |= {
+        "16.1": [
+            (lessons_kernels.scale_without_mask, "beyond the end"),
+            (lessons_kernels.scale_without_program, "never written"),
+            (lessons_kernels.scale_adds, "added"),
+        ],
+        "16.2": [
+            (lessons_kernels.rms_without_weight, "weight is missing"),
+            (lessons_kernels.rms_over_block, "only N are real"),
+            (lessons_kernels.rms_without_eps, "eps is missing"),
+        ],
+        "16.3": [
+            (lessons_kernels.max_from_zero, "you find 0"),
+            (lessons_kernels.max_of_first_block, "only the first block"),
+            (lessons_kernels.max_of_whole_blocks, "partial block"),
+        ],
+    }

@@ -76,7 +76,9 @@ def lesson_page(path: Path) -> tuple[str, dict[str, bytes]]:
     """A lesson as Markdown, run from top to bottom, and its pictures by the names that they have there."""
     notebook = jupytext.read(path)
     os.environ.setdefault("LLMFAST_LESSONS", "quick")
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
     name = {"unique_key": path.stem, "output_files_dir": path.stem}
     without_drawing = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["picture"]}})
     body, resources = MarkdownExporter(config=without_drawing).from_notebook_node(notebook, resources=name)

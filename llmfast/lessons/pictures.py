@@ -1,4 +1,5 @@
-"""The pictures of the lessons: heat, curves, bars, points, rooflines. One look for all; each returns its figure.
+"""The pictures of the lessons: heat, curves, bars, points, rooflines. One look for all. Each draws
+a figure of pyplot's and returns nothing, or a notebook would show it twice.
 
 Colours are those of the benchmarks' plots, which the colour-blind can tell apart.
 """
@@ -40,6 +41,8 @@ def panels(count: int, width: float = 3.2, height: float = 2.8, columns: int = 4
     """A figure of `count` axes, row by row."""
     columns = min(count, columns)
     rows = -(-count // columns)
+    if "inline" in plt.get_backend():
+        plt.ion()  # a notebook shows at a cell's end what was drawn when this was on
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
         axes = list(grid.flat)
@@ -57,7 +60,7 @@ def heats(
     height: float = 2.9,
     across: int = 4,
     colours: str | None = None,
-) -> Figure:
+) -> None:
     """A panel for each (R, C) matrix: dark is large; blue and red where there are negative numbers.
 
     `numbers` writes each value into its field, by default where there are few enough of them.
@@ -84,7 +87,6 @@ def heats(
                     dark = np.isfinite(value) and abs(value) > 0.6 * top
                     text = f"{value:.2f}".replace("0.", ".", 1) if np.isfinite(value) else "−∞"
                     ax.text(column, row, text, ha="center", va="center", size=7.5, color="white" if dark else "black")
-    return figure
 
 
 def curves(
@@ -98,7 +100,7 @@ def curves(
     width: float = 6.0,
     height: float = 3.2,
     ax: Axes | None = None,
-) -> Figure:
+) -> None:
     """A line for each of `lines`, ys or (xs, ys), its name at its end. `log` is "x", "y" or "xy"; `level` draws
     horizontal lines with a name."""
     if ax is None:
@@ -128,7 +130,6 @@ def curves(
         ax.set(xlabel=x, ylabel=y)
         ax.set_title(title)
         _names_at_ends(ax, ends)
-    return ax.figure  # type: ignore[return-value]
 
 
 def _names_at_ends(ax: Axes, ends: list[tuple[str, float, float, str]]) -> None:
@@ -144,7 +145,7 @@ def _names_at_ends(ax: Axes, ends: list[tuple[str, float, float, str]]) -> None:
         ax.text(x, at, f"  {name}", color=colour, va="center", size=8.5, clip_on=False)
 
 
-def bars(values: Mapping[str, float], title: str = "", x: str = "", form: str = "{:.3g}", width: float = 6.0) -> Figure:
+def bars(values: Mapping[str, float], title: str = "", x: str = "", form: str = "{:.3g}", width: float = 6.0) -> None:
     """A horizontal bar for each of `values`, with its figure behind it."""
     figure, (ax,) = panels(1, width, 0.6 + 0.27 * len(values))
     with plt.rc_context(STYLE):
@@ -158,13 +159,12 @@ def bars(values: Mapping[str, float], title: str = "", x: str = "", form: str = 
         ax.tick_params(axis="y", length=0)
         ax.set(xlabel=x)
         ax.set_title(title)
-    return figure
 
 
 def points(
     places: Any, names: Sequence[str], title: str = "", colours: Sequence[int] | None = None, width: float = 5.5,
     height: float = 4.5, arrows: bool = False,
-) -> Figure:  # fmt: skip
+) -> None:  # fmt: skip
     """Named points in the plane: `places` is (N, 2). `arrows` draws them from the origin."""
     figure, (ax,) = panels(1, width, height)
     with plt.rc_context(STYLE):
@@ -178,12 +178,11 @@ def points(
             ax.annotate(name, place, (3, 3), textcoords="offset points", size=8.5)
         ax.margins(0.12)
         ax.set_title(title)
-    return figure
 
 
 def roofline(
     bandwidth: float, peak: float, marks: Mapping[str, tuple[float, float]], title: str = "", width: float = 7.0
-) -> Figure:
+) -> None:
     """The roofline (Williams, Waterman and Patterson, 2009): GFLOP/s over FLOP a byte.
 
     `bandwidth` is in GB/s, `peak` in GFLOP/s; a mark is (FLOP a byte, GFLOP/s reached).
@@ -218,4 +217,3 @@ def roofline(
             )
         ax.set(xscale="log", yscale="log", xlabel="FLOP for each byte moved", ylabel="GFLOP/s")
         ax.set_title(title)
-    return figure
