@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmfast.weights.fetching import home
 
@@ -124,7 +124,7 @@ def random_llm(precision: str = "fp32", **shape: int) -> LLM:
 
     import llmfast
 
-    usual = {"vocab_size": 8192, "n_positions": 1024, "n_embd": 768, "n_layer": 4, "n_head": 12}
+    usual: dict[str, Any] = {"vocab_size": 8192, "n_positions": 1024, "n_embd": 768, "n_layer": 4, "n_head": 12}
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         torch.manual_seed(0)
         llmfast.GPT(llmfast.GPTConfig(**usual | shape)).save_pretrained(folder)
