@@ -80,6 +80,9 @@ struct DecoderModel : DecoderShape {
   PackedMatrix token_embedding, head;  // the same panels where they are tied
   NormWeights final_norm;
   const DecoderBlock* block;
+  // Of an encoder (encoder_step.inl), which has neither head nor final norm, and looks its tokens up in rows of float32:
+  const float *token_rows, *type_embedding;  // (vocabulary, width), (width,)
+  NormWeights embedding_norm;
 };
 
 // How the keys and values are kept; i8 rows have a float32 scale behind them.
