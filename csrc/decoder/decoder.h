@@ -7,8 +7,9 @@
 
 namespace llmfast {
 
-// How a matrix holds its weights; all but the floats have the names of llmfast/quantization/encodings.py.
-enum class Format { f32, bf16, i8, i4, q8_0, q4_1, q4_k };
+// How a matrix holds its weights; all but the floats have the names of llmfast/quantization/encodings.py. f32_split are the
+// same floats, for products of many rows (split_floats.inl).
+enum class Format { f32, bf16, i8, i4, q8_0, q4_1, q4_k, f32_split };
 
 // Rows `first` and on of a matrix, N of them, in panels of the instruction set's own width (packed.inl).
 struct PackedRows {

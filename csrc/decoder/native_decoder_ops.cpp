@@ -51,7 +51,7 @@ Registry<NativeDecoder>& decoders() {
 }
 
 Format format_of(int64_t code) {
-  check(code >= 0 && code <= int64_t(Format::q4_k), "format is ", code, ", expected 0 to ", int64_t(Format::q4_k),
+  check(code >= 0 && code <= int64_t(Format::f32_split), "format is ", code, ", expected 0 to ", int64_t(Format::f32_split),
         " (decoder.h)");
   return static_cast<Format>(code);
 }

@@ -173,15 +173,14 @@ void encode_as(const EncoderJob& job, const Threads& threads) {
   i64* firsts = reinterpret_cast<i64*>(memory.data);
   for (i64 first = 0, i = 0; first < job.texts; first = end_of(first)) firsts[i++] = first;
   const Threads alone{1, nullptr};
-  for_each_task(threads, groups,
-                [&](i64 i) { EncoderGroup<T>(job, firsts[i], end_of(firsts[i]), alone).run(); });
+  for_each_task(threads, groups, [&](i64 i) { EncoderGroup<T>(job, firsts[i], end_of(firsts[i]), alone).run(); });
 }
 
 void encode(const EncoderJob& job, const Threads& threads) {
   if (job.texts == 0) return;
 #if LLMFAST_BF16_DOT
-  if (job.model->blocks && job.model->block[0].query_key_value.part[0].format != Format::f32)
-    return encode_as<bfloat16>(job, threads);
+  const Format format = job.model->blocks ? job.model->block[0].query_key_value.part[0].format : Format::f32;
+  if (format != Format::f32 && format != Format::f32_split) return encode_as<bfloat16>(job, threads);
 #endif
   encode_as<float>(job, threads);
 }
