@@ -3,6 +3,7 @@
 llmfast bench ops prefill decode generate latency training tokenizer memory --json benchmarks/results/cpu.json
 llmfast bench peers --json benchmarks/results/peers.json
 llmfast bench peers --model smollm2-135m --json benchmarks/results/peers-smollm2-135m.json
+llmfast bench peers --model smollm2 --json benchmarks/results/peers-smollm2.json
 python benchmarks/quality.py … --out benchmarks/results/quality.json
 python benchmarks/quality.py --model smollm2 … --out benchmarks/results/quality-smollm2.json
 python benchmarks/training.py tinyshakespeare.txt --out benchmarks/results/training.json
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfast.benchmarking import plots, records
-from llmfast.benchmarking.peers.plan import MODELS, OURS
+from llmfast.benchmarking.peers.plan import HF_COMPILED, MODELS, OURS
 from llmfast.benchmarking.records import Record, Results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,20 +70,26 @@ def speeds(results: Results) -> str:
 def peers(results: Results) -> str:
     """Tokens a second by case and precision, and how many times the peers' speed that is."""
     rows = [row for row in results.of("peers") if "busy" not in row.name and row.problem is None]
-    libraries = list(dict.fromkeys(row.backend for row in rows if row.backend != OURS))
-    lines = [f"| | llmfast | of the limit | {' | '.join(libraries)} |", "|---|---|---|" + "---|" * len(libraries)]
-    for case in dict.fromkeys(_case(row) for row in rows):
-        engines = {f"{row.backend} {row.precision}": row for row in rows if _case(row) == case}
-        for ours in (row for row in engines.values() if row.backend == OURS):
-            cells = dict.fromkeys(libraries, "–")
-            for versus in ours.versus:
-                other = engines[versus.competitor]
-                cells[other.backend] = f"{other.precision} {_rate(other)} ({versus.ratio.median:.2f} ×)"
-            share = "–" if ours.share_of_limit is None else f"{ours.share_of_limit:.0%}"
-            lines.append(f"| {case}, {ours.precision} | {_rate(ours)} | {share} | {' | '.join(cells.values())} |")
+    engines = {(_case(row), _engine(row)): row for row in rows}
+    cases = list(dict.fromkeys(_case(row) for row in rows))
+    mine = sorted((row for row in rows if row.backend == OURS), key=lambda row: cases.index(_case(row)))
+    rivals = [[engines[_case(row), versus.competitor] for versus in row.versus] for row in mine]
+    # One column a library, or one an engine where a library comes at several precisions beside one of ours.
+    several = any(len({row.backend for row in beside}) < len(beside) for beside in rivals)
+    column, cell = (_engine, "{1} ({2:.2f} ×)") if several else (lambda row: row.backend, "{0} {1} ({2:.2f} ×)")
+    columns = list(dict.fromkeys(column(row) for beside in rivals for row in beside))
+    lines = [f"| | llmfast | of the limit | {' | '.join(columns)} |", "|---|---|---|" + "---|" * len(columns)]
+    for ours, beside in zip(mine, rivals, strict=True):
+        cells = dict.fromkeys(columns, "–")
+        for other, versus in zip(beside, ours.versus, strict=True):
+            cells[column(other)] = cell.format(other.precision, _rate(other), versus.ratio.median)
+        share = "–" if ours.share_of_limit is None else f"{ours.share_of_limit:.0%}"
+        lines.append(f"| {_case(ours)}, {ours.precision} | {_rate(ours)} | {share} | {' | '.join(cells.values())} |")
     facts = results.facts
-    packages = {"llama.cpp": "llama-cpp-python", "CTranslate2": "ctranslate2", "transformers": "transformers"}
-    used = ", ".join(f"{p} {facts['versions'][p]}" for library, p in packages.items() if library in libraries)
+    packages = {"llama.cpp": "llama-cpp-python"}  # others have their library's name
+    libraries = dict.fromkeys(row.backend.lower() for row in rows if row.backend not in (OURS, HF_COMPILED))
+    names = [packages.get(library, library) for library in libraries]
+    used = ", ".join(f"{name} {facts['versions'][name]}" for name in names)
     title = MODELS[next(row.model for row in rows if row.model)].title
     lines += [
         "",
@@ -96,6 +103,10 @@ def peers(results: Results) -> str:
 
 def _case(row: Record) -> str:
     return f"{row.name}, {row.sizes.get('context', row.sizes.get('tokens'))} tokens"
+
+
+def _engine(row: Record) -> str:
+    return f"{row.backend} {row.precision}"
 
 
 def _rate(row: Record) -> str:
@@ -146,6 +157,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "table": ("cpu.json", lambda path: speeds(records.load(path))),
     "peers": ("peers.json", lambda path: peers(records.load(path))),
     "llama-peers": ("peers-smollm2-135m.json", lambda path: peers(records.load(path))),
+    "smollm2-peers": ("peers-smollm2.json", lambda path: peers(records.load(path))),
     "quality": ("quality.json", lambda path: quality(json.loads(path.read_text(encoding="utf-8")))),
     "smollm2-quality": ("quality-smollm2.json", lambda path: quality(json.loads(path.read_text(encoding="utf-8")))),
     "training": ("training.json", lambda path: training(json.loads(path.read_text(encoding="utf-8")))),

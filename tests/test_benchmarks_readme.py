@@ -24,6 +24,8 @@ old
 <!-- end of peers -->
 <!-- llama-peers: made -->
 <!-- end of llama-peers -->
+<!-- smollm2-peers: made -->
+<!-- end of smollm2-peers -->
 middle
 <!-- quality: made -->
 <!-- end of quality -->
@@ -126,6 +128,18 @@ def test_tables_come_from_the_results(tmp_path):
     assert "| llmfast, bf16 | 45,000 | 2.2 × |" in lines
     assert "| 4 layers, 128 wide, context 64, 2000 steps of 12 | 62 | 1.870, 1.875 |" in lines
     assert "`stories`" in after and "somewhere" not in after
+
+
+def test_a_library_at_several_precisions_beside_one_of_ours_has_a_column_each():
+    rows = (
+        row("llmfast", "q4_1", 200.0, {"llama.cpp q4_1": 2.0, "llama.cpp q8_0": 4.0}),
+        row("llama.cpp", "q4_1", 100.0),
+        row("llama.cpp", "q8_0", 50.0),
+    )
+    lines = readme.peers(Results(FACTS, {}, rows)).splitlines()
+    assert lines[0] == "| | llmfast | of the limit | llama.cpp q4_1 | llama.cpp q8_0 |"
+    assert lines[2] == "| decode, 32 tokens, q4_1 | 200/s | 50% | 100/s (2.00 ×) | 50/s (4.00 ×) |"
+    assert "llama-cpp-python 1.0" in lines[-1]
 
 
 def test_a_readme_without_markers_is_refused():

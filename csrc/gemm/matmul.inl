@@ -109,6 +109,16 @@ LLMFAST_INLINE RegisterTileWithin register_tile_within_for(i64 rows, i64 vectors
 #undef LLMFAST_TILES
 #undef LLMFAST_ROW
 
+// Whether the product below is on AMX's tile registers.
+template <bool PAIRS>
+constexpr bool on_tile_registers() {
+#if LLMFAST_TILE_REGISTERS
+  return PAIRS;
+#else
+  return false;
+#endif
+}
+
 // C (rows, vectors * W) (+)= A B for one panel of B.
 template <bool PAIRS = false>
 LLMFAST_INLINE void panel_matmul(i64 rows, i64 vectors, i64 kc, const float* a, i64 a_row, i64 a_k, const float* b, float* c,
@@ -397,6 +407,8 @@ void few_rows_block(i64 M, const float* x, i64 K, const T* b, i64 b_col, i64 col
 
 constexpr i64 FEW_ROWS = 8;
 constexpr i64 TILE_MULTIPLE = 32;  // the rows and columns of a tile of C, but for the last
+template <bool PAIRS>
+constexpr i64 MOST_TILE_ROWS = (on_tile_registers<PAIRS>() ? 6 : 3) * TILE_MULTIPLE;
 
 // A times PARTS matrices (K, N). epilogue(0, n0, M, columns, tiles, tile_row) is called once for each finished set of
 // PARTS tiles.
@@ -435,11 +447,12 @@ template <bool PAIRS, int PARTS, class Epilogue>
 void blocked_matmul_as(i64 M, i64 N, i64 K, const Matrix (&A)[PARTS], const Matrix& B, const Threads& threads,
                        const Epilogue& epilogue) {
   // k is counted in units of one or two elements.
-  constexpr i64 UNIT = PAIRS ? 2 : 1, K_BLOCK = 128, K_SLAB = 2048, SLAB_FLOATS = i64{2} << 20;
+  constexpr i64 UNIT = PAIRS ? 2 : 1, K_BLOCK = 128, K_SLAB = 2048, SLAB_FLOATS = i64{2} << 20, L2_FLOATS = i64{1} << 18;
   const i64 units = ceil_div(K, UNIT);
-  i64 rows_per_tile = 3 * TILE_MULTIPLE / PARTS, cols_per_tile = 8 * TILE_MULTIPLE;
+  i64 rows_per_tile = MOST_TILE_ROWS<PAIRS> / PARTS, cols_per_tile = 8 * TILE_MULTIPLE;
   // Smaller tiles where there would be too few for the threads; this changes no sum.
   const auto too_few = [&] { return ceil_div(M, rows_per_tile) * ceil_div(N, cols_per_tile) < 4 * threads.count; };
+  if (too_few()) rows_per_tile = 3 * TILE_MULTIPLE / PARTS;
   while (too_few() && cols_per_tile > 2 * TILE_MULTIPLE) cols_per_tile /= 2;
   if (too_few()) rows_per_tile /= 3;
 
@@ -447,12 +460,17 @@ void blocked_matmul_as(i64 M, i64 N, i64 K, const Matrix (&A)[PARTS], const Matr
   const i64 n_slabs = ceil_div(N * k_slab, SLAB_FLOATS);
   const i64 n_slab = min_of(round_up(ceil_div(N, n_slabs), cols_per_tile), round_up(N, TILE_COLS));
   const i64 row_tiles = ceil_div(M, rows_per_tile);
+  bool rows_ready = true;
+  for (const Matrix& from : A) rows_ready &= rows_lie_ready<PAIRS>(from, K);
+  // Where nothing of A is packed the tile registers keep a sum over all of k.
+  const i64 k_block = on_tile_registers<PAIRS>() && rows_ready ? k_slab : K_BLOCK;
+  const bool at_once = k_block == k_slab && k_slabs == 1;
   Scratch packed(k_slab * n_slab);
   // With several slabs along k the sums wait here in between; with one they never leave a task's own scratch.
   Scratch waiting(k_slabs > 1 ? row_tiles * rows_per_tile * PARTS * n_slab : 1);
 
   for (i64 n_begin = 0; n_begin < N; n_begin += n_slab) {
-    const i64 n_count = min_of(n_slab, N - n_begin);
+    const i64 n_count = min_of(n_slab, N - n_begin), col_tiles = ceil_div(n_count, cols_per_tile);
     for (i64 slab = 0; slab < k_slabs; slab++) {
       const i64 k_begin = slab * K_SLAB, k_count = min_of(K_SLAB, units - k_begin);
       for_each_task(threads, ceil_div(n_count, TILE_COLS), [&](i64 panel) {
@@ -461,34 +479,54 @@ void blocked_matmul_as(i64 M, i64 N, i64 K, const Matrix (&A)[PARTS], const Matr
         pack_columns_of<PAIRS>(B, k_begin * UNIT * B.row + (n_begin + n0) * B.col, elements, columns,
                                packed.data + n0 * k_count);
       });
-      for_each_task(threads, row_tiles * ceil_div(n_count, cols_per_tile), [&](i64 task) {
-        const i64 m0 = task % row_tiles * rows_per_tile, rows = min_of(rows_per_tile, M - m0);
-        const i64 n0 = task / row_tiles * cols_per_tile, columns = min_of(cols_per_tile, n_count - n0);
-        Scratch a_packed(rows * K_BLOCK), own(k_slabs > 1 ? 1 : PARTS * rows * cols_per_tile);
+      // As many columns as fit the second level's cache, all rows, then the next ones: rows come from memory, one after
+      // the other, once for each such group.
+      const i64 group = max_of<i64>(1, L2_FLOATS / max_of<i64>(1, k_count * cols_per_tile));
+      for_each_task(threads, row_tiles * col_tiles, [&](i64 task) {
+        const i64 first_of_group = task / (row_tiles * group) * group, in_group = min_of(group, col_tiles - first_of_group);
+        const i64 place = task - first_of_group * row_tiles;
+        const i64 m0 = place / in_group * rows_per_tile, rows = min_of(rows_per_tile, M - m0);
+        const i64 n0 = (first_of_group + place % in_group) * cols_per_tile, columns = min_of(cols_per_tile, n_count - n0);
+        const i64 own_columns = at_once ? TILE_COLS : cols_per_tile;
+        Scratch a_packed(rows * K_BLOCK), own(k_slabs > 1 ? 1 : PARTS * rows * own_columns);
         float* tile = k_slabs > 1 ? waiting.data + m0 * PARTS * n_slab + n0 : own.data;
-        const i64 tile_row = k_slabs > 1 ? n_slab : cols_per_tile;
+        const i64 tile_row = k_slabs > 1 ? n_slab : own_columns;
         // Without any k the one pass below still runs, and stores zeros.
-        for (i64 k0 = 0; k0 < max_of<i64>(1, k_count); k0 += K_BLOCK)
+        for (i64 k0 = 0; k0 < max_of<i64>(1, k_count); k0 += k_block) {
+          const i64 kc = min_of(k_block, k_count - k0), first = (k_begin + k0) * UNIT;
+          const auto multiply = [&](int part, i64 n, const float* a, i64 a_row, i64 a_k, float* to) {
+            const i64 vectors = vectors_for(n0 + columns - n);
+            panel_matmul<PAIRS>(rows, vectors, kc, a, a_row, a_k, packed.data + n * k_count + k0 * vectors * W, to, tile_row,
+                                slab > 0 || k0 > 0);
+          };
+          const auto where_it_lies = [&](const Matrix& from) {
+            return static_cast<const float*>(from.data) + (m0 * from.row + first) / UNIT;
+          };
+          if (at_once) {
+            for (i64 n = n0; n < n0 + columns; n += TILE_COLS) {
+              for (int part = 0; part < PARTS; part++)
+                multiply(part, n, where_it_lies(A[part]), A[part].row / UNIT, 1, tile + part * rows * tile_row);
+              epilogue(m0, n_begin + n, rows, min_of<i64>(TILE_COLS, n0 + columns - n), tile, tile_row);
+            }
+            continue;
+          }
           for (int part = 0; part < PARTS; part++) {
-            const i64 kc = min_of(K_BLOCK, k_count - k0), first = (k_begin + k0) * UNIT;
             const Matrix& from = A[part];
             const float* a = a_packed.data;
             i64 a_row = 0, a_k = 0;
             if (rows_lie_ready<PAIRS>(from, K)) {
-              a = static_cast<const float*>(from.data) + (m0 * from.row + first) / UNIT;
+              a = where_it_lies(from);
               a_row = from.row / UNIT;
               a_k = 1;
             } else if (kc > 0) {
               pack_rows_of<PAIRS>(from, m0 * from.row + first * from.col, rows, min_of(kc * UNIT, K - first), a_packed.data,
                                   &a_row, &a_k);
             }
-            for (i64 n = n0; n < n0 + columns; n += TILE_COLS) {
-              const i64 vectors = vectors_for(n0 + columns - n);
-              panel_matmul<PAIRS>(rows, vectors, kc, a, a_row, a_k, packed.data + n * k_count + k0 * vectors * W,
-                                  tile + part * rows * tile_row + (n - n0), tile_row, slab > 0 || k0 > 0);
-            }
+            for (i64 n = n0; n < n0 + columns; n += TILE_COLS)
+              multiply(part, n, a, a_row, a_k, tile + part * rows * tile_row + (n - n0));
           }
-        if (slab == k_slabs - 1) epilogue(m0, n_begin + n0, rows, columns, tile, tile_row);
+        }
+        if (slab == k_slabs - 1 && !at_once) epilogue(m0, n_begin + n0, rows, columns, tile, tile_row);
       });
     }
   }
@@ -524,7 +562,7 @@ void matmul_with_large(i64 M, i64 N, i64 K, const Matrix& A, const Matrix (&B)[P
   for (int part = 0; part < PARTS; part++) left[part] = transposed(B[part]);
   blocked_matmul(N, M, K, left, transposed(A), threads,
                  [&](i64 n0, i64 m0, i64 columns, i64 rows, const float* tile, i64 tile_row) {
-                   constexpr i64 MOST = 3 * TILE_MULTIPLE + W;
+                   constexpr i64 MOST = MOST_TILE_ROWS<true> + W;
                    float turned[PARTS][W * MOST];
                    const float* tiles[PARTS];
                    for (i64 r = 0; r < rows; r += W) {

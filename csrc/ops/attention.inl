@@ -107,22 +107,14 @@ struct Reach {
   }
 };
 
-// Tiles multiply a whole block in less time than vectors do what is reached of it: the products below then take in all of
-// it, with zeros for what no query reaches.
-template <bool PAIRS>
-constexpr bool takes_whole_blocks() {
-#if LLMFAST_TILE_REGISTERS
-  return PAIRS;
-#else
-  return false;
-#endif
-}
-
 // scores (keys, queries) = K Q^T where keys are reached; elsewhere they mean nothing.
+//
+// Tile registers multiply a whole block in less time than vectors do what is reached of it: there both products take in all
+// of it, with zeros for what no query reaches.
 template <bool PAIRS>
 void score_product(const Reach& reach, i64 keys, i64 D_units, const float* k, const float* q, float* scores) {
   const i64 width = reach.vectors * W;
-  if (reach.all || takes_whole_blocks<PAIRS>())
+  if (reach.all || on_tile_registers<PAIRS>())
     return panel_matmul<PAIRS>(keys, reach.vectors, D_units, k, D_units, 1, q, scores, width, false);
   for (i64 i = 0; i < keys; i += TILE_ROWS) {
     const i64 first = reach.first_vector(i), vectors = reach.end_vector(i) - first, rows = min_of<i64>(TILE_ROWS, keys - i);
@@ -144,7 +136,7 @@ void value_product(const Reach& reach, i64 keys, i64 D, const Columns& v, const 
   constexpr i64 UNIT = PAIRS ? 2 : 1;
   static_assert(TILE_ROWS % 2 == 0, "a reach must not split a pair");
   const i64 width = reach.vectors * W;
-  if (reach.all || takes_whole_blocks<PAIRS>())
+  if (reach.all || on_tile_registers<PAIRS>())
     return panel_matmul<PAIRS>(D, reach.vectors, ceil_div(keys, UNIT), v.data, v.row, v.col, p, out, width, true);
   for (i64 i = 0; i < keys;) {  // runs of keys in which the same vectors take part
     const i64 first = reach.first_vector(i), vectors = reach.end_vector(i) - first, unit = i / UNIT;
@@ -249,7 +241,7 @@ void attend_block(const AttentionArgs& a, const Sight& sight, QueryPanel& p, i64
       store(column + i / UNIT * width, PAIRS ? round_to_pairs(e, zeros()) : e);
       l0 += e;
     }
-    if (takes_whole_blocks<PAIRS>()) {
+    if (on_tile_registers<PAIRS>()) {
       for (i64 r = 0; r < from / UNIT; r++) store(column + r * width, zeros());
       for (i64 r = ceil_div(to, UNIT); r < ceil_div(keys, UNIT); r++) store(column + r * width, zeros());
     }

@@ -50,7 +50,7 @@ struct BackwardTask {
     const i64 width = reach.vectors * W, units = width / UNIT;
     for (i64 d0 = 0; d0 < D; d0 += TILE_COLS) {
       const i64 vectors = vectors_for(D - d0);
-      const bool whole = reach.all || takes_whole_blocks<PAIRS>();
+      const bool whole = reach.all || on_tile_registers<PAIRS>();
       if (whole) panel_matmul<PAIRS>(keys, vectors, units, left, units, 1, right, c + d0, D_padded, true);
       for (i64 i = 0; i < keys && !whole; i += TILE_ROWS) {
         const i64 first = reach.first_vector(i) * W / UNIT, end = reach.end_vector(i) * W / UNIT;
@@ -130,7 +130,7 @@ struct BackwardTask {
             }
             store(ds + i / 2 * width + j, round_to_pairs(pair[0], pair[1]));
           }
-        if (takes_whole_blocks<PAIRS>() && !reach.all)
+        if (on_tile_registers<PAIRS>() && !reach.all)
           for (i64 i = 0; i < keys; i++)
             for (i64 j = 0; j < width; j += W)
               if (j < reach.first_vector(i) * W || j >= reach.end_vector(i) * W) {

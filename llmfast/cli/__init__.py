@@ -31,6 +31,7 @@ VERBS = (
     "quantize",
     "convert",
     "consolidate",
+    "lessons",
     "bench",
     "verify",
     "backends",

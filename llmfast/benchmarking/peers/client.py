@@ -62,7 +62,7 @@ def missing_packages() -> list[str]:
 
 def versions() -> dict[str, str]:
     code = (
-        "import importlib.metadata as m, json; there = {d.name for d in m.distributions()}; "
+        "import importlib.metadata as m, json; there = {d.name.replace('_', '-') for d in m.distributions()}; "
         f"print(json.dumps({{n: m.version(n) for n in {[*PACKAGES.values(), *OPTIONAL, 'torch']} if n in there}}))"
     )
     return json.loads(subprocess.run([peers_python(), "-c", code], capture_output=True, text=True, check=True).stdout)

@@ -201,7 +201,10 @@ class OpenVINO(Engine):
         import openvino_genai
 
         self.openvino, self.genai = openvino, openvino_genai
-        self.model = openvino_genai.LLMPipeline(str(models / f"{precision}.gguf"), "CPU", INFERENCE_NUM_THREADS=threads)
+        forgetful = openvino_genai.SchedulerConfig()
+        forgetful.enable_prefix_caching = False  # or a prompt that it has seen before takes it no time
+        file = str(models / f"{precision}.gguf")
+        self.model = openvino_genai.LLMPipeline(file, "CPU", scheduler_config=forgetful, INFERENCE_NUM_THREADS=threads)
 
     def prefill(self, ids: list[int]) -> None:
         self._metrics(ids, 1)
