@@ -62,8 +62,15 @@ def sentence_transformers_onnx_engine(precision: str, model: Path, threads: int,
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    arguments = {"provider": "CPUExecutionProvider", "export": True, "session_options": options}
-    return _sentence_transformers(str(model), threads, backend="onnx", model_kwargs=arguments)
+    arguments = {"provider": "CPUExecutionProvider", "session_options": options}
+    kept = work / "sentence-transformers"
+    if not kept.exists():
+        import sentence_transformers
+
+        export = {"provider": "CPUExecutionProvider", "export": True}
+        made = sentence_transformers.SentenceTransformer(str(model), device="cpu", backend="onnx", model_kwargs=export)
+        made.save_pretrained(str(kept))
+    return _sentence_transformers(str(kept), threads, backend="onnx", model_kwargs=arguments)
 
 
 def _sentence_transformers(model: str, threads: int, **arguments: Any) -> Encode:
@@ -81,10 +88,12 @@ def onnxruntime_engine(precision: str, model: Path, threads: int, work: Path) ->
     from onnxruntime.transformers.optimizer import optimize_model
     from optimum.onnxruntime import ORTModelForFeatureExtraction
 
-    ORTModelForFeatureExtraction.from_pretrained(model, export=True).save_pretrained(work)
-    config, fused = json.loads((model / "config.json").read_text()), work / "fused.onnx"
-    sizes = {"num_heads": config["num_attention_heads"], "hidden_size": config["hidden_size"]}
-    optimize_model(str(work / "model.onnx"), "bert", **sizes).save_model_to_file(str(fused))
+    fused = work / "fused.onnx"
+    if not fused.exists():
+        ORTModelForFeatureExtraction.from_pretrained(model, export=True).save_pretrained(work)
+        config = json.loads((model / "config.json").read_text())
+        sizes = {"num_heads": config["num_attention_heads"], "hidden_size": config["hidden_size"]}
+        optimize_model(str(work / "model.onnx"), "bert", **sizes).save_model_to_file(str(fused))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(fused), options, providers=["CPUExecutionProvider"])
@@ -102,7 +111,8 @@ def ctranslate2_engine(precision: str, model: Path, threads: int, work: Path) ->
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
 
-    TransformersConverter(str(model)).convert(str(work / "ct2"))
+    if not (work / "ct2").exists():
+        TransformersConverter(str(model)).convert(str(work / "ct2"))
     kind = {"fp32": "float32"}.get(precision, precision)
     encoder = ctranslate2.Encoder(str(work / "ct2"), device="cpu", compute_type=kind, intra_threads=threads)
     return _batched(model, lambda rows, there: np.array(encoder.forward_batch(rows).last_hidden_state))
@@ -159,22 +169,23 @@ def serve(name: str, squad: Path, model: Path, threads: int, folder: Path) -> No
     os.dup2(2, 1)  # what a library prints must not come between the replies
     make, package, precision = ENGINES[name]
     paragraphs, questions, _ = texts_of(squad)
-    with tempfile.TemporaryDirectory() as work:
-        try:
-            encode = make(precision, model, threads, Path(work))
-        except ImportError as error:
-            print(json.dumps({"missing": str(error)}), file=replies, flush=True)
-            return
-        from importlib.metadata import version
+    made = model.parent / "peers" / model.name  # kept from run to run
+    made.mkdir(parents=True, exist_ok=True)
+    try:
+        encode = make(precision, model, threads, made)
+    except ImportError as error:
+        print(json.dumps({"missing": str(error)}), file=replies, flush=True)
+        return
+    from importlib.metadata import version
 
-        print(json.dumps({"version": "" if package == "llmfast" else version(package)}), file=replies, flush=True)
-        for line in sys.stdin:
-            what = line.strip()
-            before = time.perf_counter()
-            vectors = encode(paragraphs if what == "paragraphs" else questions)
-            seconds = time.perf_counter() - before
-            np.save(folder / f"{what}.npy", vectors)
-            print(json.dumps({"seconds": seconds}), file=replies, flush=True)
+    print(json.dumps({"version": "" if package == "llmfast" else version(package)}), file=replies, flush=True)
+    for line in sys.stdin:
+        what = line.strip()
+        before = time.perf_counter()
+        vectors = encode(paragraphs if what == "paragraphs" else questions)
+        seconds = time.perf_counter() - before
+        np.save(folder / f"{what}.npy", vectors)
+        print(json.dumps({"seconds": seconds}), file=replies, flush=True)
 
 
 class Worker:
@@ -189,6 +200,9 @@ class Worker:
         self.process = subprocess.Popen(
             call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
+        self.first: dict[str, Any] = {}
+
+    def wait(self) -> None:
         self.first = self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -209,20 +223,23 @@ class Worker:
 
 
 def started(options: argparse.Namespace, work: Path) -> dict[str, Worker]:
-    workers = {}
-    for number, name in enumerate(ENGINES):
-        if options.only and name not in options.only:
-            continue
-        folder = work / str(number)
-        folder.mkdir()
-        for python in (sys.executable, *options.python):
-            worker = Worker(python, name, options, folder)
+    """All that can be, loading side by side."""
+    workers: dict[str, Worker] = {}
+    left = [name for name in ENGINES if not options.only or name in options.only]
+    for number, python in enumerate((sys.executable, *options.python)):
+        tried = {}
+        for name in left:
+            folder = work / f"{number}-{len(tried)}"
+            folder.mkdir()
+            tried[name] = Worker(python, name, options, folder)
+        for name, worker in tried.items():
+            worker.wait()
             if "missing" not in worker.first:
                 workers[name] = worker
-                break
-        else:
-            print(f"left out: {name} ({worker.first['missing']})", flush=True)
-    return workers
+        left = [name for name in left if name not in workers]
+    for name in left:
+        print(f"left out: {name} ({tried[name].first['missing']})", flush=True)
+    return {name: workers[name] for name in ENGINES if name in workers}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     python benchmarks/large_index.py gutenberg.zip --place large.index --out retrieval-large.json
 
-The pieces are windows of 120 words of the books in a zip, overlapping as much as it takes. Their vectors are made up, of
-length 1, as an hour of an encoder's time would change no figure here; they come in by the store's own `put`. A question is ten
-words in a row of one of the books. `place` is made where it is not there, and kept.
+The pieces are windows of 120 words of the books in a zip, overlapping as much as it takes. Their vectors are made up,
+of length 1, as an hour of an encoder's time would change no figure here; they come in by the store's own `put`. A
+question is ten words in a row of one of the books. `place` is made where it is not there, and kept.
 """
 
 from __future__ import annotations
