@@ -1,7 +1,10 @@
 """How well fine-tuning does: the tasks of docs/fine-tuning.md on public data, over several seeds.
 
     python benchmarks/finetuning.py DATA                          # everything, five seeds: hours on two cores
-    python benchmarks/finetuning.py DATA --only sms --seeds 1     # one task; results are added to those that are there
+    python benchmarks/finetuning.py DATA --only sms --seed 3      # one run of one task
+
+A run's result takes the place of that of the same task and seed, where the settings are the same, and stands beside
+those of other seeds; where they are not, the task begins anew.
 
 Each run is `llmfast finetune` with the settings in `TASKS`, on files that this script makes of those in DATA. What is
 held out to be tested (`test`) is measured before and after, and chooses nothing. Results go to
@@ -182,26 +185,33 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--only", type=click.Choice(list(TASKS)), multiple=True, help="Only this task; may be repeated.")
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, help="Only this seed; may be repeated.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: what torch chooses).")
 @click.option("-q", "--quiet", is_flag=True)
-def main(data: Path, only: tuple[str, ...], seeds: int, threads: int | None, quiet: bool) -> None:
+def main(data: Path, only: tuple[str, ...], seeds: tuple[int, ...], threads: int | None, quiet: bool) -> None:
     """Measures fine-tuning on the files in DATA."""
     if threads is not None:
         torch.set_num_threads(threads)
-    document = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"tasks": {}}
     for name in only or TASKS:
         task = TASKS[name]
-        runs = []
-        for seed in range(seeds):
-            runs.append(run(task, data, seed, quiet))
-            settings = {"model": task.model} | task.settings
-            entry = {"settings": settings, "facts": facts(), "runs": runs, "summary": summary(runs)}
-            document["tasks"][name] = entry
-            RESULTS.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        for figure, values in document["tasks"][name]["summary"].items():
+        for seed in seeds or range(task.seeds):
+            entry = keep(name, task, run(task, data, seed, quiet))
+        for figure, values in entry["summary"].items():
             spread = "" if values["spread"] is None else f" ± {values['spread']:.4f}"
             click.echo(f"{name}: {figure} {values['mean']:.4f}{spread}")
+
+
+def keep(name: str, task: Task, found: dict[str, Any]) -> dict[str, Any]:
+    """Puts what a run measured among the results; the task's entry there."""
+    document = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"tasks": {}}
+    settings = {"model": task.model} | task.settings
+    before = document["tasks"].get(name, {})
+    others = before["runs"] if before.get("settings") == settings else []
+    runs = sorted([run for run in others if run["seed"] != found["seed"]] + [found], key=lambda run: run["seed"])
+    entry = {"settings": settings, "facts": facts(), "runs": runs, "summary": summary(runs)}
+    document["tasks"][name] = entry
+    RESULTS.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return entry
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     lesson = (tmp_path / "lessons" / "05_attention_with_weights.html").read_text(encoding="utf-8")
     assert "<math" in lesson and list((tmp_path / "lessons" / "05_attention_with_weights").glob("*.png"))
-    assert "def gelu" in (tmp_path / "source" / "llmfast" / "ops.py.html").read_text(encoding="utf-8").replace(
-        '<span class="k">def</span><span class="w"> </span><span class="nf">gelu</span>', "def gelu"
-    )
+    assert 'nf">gelu<' in (tmp_path / "source" / "llmfast" / "ops.py.html").read_text(encoding="utf-8")
     example = (tmp_path / "api" / "tokenizers.html").read_text(encoding="utf-8")
     assert "<blockquote>" not in example  # what doctests become where nothing fences them

@@ -3,12 +3,14 @@
 #pragma once
 
 #include "../kernels.h"
+#include "adapter.h"
 #include "team.h"
 
 namespace llmfast {
 
-// How a matrix holds its weights; all but the floats have the names of llmfast/quantization/encodings.py.
-enum class Format { f32, bf16, i8, i4, q8_0, q4_1, q4_k };
+// How a matrix holds its weights; all but the floats have the names of llmfast/quantization/encodings.py. f32_split are the
+// same floats, for products of many rows (split_floats.inl).
+enum class Format { f32, bf16, i8, i4, q8_0, q4_1, q4_k, f32_split };
 
 // Rows `first` and on of a matrix, N of them, in panels of the instruction set's own width (packed.inl).
 struct PackedRows {
@@ -80,6 +82,9 @@ struct DecoderModel : DecoderShape {
   PackedMatrix token_embedding, head;  // the same panels where they are tied
   NormWeights final_norm;
   const DecoderBlock* block;
+  // Of an encoder (encoder_step.inl), which has neither head nor final norm, and looks its tokens up in rows of float32:
+  const float *token_rows, *type_embedding;  // (vocabulary, width), (width,)
+  NormWeights embedding_norm;
 };
 
 // How the keys and values are kept; i8 rows have a float32 scale behind them.
@@ -117,6 +122,8 @@ struct DecoderState : TeamJob {
   const DecoderModel* model;
   CacheType cache_type;
   i64 batch, capacity, most_rows;
+  const DecoderAdapter* const* adapters;  // of each slot, null where it has none; or null
+  i64 narrow_width;                       // the most ranks that an adapter has beside one matrix
 
   // Memory that all threads share, written by the thread that commits a chunk.
   uint8_t *keys, *values;  // (blocks, batch, key heads, capacity, row)
@@ -126,6 +133,7 @@ struct DecoderState : TeamJob {
   float* rotations;        // (most_rows, 2, rotary_dim)
   float* partials;         // (most_rows, heads, runs of keys, head_dim + 2), of short segments
   uint8_t* prepared;       // most_rows rows in the format of the next matrix
+  float* narrow;           // (most_rows, narrow_width), what adapters make of them
   BestLogit* best;         // (outputs, panels of the head)
   i64* ids;                // (most_rows,)
   PhaseRun runs[MOST_THREADS];

@@ -1,5 +1,7 @@
 #include "native_decoder.h"
 
+#include "native_adapter.h"
+
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -183,11 +185,17 @@ NativeModel::NativeModel(ModelDescription description) : kernels_(llmfast::kerne
       l.matrix(i, parts, kernels_.mlp_in_rows(s), C, &b.mlp_in);
       l.matrix(i, {{Role::mlp_out, C, {}}}, C, s.inner, &b.mlp_out);
     }
-    model_.final_norm = l.norm(-1, Role::final_norm, C);
     model_.position_embedding = l.vector(-1, Role::position_embedding, false, s.positions, C);
-    l.matrix(-1, {{Role::token_embedding, s.vocabulary, {}}}, s.vocabulary, C, &model_.token_embedding);
-    model_.head = model_.token_embedding;
-    if (l.has(-1, Role::head)) l.matrix(-1, {{Role::head, s.vocabulary, {}}}, s.vocabulary, C, &model_.head);
+    if (l.has(-1, Role::embedding_norm)) {
+      model_.token_rows = l.vector(-1, Role::token_embedding, false, s.vocabulary, C);
+      model_.type_embedding = l.vector(-1, Role::type_embedding, false, C);
+      model_.embedding_norm = l.norm(-1, Role::embedding_norm, C);
+    } else {
+      model_.final_norm = l.norm(-1, Role::final_norm, C);
+      l.matrix(-1, {{Role::token_embedding, s.vocabulary, {}}}, s.vocabulary, C, &model_.token_embedding);
+      model_.head = model_.token_embedding;
+      if (l.has(-1, Role::head)) l.matrix(-1, {{Role::head, s.vocabulary, {}}}, s.vocabulary, C, &model_.head);
+    }
     l.end();
     if (!pass) {
       packed_ = Memory(l.packed.used, true);
@@ -287,6 +295,7 @@ NativeDecoder::NativeDecoder(std::shared_ptr<const NativeModel> model, i64 batch
   const DecoderModel& m = model_->ready();
   const Kernels& k = model_->kernels();
   if (batch < 1 || capacity < 1 || most_rows < 1) throw std::runtime_error("batch, capacity and rows must be positive");
+  if (m.token_rows) throw std::runtime_error("the model is an encoder, not a decoder");
   if (capacity > m.positions) throw std::runtime_error("the capacity exceeds the model's context");
   State& s = state_;
   s.owner = this;
@@ -317,6 +326,26 @@ NativeDecoder::NativeDecoder(std::shared_ptr<const NativeModel> model, i64 batch
       scratch_ = Memory(scratch.used, false);
     }
   }
+}
+
+void NativeDecoder::adapt(std::vector<std::shared_ptr<const NativeAdapter>> adapters) {
+  std::unique_lock<std::mutex> lock(in_use_, std::try_to_lock);
+  if (!lock) throw std::runtime_error("this decoder is in use by another thread");
+  if (i64(adapters.size()) != state_.batch) throw std::runtime_error("every sequence needs an adapter, or none");
+  std::vector<const DecoderAdapter*> of_slots;
+  i64 width = 0;
+  for (const auto& adapter : adapters) {
+    if (adapter && &adapter->model() != state_.model) throw std::runtime_error("an adapter is for another model");
+    of_slots.push_back(adapter ? &adapter->ready() : nullptr);
+    if (adapter) width = std::max(width, adapter->ready().most_rank);
+  }
+  Team::instance().wait_until_left(&state_);  // a helper that is late still computes with those that go
+  adapters_ = std::move(adapters);
+  of_slots_ = std::move(of_slots);
+  narrow_ = Memory(size_t(state_.most_rows * width) * 4, false);
+  state_.adapters = width ? of_slots_.data() : nullptr;
+  state_.narrow_width = width;
+  state_.narrow = reinterpret_cast<float*>(narrow_.data());
 }
 
 NativeDecoder::~NativeDecoder() { Team::instance().wait_until_left(&state_); }

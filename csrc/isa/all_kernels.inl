@@ -39,7 +39,11 @@ namespace {
 //
 #include "../decoder/phases.inl"
 //
+#include "../decoder/adapter.inl"
+//
 #include "../decoder/decoder_step.inl"
+//
+#include "../encoder/encoder_step.inl"
 //
 #include "../ops/limits.inl"
 
@@ -64,6 +68,7 @@ const Kernels& LLMFAST_KERNELS() {
     k.gated_linear_backward = gated_linear_backward;
     k.cross_entropy = cross_entropy;
     k.cross_entropy_backward = cross_entropy_backward;
+    k.lanes = W;
     k.panel_columns = TILE_COLS;
     k.mlp_in_rows = mlp_in_rows;
     k.packed_bytes = packed_bytes;
@@ -75,6 +80,7 @@ const Kernels& LLMFAST_KERNELS() {
     k.decoder_partial_floats = decoder_partial_floats;
     k.decoder_chunks = decoder_chunks;
     k.decoder_step = decoder_step;
+    k.encode = encode;
     k.exp_of_scaled = exp_of_scaled;
     k.limit_read = limit_read;
     k.limit_arithmetic = limit_arithmetic;

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,12 @@ from llmfast.quantization.plan import PRECISIONS as QUANTIZED
 from llmfast.quantization.plan import plan
 from llmfast.threads import thread_count
 
+if TYPE_CHECKING:
+    from llmfast.inference.decoders.adapted import NativeAdapter
+
 PRECISIONS = ("fp32", "bf16", *QUANTIZED)
-FORMATS = {form: number for number, form in enumerate(("fp32", "bf16", *ENCODINGS))}  # csrc/decoder/decoder.h
+SPLIT = "fp32_split"  # floats, kept for products of many rows (csrc/gemm/split_floats.inl): an encoder's
+FORMATS = {form: number for number, form in enumerate(("fp32", "bf16", *ENCODINGS, SPLIT))}  # csrc/decoder/decoder.h
 IN_GROUPS = {"int4", "q8_0", "q4_1", "q4_k"}  # they take activations in one form (packed.inl)
 FUSED = (("query", "key", "value"), ("gate", "up"))  # one matrix; the rows of the last two alternate
 PARTS = ("values", "scale", "minimum", "scale_code", "minimum_code")
@@ -83,22 +87,27 @@ class NativeModel:
             raise ValueError(f"there is no native decoder here: {reason}")
         self.config, self.precision = config, precision
         floats = precision if precision in ("fp32", "bf16") else fastest_float()
-        formats = formats if formats is not None else plan(config, precision) if floats != precision else {}
+        if floats == "fp32" and not config.generates:
+            floats = SPLIT
+        formats = formats if formats is not None else plan(config, precision) if precision in QUANTIZED else {}
         parameters = config.parameters()
-        matrices = [parameter for parameter in parameters if parameter.is_matrix]
+        matrices = [p for p in parameters if p.is_matrix and (config.generates or p.role != "token_embedding")]
+        formats = {p.name: formats[p.name] for p in matrices if p.name in formats}
         self.formats = _kept(matrices, {p.name: formats.get(p.name, floats) for p in matrices})
         self._number = _native_model(config, parameters, self.formats)
         weakref.finalize(self, torch.ops.llmfast.native_model_free, self._number)
-        missing = {p.name: (number, p.shape) for number, p in enumerate(parameters)}
+        missing = {p.name: (number, p) for number, p in enumerate(parameters)}
         places, threads = dict(missing), thread_count()
         for name, tensor in tensors:
             if name == "lm_head.weight" and config.tie_word_embeddings:
                 continue
             if name not in places:
                 raise ValueError(f"the model has no weight {name}")
-            number, shape = places[name]
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+            number, parameter = places[name]
+            if tuple(tensor.shape) != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {parameter.shape}")
+            if isinstance(tensor, Tensor) and parameter.role == "type_embedding":
+                tensor = tensor[0]  # all texts are of the first type
             tensor = _rounded(tensor, formats.get(name))
             parts = _parts(tensor, self.formats.get(name))
             torch.ops.llmfast.native_model_give(self._number, number, *map(parts.get, PARTS), threads)
@@ -267,6 +276,11 @@ class NativeDecoder(Decoder):
         self.nbytes: int = torch.ops.llmfast.native_decoder_bytes(self._number)
         weakref.finalize(self, torch.ops.llmfast.native_decoder_free, self._number)
 
+    def adapt(self, adapters: Sequence[NativeAdapter | None]) -> None:
+        """Gives every sequence its adapter, or none; what they hold already was made without."""
+        numbers = [0 if adapter is None else adapter._number for adapter in adapters]
+        torch.ops.llmfast.native_decoder_adapt(self._number, numbers)
+
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """Starts over: prompts of any lengths, at least one token each -> logits (B, V)."""
         if len(prompts) != self.batch or not all(prompts):
@@ -374,21 +388,21 @@ class NativeDecoder(Decoder):
 
 
 class NativeReader:
-    """A `Reader` that runs packed weights: every call is a decoder of its own."""
+    """A `Reader` that runs packed weights: every call is a decoder of its own, of sequences with these adapters."""
 
-    def __init__(self, model: NativeModel):
-        self.model = model
+    def __init__(self, model: NativeModel, adapters: Sequence[NativeAdapter | None] | None = None):
+        self.model, self.adapters = model, adapters
 
     @property
     def config(self) -> ModelConfig:
         return self.model.config
 
     def read(self, sequences: list[list[int]], skip: list[int], rows: int) -> Iterator[Tensor]:
-        yield from NativeDecoder(self.model, len(sequences), max(map(len, sequences))).read(sequences, skip, rows)
+        yield from self._decoder(len(sequences), max(map(len, sequences))).read(sequences, skip, rows)
 
     def replay(self, prompts: list[list[int]], following: list[Tensor]) -> Tensor:
         """As `Reader.replay`, to the bit what a decoder's steps gave."""
-        decoder = NativeDecoder(self.model, len(prompts), max(map(len, prompts)) + len(following))
+        decoder = self._decoder(len(prompts), max(map(len, prompts)) + len(following))
         logits = decoder.prefill(prompts)
         if following:
             for tokens in torch.stack(following, dim=1).split(
@@ -396,6 +410,12 @@ class NativeReader:
             ):
                 logits = decoder.extend(tokens)
         return logits
+
+    def _decoder(self, batch: int, capacity: int) -> NativeDecoder:
+        decoder = NativeDecoder(self.model, batch, capacity)
+        if self.adapters is not None:
+            decoder.adapt(self.adapters)
+        return decoder
 
     def describe(self, weights: str) -> str:
         return describe(self.model, weights)
