@@ -220,8 +220,8 @@ class SQLiteStore:
         return results
 
     def holders(self, query: str, pieces: Sequence[int]) -> list[tuple[int, set[int]]]:
-        """For each word of `query`, in a large index without those of over a fifth: how many pieces have it, and which of
-        these."""
+        """For each word of `query`, in a large index without those of over a fifth: how many pieces have it, and which
+        of these."""
         return [(len(have), have.intersection(pieces)) for have in self._having(query).values()]
 
     # --- the words ------------------------------------------------------------------------------------------------
