@@ -158,7 +158,7 @@ struct Kernels {
   void (*cross_entropy)(const CrossEntropyArgs&, const Threads&);
   void (*cross_entropy_backward)(const CrossEntropyArgs&, const Threads&);
   // The native decoder (decoder.h).
-  i64 panel_columns;
+  i64 lanes, panel_columns;
   i64 (*mlp_in_rows)(const DecoderShape&);
   i64 (*packed_bytes)(Format, i64 N, i64 K);
   bool (*packs)(Format, const WeightSource&);

@@ -84,6 +84,10 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
       "native_step(int decoder, Tensor ids, int[] segments, bool all_rows, int vocabulary, int threads, "
       "Tensor(a!)? logits) -> Tensor");
   m.def("native_encode(int model, Tensor ids, int[] lengths, str pooling, int threads) -> Tensor");
+  m.def("native_adapter(int model, int[] parameters, int rank, float scale, Tensor a, Tensor b, bool rounded) -> int");
+  m.def("native_adapter_bytes(int adapter) -> int");
+  m.def("native_adapter_free(int adapter) -> ()");
+  m.def("native_decoder_adapt(int decoder, int[] adapters) -> ()");
   m.def("native_decoder_bytes(int decoder) -> int");
   m.def("native_decoder_free(int decoder) -> ()");
   m.def(
@@ -113,6 +117,7 @@ STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {
   m.impl("linear_cross_entropy", TORCH_BOX(&llmfast::linear_cross_entropy));
   m.impl("linear_cross_entropy_backward", TORCH_BOX(&llmfast::linear_cross_entropy_backward));
   m.impl("native_model_give", TORCH_BOX(&llmfast::native_model_give));
+  m.impl("native_adapter", TORCH_BOX(&llmfast::native_adapter));
   m.impl("native_step", TORCH_BOX(&llmfast::native_step));
   m.impl("native_encode", TORCH_BOX(&llmfast::native_encode));
   m.impl("sample", TORCH_BOX(&llmfast::sample));
@@ -127,6 +132,9 @@ STABLE_TORCH_LIBRARY_IMPL(llmfast, CompositeExplicitAutograd, m) {
   m.impl("native_model_bytes", TORCH_BOX(&llmfast::native_model_bytes));
   m.impl("native_model_free", TORCH_BOX(&llmfast::native_model_free));
   m.impl("native_decoder", TORCH_BOX(&llmfast::native_decoder));
+  m.impl("native_adapter_bytes", TORCH_BOX(&llmfast::native_adapter_bytes));
+  m.impl("native_adapter_free", TORCH_BOX(&llmfast::native_adapter_free));
+  m.impl("native_decoder_adapt", TORCH_BOX(&llmfast::native_decoder_adapt));
   m.impl("native_decoder_bytes", TORCH_BOX(&llmfast::native_decoder_bytes));
   m.impl("native_decoder_free", TORCH_BOX(&llmfast::native_decoder_free));
 }

@@ -170,6 +170,11 @@ void native_model_give(int64_t model, int64_t parameter, const Tensor& values, c
 int64_t native_model_bytes(int64_t model);
 void native_model_free(int64_t model);
 int64_t native_decoder(int64_t model, int64_t batch, int64_t capacity, int64_t most_rows, std::string cache_type);
+int64_t native_adapter(int64_t model, std::vector<int64_t> parameters, int64_t rank, double scale, const Tensor& a,
+                       const Tensor& b, bool rounded);
+int64_t native_adapter_bytes(int64_t adapter);
+void native_adapter_free(int64_t adapter);
+void native_decoder_adapt(int64_t decoder, std::vector<int64_t> numbers);
 Tensor native_step(int64_t decoder, const Tensor& ids, std::vector<int64_t> segments, bool all_rows, int64_t vocabulary,
                    int64_t threads, const MaybeTensor& logits);
 Tensor native_encode(int64_t model, const Tensor& ids, std::vector<int64_t> lengths, std::string pooling, int64_t threads);

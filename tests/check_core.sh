@@ -14,7 +14,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$root/csrc"
-core="isa/isa.cpp scratch.cpp decoder/team.cpp decoder/native_decoder.cpp decoder/sampling.cpp ../tests/core.cpp"
+core="isa/isa.cpp scratch.cpp decoder/team.cpp decoder/native_adapter.cpp decoder/native_decoder.cpp decoder/sampling.cpp ../tests/core.cpp"
 flags="-std=c++17 -Wno-psabi -pthread"
 sanitizers="-g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 

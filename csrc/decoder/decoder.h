@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "adapter.h"
 #include "team.h"
 
 namespace llmfast {
@@ -121,6 +122,8 @@ struct DecoderState : TeamJob {
   const DecoderModel* model;
   CacheType cache_type;
   i64 batch, capacity, most_rows;
+  const DecoderAdapter* const* adapters;  // of each slot, null where it has none; or null
+  i64 narrow_width;                       // the most ranks that an adapter has beside one matrix
 
   // Memory that all threads share, written by the thread that commits a chunk.
   uint8_t *keys, *values;  // (blocks, batch, key heads, capacity, row)
@@ -130,6 +133,7 @@ struct DecoderState : TeamJob {
   float* rotations;        // (most_rows, 2, rotary_dim)
   float* partials;         // (most_rows, heads, runs of keys, head_dim + 2), of short segments
   uint8_t* prepared;       // most_rows rows in the format of the next matrix
+  float* narrow;           // (most_rows, narrow_width), what adapters make of them
   BestLogit* best;         // (outputs, panels of the head)
   i64* ids;                // (most_rows,)
   PhaseRun runs[MOST_THREADS];

@@ -72,6 +72,33 @@ LLMFAST_INLINE void rotate(const float* rotation, i64 R, i64 c, i64 n, float* x)
   }
 }
 
+// What the adapters of a step's rows make of one product's input, and add to its output. A thread's own copy goes with that
+// of the prepared rows.
+struct Narrow {
+  const Worker& w;
+  i64 block, number;  // of the product: which of the block's four
+  bool any;           // some sequence has an adapter
+  float* own;         // (SHORT, width)
+
+  i64 width() const { return any ? w.d.narrow_width : 0; }
+  float* own_row(i64 row) const { return own + row * width(); }
+  const DecoderAdapter* adapter(i64 row) const {
+    const Segment* s = w.segments;
+    while (row >= s->row + s->count) s++;
+    return w.d.adapters[s->slot];
+  }
+  void make(i64 row, const float* x, float* to) const {
+    if (const DecoderAdapter* a = any ? adapter(row) : nullptr) adapter_narrow(*a, a->matrix[4 * block + number], x, to);
+  }
+  void add(i64 row, bool owned, i64 panel, float* tile) const {
+    if (const DecoderAdapter* a = any ? adapter(row) : nullptr)
+      adapter_widen(*a, a->matrix[4 * block + number], (owned ? own : w.d.narrow) + row * width(), panel, tile);
+  }
+  void copy(i64 rows) const {
+    if (any) memcpy(own, w.d.narrow, size_t(rows * width()) * 4);
+  }
+};
+
 // The rows of the next product's input, in its format: source(row, out) gives them in float32. Every thread prepares a few
 // rows for itself; more are shared out before the product, and where they are not too many, every thread takes a copy.
 template <class Source>
@@ -81,7 +108,8 @@ struct Input {
   const Source source;
   uint8_t* own;           // the thread's copy, or null
   const uint8_t* shared;  // what was prepared together, or null
-  mutable bool ready;     // the thread's copy, at its first chunk of the product
+  const Narrow narrow;    // what adapters add
+  mutable bool ready = false;  // the thread's copy, at its first chunk of the product
 
   // For a chunk that reads `panel` first, which is on its way from memory meanwhile.
   const uint8_t* read(Commit& commit, const uint8_t* panel) const {
@@ -91,8 +119,12 @@ struct Input {
     Scratch floats(round ? rows * stride : 1);
     for (i64 i = 0; !ready && i < AHEAD; i += 64) prefetch(panel + i);
     for (i64 r = 0; round && r < rows; r++) source(r, floats.data + r * stride);
-    if (!ready && shared) memcpy(own, shared, size_t(rows * bytes));
+    if (!ready && shared) {
+      memcpy(own, shared, size_t(rows * bytes));
+      narrow.copy(rows);
+    }
     commit.detach();  // before the rounding, which takes the longest
+    for (i64 r = 0; round && r < rows; r++) narrow.make(r, floats.data + r * stride, narrow.own_row(r));
     for (i64 r = 0; round && r < rows; r++) prepare_row(m, floats.data + r * stride, own + r * bytes);
     ready = true;
     return own;
@@ -100,21 +132,24 @@ struct Input {
 };
 
 template <class Source>
-Input<Source> prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own, const Source& source) {
-  if (rows <= OWN_ROWS) return {m, rows, source, own, nullptr, false};
+Input<Source> prepare(Worker& w, const PackedMatrix& m, i64 rows, uint8_t* own, const Narrow& narrow, const Source& source) {
+  if (rows <= OWN_ROWS) return {m, rows, source, own, nullptr, narrow};
   const i64 bytes = prepared_bytes(m);
   Scratch row(round_up(m.K, W));
-  Scratch some(PREPARED_AT_ONCE * bytes / 4);
+  Scratch some(PREPARED_AT_ONCE * bytes / 4), thin(PREPARED_AT_ONCE * narrow.width() + 1);
   uint8_t* to = reinterpret_cast<uint8_t*>(some.data);
   phase(w, ceil_div(rows, PREPARED_AT_ONCE), [&](i64 chunk, Commit& commit) {
     const i64 r0 = chunk * PREPARED_AT_ONCE, n = min_of(PREPARED_AT_ONCE, rows - r0);
     for (i64 r = 0; r < n; r++) {
       source(r0 + r, row.data);
+      narrow.make(r0 + r, row.data, thin.data + r * narrow.width());
       prepare_row(m, row.data, to + r * bytes);
     }
-    if (commit()) memcpy(w.d.prepared + r0 * bytes, to, size_t(n * bytes));
+    if (!commit()) return;
+    memcpy(w.d.prepared + r0 * bytes, to, size_t(n * bytes));
+    if (narrow.any) memcpy(w.d.narrow + r0 * narrow.width(), thin.data, size_t(n * narrow.width()) * 4);
   });
-  return {m, rows, source, rows <= SHORT ? own : nullptr, w.d.prepared, false};
+  return {m, rows, source, rows <= SHORT ? own : nullptr, w.d.prepared, narrow};
 }
 
 // finish(row, count, column, columns, tile) writes rows of the product, TILE_COLS wide, that change(row, column, tile row)
@@ -132,6 +167,7 @@ void multiply(Worker& w, const PackedMatrix& m, i64 rows, const Input& input, co
       float* row = tile.data + r * TILE_COLS;
       if (m.bias)
         for (i64 j = 0; j < TILE_COLS; j += W) store(row + j, load(row + j) + load(m.bias + column + j));
+      input.narrow.add(r0 + r, input.own != nullptr, chunk / blocks, row);
       change(r0 + r, column, row);
     }
     if (commit()) finish(r0, n, column, panel.rows, tile.data);
@@ -171,13 +207,15 @@ struct DecoderStep {
   bool prompts = false;        // some sequence has more than SHORT rows
   const float* rotations;      // (rows, 2, R)
   uint8_t* const own;          // the thread's own room for SHORT prepared rows
+  float* const own_narrow;     // for what adapters make of them
   float* const own_rotations;  // and for their rotations
 
-  DecoderStep(Worker& worker, uint8_t* own, float* own_rotations)
+  DecoderStep(Worker& worker, uint8_t* own, float* own_narrow, float* own_rotations)
       : w(worker), d(worker.d), m(*worker.d.model), C(m.width), H(m.heads), Hkv(m.key_heads), group(H / Hkv), D(m.head_dim),
         R(m.rotary_dim), row_bytes_cached(cache_row_bytes(d.cache_type, D)), row_floats(partial_floats(D)),
         most_runs(runs_of(d.capacity)), whole_heads(d.cache_type == CacheType::i8 || m.norms_heads),
-        rotations(w.job.rows <= SHORT ? own_rotations : d.rotations), own(own), own_rotations(own_rotations) {
+        rotations(w.job.rows <= SHORT ? own_rotations : d.rotations), own(own), own_narrow(own_narrow),
+        own_rotations(own_rotations) {
     for (i64 i = 0; i < w.job.segments; i++) prompts |= w.segments[i].count > SHORT;
     if (rotations == own_rotations)
       for (i64 r = 0; r < w.job.rows && R; r++) rotation_at(m, position_of(r), own_rotations + r * 2 * R);
@@ -446,14 +484,21 @@ struct DecoderStep {
   void block(i64 i) const {
     const DecoderBlock& b = m.block[i];
     const i64 rows = w.job.rows, inner = m.inner;
-    query_key_value(i, prepare(w, b.query_key_value, rows, own, normalised(b.attention_norm)));
+    query_key_value(i, prepare(w, b.query_key_value, rows, own, narrow(i, 0), normalised(b.attention_norm)));
     attend(i);
     add_to_residual(b.attention_out,
-                    prepare(w, b.attention_out, rows, own, [&](i64 r, float* out) { merge_row(i, r, out); }));
-    mlp_in(b.mlp_in, prepare(w, b.mlp_in, rows, own, normalised(b.mlp_norm)));
-    add_to_residual(b.mlp_out, prepare(w, b.mlp_out, rows, own,
+                    prepare(w, b.attention_out, rows, own, narrow(i, 1), [&](i64 r, float* out) { merge_row(i, r, out); }));
+    mlp_in(b.mlp_in, prepare(w, b.mlp_in, rows, own, narrow(i, 2), normalised(b.mlp_norm)));
+    add_to_residual(b.mlp_out, prepare(w, b.mlp_out, rows, own, narrow(i, 3),
                                        [&](i64 r, float* out) { memcpy(out, d.inner + r * inner, size_t(inner) * 4); }));
   }
+
+  Narrow narrow(i64 block, i64 number) const {
+    bool any = false;
+    for (i64 i = 0; d.adapters && i < w.job.segments; i++) any |= d.adapters[w.segments[i].slot] != nullptr;
+    return {w, block, number, any, own_narrow};
+  }
+  Narrow unadapted() const { return {w, 0, 0, false, own_narrow}; }
 
   i64 output_row(i64 output) const {
     return w.job.all_rows ? output : w.segments[output].row + w.segments[output].count - 1;
@@ -463,7 +508,7 @@ struct DecoderStep {
     const i64 V = m.vocabulary, panels = ceil_div(V, TILE_COLS);
     const auto norm = normalised(m.final_norm);
     const auto input =
-        prepare(w, m.head, w.job.outputs, own, [&](i64 output, float* out) { norm(output_row(output), out); });
+        prepare(w, m.head, w.job.outputs, own, unadapted(), [&](i64 output, float* out) { norm(output_row(output), out); });
     const auto divided = [&](i64, i64, float* row) {
       if (m.logits_divisor == 1.0f) return;
       for (i64 j = 0; j < TILE_COLS; j += W) store(row + j, load(row + j) / m.logits_divisor);
@@ -496,8 +541,8 @@ void decoder_step(DecoderState& d, const StepJob& job, const Segment* segments, 
   Worker w{d, job, segments, index, job.first_phase};
   const DecoderModel& m = *d.model;
   const i64 own = min_of(job.rows, SHORT);
-  Scratch rows(own * decoder_row_bytes(m) / 4), rotations(own * 2 * m.rotary_dim);
-  const DecoderStep step(w, reinterpret_cast<uint8_t*>(rows.data), rotations.data);
+  Scratch rows(own * decoder_row_bytes(m) / 4), rotations(own * 2 * m.rotary_dim), narrow(own * d.narrow_width + 1);
+  const DecoderStep step(w, reinterpret_cast<uint8_t*>(rows.data), narrow.data, rotations.data);
   step.embed();
   for (i64 i = 0; i < m.blocks; i++) step.block(i);
   if (job.outputs > 0) step.logits();

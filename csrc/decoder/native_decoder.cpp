@@ -1,5 +1,7 @@
 #include "native_decoder.h"
 
+#include "native_adapter.h"
+
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -324,6 +326,26 @@ NativeDecoder::NativeDecoder(std::shared_ptr<const NativeModel> model, i64 batch
       scratch_ = Memory(scratch.used, false);
     }
   }
+}
+
+void NativeDecoder::adapt(std::vector<std::shared_ptr<const NativeAdapter>> adapters) {
+  std::unique_lock<std::mutex> lock(in_use_, std::try_to_lock);
+  if (!lock) throw std::runtime_error("this decoder is in use by another thread");
+  if (i64(adapters.size()) != state_.batch) throw std::runtime_error("every sequence needs an adapter, or none");
+  std::vector<const DecoderAdapter*> of_slots;
+  i64 width = 0;
+  for (const auto& adapter : adapters) {
+    if (adapter && &adapter->model() != state_.model) throw std::runtime_error("an adapter is for another model");
+    of_slots.push_back(adapter ? &adapter->ready() : nullptr);
+    if (adapter) width = std::max(width, adapter->ready().most_rank);
+  }
+  Team::instance().wait_until_left(&state_);  // a helper that is late still computes with those that go
+  adapters_ = std::move(adapters);
+  of_slots_ = std::move(of_slots);
+  narrow_ = Memory(size_t(state_.most_rows * width) * 4, false);
+  state_.adapters = width ? of_slots_.data() : nullptr;
+  state_.narrow_width = width;
+  state_.narrow = reinterpret_cast<float*>(narrow_.data());
 }
 
 NativeDecoder::~NativeDecoder() { Team::instance().wait_until_left(&state_); }

@@ -85,6 +85,7 @@ class NativeModel {
     bool given;
   };
   Place& place(i64 parameter) { return places_.at(size_t(parameter)); }
+  const Place& place(i64 parameter) const { return places_.at(size_t(parameter)); }
   i64 parameters() const { return i64(places_.size()); }
   void give(i64 parameter, const WeightSource& source, const Threads& threads);
 
@@ -118,6 +119,8 @@ class Bulletin {
   std::vector<std::atomic<uint64_t>> words_;
 };
 
+class NativeAdapter;
+
 // The state of `batch` sequences of up to `capacity` tokens. One caller at a time.
 class NativeDecoder {
  public:
@@ -129,6 +132,9 @@ class NativeDecoder {
   // the index of the largest logit of each output below `vocabulary`.
   void step(const int64_t* ids, std::vector<Segment> segments, bool all_rows, i64 vocabulary, int threads, float* logits,
             int64_t* best);
+
+  // From now on each slot's sequence runs with its adapter, or with none (null). They must be of this decoder's model.
+  void adapt(std::vector<std::shared_ptr<const NativeAdapter>> adapters);
 
   i64 width() const { return model_->ready().vocabulary; }
   i64 most_rows() const { return state_.most_rows; }
@@ -142,7 +148,9 @@ class NativeDecoder {
   struct State : DecoderState {
     NativeDecoder* owner;
   } state_{};
-  Memory cache_, scratch_;
+  Memory cache_, scratch_, narrow_;
+  std::vector<std::shared_ptr<const NativeAdapter>> adapters_;
+  std::vector<const DecoderAdapter*> of_slots_;
   std::mutex in_use_;
   Bulletin bulletin_;
   std::vector<i64> ends_;  // of each slot: the tokens its last step left in the cache

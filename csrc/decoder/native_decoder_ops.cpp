@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "native_adapter.h"
 #include "native_decoder.h"
 #include "sampling.h"
 #include "../tensors.h"
@@ -47,6 +48,11 @@ Registry<NativeModel>& models() {
 }
 Registry<NativeDecoder>& decoders() {
   static auto* registry = new Registry<NativeDecoder>;
+  return *registry;
+}
+
+Registry<const NativeAdapter>& adapters() {
+  static auto* registry = new Registry<const NativeAdapter>;
   return *registry;
 }
 
@@ -190,6 +196,24 @@ int64_t native_decoder(int64_t model, int64_t batch, int64_t capacity, int64_t m
   check(f32 || bf16 || cache_type == "int8", "cache_type is '", cache_type, "', expected 'fp32', 'bf16' or 'int8'");
   const CacheType type = f32 ? CacheType::f32 : bf16 ? CacheType::bf16 : CacheType::i8;
   return decoders().add(std::make_shared<NativeDecoder>(models().get(model), batch, capacity, most_rows, type));
+}
+
+int64_t native_adapter(int64_t model, std::vector<int64_t> parameters, int64_t rank, double scale, const Tensor& a,
+                       const Tensor& b, bool rounded) {
+  for (const Tensor* t : {&a, &b})
+    check(t->is_cpu() && t->scalar_type() == ScalarType::Float && t->dim() == 1 && t->is_contiguous(),
+          "an adapter's numbers must be a contiguous one-dimensional float32 tensor on the CPU, got ", shape(*t));
+  return adapters().add(std::make_shared<const NativeAdapter>(
+      *models().get(model), parameters, rank, float(scale), static_cast<const float*>(a.const_data_ptr()), a.numel(),
+      static_cast<const float*>(b.const_data_ptr()), b.numel(), rounded));
+}
+int64_t native_adapter_bytes(int64_t adapter) { return int64_t(adapters().get(adapter)->bytes()); }
+void native_adapter_free(int64_t adapter) { adapters().remove(adapter); }
+
+void native_decoder_adapt(int64_t decoder, std::vector<int64_t> numbers) {
+  std::vector<std::shared_ptr<const NativeAdapter>> chosen;
+  for (const int64_t number : numbers) chosen.push_back(number ? adapters().get(number) : nullptr);
+  decoders().get(decoder)->adapt(std::move(chosen));
 }
 
 Tensor native_step(int64_t decoder, const Tensor& ids, std::vector<int64_t> segments, bool all_rows, int64_t vocabulary,

@@ -39,6 +39,8 @@ namespace {
 //
 #include "../decoder/phases.inl"
 //
+#include "../decoder/adapter.inl"
+//
 #include "../decoder/decoder_step.inl"
 //
 #include "../encoder/encoder_step.inl"
@@ -66,6 +68,7 @@ const Kernels& LLMFAST_KERNELS() {
     k.gated_linear_backward = gated_linear_backward;
     k.cross_entropy = cross_entropy;
     k.cross_entropy_backward = cross_entropy_backward;
+    k.lanes = W;
     k.panel_columns = TILE_COLS;
     k.mlp_in_rows = mlp_in_rows;
     k.packed_bytes = packed_bytes;

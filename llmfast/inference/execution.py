@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from llmfast.inference.decoders import (
     EagerDecoder,
     EagerReader,
     KeepingDecoder,
+    NativeAdapter,
     NativeDecoder,
     NativeModel,
     NativeReader,
@@ -34,12 +35,14 @@ from llmfast.inference.decoders import (
     Reader,
     SpeculatingDecoder,
     UncachedDecoder,
+    beside,
     cuda_graph,
     native,
 )
 from llmfast.inference.encoders import EagerEncoder, Encoder, NativeEncoder
 from llmfast.models import FLOATS, LanguageModel, ModelConfig
 from llmfast.quantization.plan import PRECISIONS as QUANTIZED
+from llmfast.weights.adapter import Adapter
 from llmfast.weights.loading import encoder_of, in_formats, module_of
 from llmfast.weights.stream import Stream
 
@@ -155,6 +158,8 @@ class Runner:
         self._lock = threading.Lock()  # around reading and packing
         self._recorded = DecoderPool()
         self.prefixes = PrefixCache()
+        self.adapters: dict[str, Adapter] = {}
+        self._native_adapters: dict[str, tuple[Adapter, NativeAdapter, PrefixCache]] = {}
 
     @property
     def model(self) -> LanguageModel:
@@ -211,29 +216,38 @@ class Runner:
         exact: bool = True,
         constrained: bool = False,
         recordable: bool = True,
+        adapters: Sequence[str | None] | None = None,
     ) -> Decoder:
         """A decoder for `batch` sequences of up to `capacity` tokens.
 
         `speculate` guesses so many tokens ahead, None as many as pay, where it can. With `keep_recorded` a recorded
         decoder is kept for a later use: of at least the capacity, and until its `close`. A decoder of one sequence may
         hold what its `prompt` begins with: with `exact` only as far as its bits are those of a prefill. `constrained`
-        texts must have a form; not `recordable` is a choice of tokens that asks Python. `ValueError` for what can't be
-        combined.
+        texts must have a form; not `recordable` is a choice of tokens that asks Python. `adapters` has a name, or None,
+        for every sequence. `ValueError` for what can't be combined.
         """
+        if adapters is not None and not any(adapters):
+            adapters = None
         if speculate and (not use_cache or self.packed() is None):
             raise ValueError("speculate needs the native decoder and its cache: a CPU, and the C++ backend")
         if not use_cache:
-            return UncachedDecoder(self.reader())
+            return UncachedDecoder(self.reader(adapters))
         packed = self.packed()
         if packed is not None:
+            chosen = [self._native_adapter(packed, name) if name else (None, self.prefixes) for name in adapters or ()]
             if batch == 1 and prompt is not None:
-                decoder: NativeDecoder = self.prefixes.take(packed, prompt, capacity, exact)
+                prefixes = chosen[0][1] if chosen else self.prefixes
+                decoder: NativeDecoder = prefixes.take(packed, prompt, capacity, exact)
             else:
                 decoder = NativeDecoder(packed, batch, capacity)
+                if chosen:
+                    decoder.adapt([adapter for adapter, _ in chosen])
             guessing = speculate is None and packed.nbytes >= LARGE_ENOUGH_TO_GUESS
             wanted = speculate or (batch == 1 and (constrained or guessing))
             return SpeculatingDecoder(decoder, speculate) if wanted else decoder
         model = self.model.eval()  # training it meanwhile has left dropout on
+        if adapters is not None:
+            return EagerDecoder(beside(model, self._named(adapters)), batch, capacity)
         if not recordable or cuda_graph.why_not(model) is not None:
             return EagerDecoder(model, batch, capacity)
         return (
@@ -245,15 +259,33 @@ class Runner:
         packed = self.packed()
         return None if packed is None else self.prefixes.take_to_score(packed, sequence, step)
 
-    def reader(self) -> Reader:
-        """What runs the model over tokens that are given."""
+    def reader(self, adapters: Sequence[str | None] | None = None) -> Reader:
+        """What runs the model over tokens that are given; with `adapters`, over as many sequences as there are."""
         packed = self.packed()
-        return NativeReader(packed) if packed is not None else EagerReader(self.model)
+        if packed is not None:
+            chosen = [self._native_adapter(packed, name)[0] if name else None for name in adapters or ()]
+            return NativeReader(packed, chosen or None)
+        return EagerReader(self.model if adapters is None else beside(self.model, self._named(adapters)))
+
+    def _named(self, names: Sequence[str | None]) -> list[Adapter | None]:
+        return [None if name is None else self.adapters[name] for name in names]
+
+    def _native_adapter(self, packed: NativeModel, name: str) -> tuple[NativeAdapter, PrefixCache]:
+        """The adapter of this name as it is now, packed for the weights as they are now, and what texts with it keep."""
+        with self._lock:
+            adapter = self.adapters[name]
+            known = self._native_adapters.get(name)
+            if known is None or known[0] is not adapter or known[1].model is not packed:
+                made = NativeAdapter(packed, adapter)
+                known = self._native_adapters[name] = adapter, made, PrefixCache(adapter=made)
+            return known[1:]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runner:
         with self._lock:
             packed = self._packed_now()  # which never changes, and is shared
-            return Runner(self._read_model if self._model is None else copy.deepcopy(self._model, memo), packed)
+            made = Runner(self._read_model if self._model is None else copy.deepcopy(self._model, memo), packed)
+            made.adapters = dict(self.adapters)
+            return made
 
     def __reduce__(self) -> Any:
         raise TypeError("a model that is ready to run can't be pickled: save it, and load it where it is needed")

@@ -36,6 +36,7 @@ from llmfast.inference.scoring import (
 from llmfast.inference.text import TextStream, TextWriter, stop_strings
 from llmfast.models import LanguageModel, ModelConfig
 from llmfast.tokenizers import Tokenizer, gpt2_tokenizer
+from llmfast.weights.adapter import read_adapter
 
 if TYPE_CHECKING:
     from llmfast.chat.template import ChatTemplate, Message
@@ -131,6 +132,19 @@ class LLM:
         if self.tokenizer is not None:
             self.tokenizer.save(path)
 
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Puts the adapter in the directory `path`, from `llmfast finetune` or peft, beside the weights, which stay as
+        they are: `generate`, `stream` and `chat` take its name. One of that name before is replaced.
+
+        `FileNotFoundError` or `ValueError` in one line where it can't be used with this model.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"an adapter's name must be a string that is not empty, got {name!r}")
+        adapter = read_adapter(path, self.config)
+        if adapter.score is not None:
+            raise ValueError(f"{path} is a classifier, which generates no text: llmfast classify takes it")
+        self.runner.adapters[name] = adapter
+
     def generate(
         self,
         prompt: str | list[str] | Tensor,
@@ -151,6 +165,7 @@ class LLM:
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
+        adapter: str | None | Sequence[str | None] = None,
     ) -> Any:
         """Continues `prompt`; what comes back includes it.
 
@@ -175,6 +190,8 @@ class LLM:
 
         One of `json_schema` (a dictionary, JSON, or a Pydantic model), `regex` and `grammar` (in Lark's notation) gives
         what is added a form: JSON that is valid by the schema, unless `max_new_tokens` cuts it off.
+
+        `adapter` is the name that `add_adapter` gave one, for all prompts, or one (or None) for each of them.
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
         count = whole_number("num_return_sequences", num_return_sequences, least=1)
@@ -183,8 +200,17 @@ class LLM:
                 raise ValueError("stop strings need a text prompt, not token ids, and so do forms")
             rows = [row for row in self._check_ids(prompt) for _ in range(count)]
             observer = self._observer(len(rows), logprobs)
+            adapters = self._adapters(adapter, len(rows) // count, count)
             decoding = self._decode(
-                rows, max_new_tokens, settings, seed, truncate, use_cache, speculate, observer=observer
+                rows,
+                max_new_tokens,
+                settings,
+                seed,
+                truncate,
+                use_cache,
+                speculate,
+                observer=observer,
+                adapters=adapters,
             )
             new = []
             for tokens in decoding.steps:
@@ -209,6 +235,7 @@ class LLM:
         pieces: list[list[str]] = [[] for _ in rows]
         finished: set[int] = set()
         observer = self._observer(len(rows), logprobs)
+        adapters = self._adapters(adapter, len(prompts), count)
         if rows:
             vocabulary = writers[0].tokenizer.vocab_size
             steps = self._decode(
@@ -223,6 +250,7 @@ class LLM:
                 vocabulary,
                 constraints,
                 observer,
+                adapters=adapters,
             ).steps
             with contextlib.closing(steps):
                 for tokens in steps:
@@ -260,6 +288,7 @@ class LLM:
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
+        adapter: str | None = None,
     ) -> TextStream:
         """The text that `generate` would add to `prompt`, piece by piece as it is made.
 
@@ -270,7 +299,17 @@ class LLM:
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
         form = self._constraints(1, json_schema, regex, grammar)
         return self._text_stream(
-            self._prompt(prompt), max_new_tokens, settings, stop, seed, speculate, logprobs, form, truncate, use_cache
+            self._prompt(prompt),
+            max_new_tokens,
+            settings,
+            stop,
+            seed,
+            speculate,
+            logprobs,
+            form,
+            truncate,
+            use_cache,
+            adapter=adapter,
         )
 
     def chat(
@@ -291,6 +330,7 @@ class LLM:
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
+        adapter: str | None = None,
         **variables: Any,
     ) -> Any:
         """The assistant's reply to `messages`, each {"role": "system", "user" or "assistant", "content": "…"}, written
@@ -308,7 +348,7 @@ class LLM:
         prompt = fitting(messages, lambda some: template.encode(some, **variables), self.config.context, max_new_tokens)
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
         reply = self.reply(
-            prompt, max_new_tokens, settings, stop, seed, speculate, logprobs, json_schema, regex, grammar
+            prompt, max_new_tokens, settings, stop, seed, speculate, logprobs, json_schema, regex, grammar, adapter
         )
         if stream:
             return reply
@@ -327,12 +367,15 @@ class LLM:
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
+        adapter: str | None = None,
     ) -> TextStream:
         """The text that continues the ids of a chat, from where the cache of an earlier one differs; it ends where the
         context is full. Bits may differ from those of a chat that starts over."""
         count = min(whole_number("max_new_tokens", max_new_tokens, least=0), self.config.context - len(prompt) + 1)
         form = self._constraints(1, json_schema, regex, grammar)
-        return self._text_stream(prompt, count, settings, stop, seed, speculate, logprobs, form, exact=False)
+        return self._text_stream(
+            prompt, count, settings, stop, seed, speculate, logprobs, form, exact=False, adapter=adapter
+        )
 
     def _text_stream(
         self,
@@ -347,6 +390,7 @@ class LLM:
         truncate: bool = False,
         use_cache: bool = True,
         exact: bool = True,
+        adapter: str | None = None,
     ) -> TextStream:
         """The text that continues one prompt; not `exact`: its bits may differ from those of one that starts over."""
         constraint = constraints[0] if constraints else None
@@ -365,6 +409,7 @@ class LLM:
             constraints,
             self._observer(1, logprobs),
             exact,
+            self._adapters(adapter, 1),
         )
         return TextStream(decoding, writer)
 
@@ -450,6 +495,7 @@ class LLM:
         constraints: list[Constraint] | None = None,
         observer: Observer | None = None,
         exact: bool = True,
+        adapters: list[str | None] | None = None,
     ) -> Decoding:
         """Checks the arguments, and returns the texts in the making.
 
@@ -481,10 +527,24 @@ class LLM:
                 exact,
                 bool(constraints),
                 sampler.recordable,
+                adapters,
             )
             how = decoder.describe(self.precision)
         steps = decode(decoder, Windows(rows, context, finished), count, sampler, self.using_backend)
         return Decoding(steps, decoder, how, min(longest, context), observer)
+
+    def _adapters(
+        self, chosen: str | None | Sequence[str | None], prompts: int, count: int = 1
+    ) -> list[str | None] | None:
+        """A name, or None, for each of `count` texts of every prompt; None where there are none at all."""
+        names = [chosen] * prompts if chosen is None or isinstance(chosen, str) else list(chosen)
+        if len(names) != prompts:
+            raise ValueError(f"adapter has {len(names)} names for {prompts} prompts")
+        for name in names:
+            if name is not None and name not in self.runner.adapters:
+                known = ", ".join(self.runner.adapters) or "none: add_adapter(name, path) adds one"
+                raise ValueError(f"this model has no adapter {name!r}; it has {known}")
+        return [name for name in names for _ in range(count)] if any(names) else None
 
     def _observer(self, rows: int, logprobs: int | None) -> Observer | None:
         """What notes how likely the tokens of so many texts are, where that is asked for."""

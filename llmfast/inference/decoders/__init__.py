@@ -8,9 +8,11 @@ A `Decoder` holds a batch of sequences and turns new tokens into the logits of t
 `EagerDecoder` runs the model itself, on any device and backend, `NativeDecoder` makes one C++ call a step, on a CPU,
 and `CudaGraphDecoder` replays a recorded step, on a GPU; all have a KV cache that is allocated once. `KeepingDecoder`
 is a native one that goes on from what its last text left, `SpeculatingDecoder` guesses ahead on top of one, and
-`UncachedDecoder` computes everything again for every token. `execution.py` chooses between them.
+`UncachedDecoder` computes everything again for every token; `adapted` gives sequences adapters of their own.
+`execution.py` chooses between them.
 """
 
+from llmfast.inference.decoders.adapted import NativeAdapter, beside
 from llmfast.inference.decoders.cuda_graph import CudaGraphDecoder, DecoderPool
 from llmfast.inference.decoders.eager import EagerDecoder, EagerReader
 from llmfast.inference.decoders.keeping import KeepingDecoder, PrefixCache
@@ -27,6 +29,7 @@ __all__ = [
     "EagerDecoder",
     "EagerReader",
     "KeepingDecoder",
+    "NativeAdapter",
     "NativeDecoder",
     "NativeModel",
     "NativeReader",
@@ -35,4 +38,5 @@ __all__ = [
     "SpeculatingDecoder",
     "StaticDecoder",
     "UncachedDecoder",
+    "beside",
 ]

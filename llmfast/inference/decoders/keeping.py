@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from llmfast.inference.decoders.adapted import NativeAdapter
 from llmfast.inference.decoders.native import BLOCK_ROWS, MOST_ROWS, NativeDecoder, NativeModel
 from llmfast.threads import thread_count
 
@@ -143,14 +144,14 @@ class KeepingDecoder(NativeDecoder):
 
 
 class PrefixCache:
-    """Decoders of one model that wait for a prompt which begins as theirs; the longest unused go first.
+    """Decoders of one model (with one `adapter`, where it has one) that wait for a prompt which begins as theirs; the longest unused go first.
 
     A decoder that is taken has one user, until its `close`. It is taken where at least half of what it holds stays, so
     that a prompt that shares little with a long chat does not cost the chat its keys and values.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES):
-        self.most_bytes = most_bytes
+    def __init__(self, most_bytes: int = MOST_BYTES, adapter: NativeAdapter | None = None):
+        self.most_bytes, self.adapter = most_bytes, adapter
         self._lock = threading.Lock()
         self._waiting: list[KeepingDecoder] = []  # the last used at the end
 
@@ -180,6 +181,8 @@ class PrefixCache:
         if best is None:
             roomy = max(SMALLEST_CAPACITY, 1 << (capacity - 1).bit_length())
             best = KeepingDecoder(model, min(model.config.context, roomy))
+            if self.adapter is not None:
+                best.adapt([self.adapter])
         best.cache = self
         return best
 

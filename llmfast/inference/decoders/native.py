@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from llmfast.quantization.formats import QuantizedWeight, quantize
 from llmfast.quantization.plan import PRECISIONS as QUANTIZED
 from llmfast.quantization.plan import plan
 from llmfast.threads import thread_count
+
+if TYPE_CHECKING:
+    from llmfast.inference.decoders.adapted import NativeAdapter
 
 PRECISIONS = ("fp32", "bf16", *QUANTIZED)
 SPLIT = "fp32_split"  # floats, kept for products of many rows (csrc/gemm/split_floats.inl): an encoder's
@@ -273,6 +276,11 @@ class NativeDecoder(Decoder):
         self.nbytes: int = torch.ops.llmfast.native_decoder_bytes(self._number)
         weakref.finalize(self, torch.ops.llmfast.native_decoder_free, self._number)
 
+    def adapt(self, adapters: Sequence[NativeAdapter | None]) -> None:
+        """Gives every sequence its adapter, or none; what they hold already was made without."""
+        numbers = [0 if adapter is None else adapter._number for adapter in adapters]
+        torch.ops.llmfast.native_decoder_adapt(self._number, numbers)
+
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """Starts over: prompts of any lengths, at least one token each -> logits (B, V)."""
         if len(prompts) != self.batch or not all(prompts):
@@ -380,21 +388,21 @@ class NativeDecoder(Decoder):
 
 
 class NativeReader:
-    """A `Reader` that runs packed weights: every call is a decoder of its own."""
+    """A `Reader` that runs packed weights: every call is a decoder of its own, of sequences with these adapters."""
 
-    def __init__(self, model: NativeModel):
-        self.model = model
+    def __init__(self, model: NativeModel, adapters: Sequence[NativeAdapter | None] | None = None):
+        self.model, self.adapters = model, adapters
 
     @property
     def config(self) -> ModelConfig:
         return self.model.config
 
     def read(self, sequences: list[list[int]], skip: list[int], rows: int) -> Iterator[Tensor]:
-        yield from NativeDecoder(self.model, len(sequences), max(map(len, sequences))).read(sequences, skip, rows)
+        yield from self._decoder(len(sequences), max(map(len, sequences))).read(sequences, skip, rows)
 
     def replay(self, prompts: list[list[int]], following: list[Tensor]) -> Tensor:
         """As `Reader.replay`, to the bit what a decoder's steps gave."""
-        decoder = NativeDecoder(self.model, len(prompts), max(map(len, prompts)) + len(following))
+        decoder = self._decoder(len(prompts), max(map(len, prompts)) + len(following))
         logits = decoder.prefill(prompts)
         if following:
             for tokens in torch.stack(following, dim=1).split(
@@ -402,6 +410,12 @@ class NativeReader:
             ):
                 logits = decoder.extend(tokens)
         return logits
+
+    def _decoder(self, batch: int, capacity: int) -> NativeDecoder:
+        decoder = NativeDecoder(self.model, batch, capacity)
+        if self.adapters is not None:
+            decoder.adapt(self.adapters)
+        return decoder
 
     def describe(self, weights: str) -> str:
         return describe(self.model, weights)
