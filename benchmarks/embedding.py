@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+SETS = ("paragraphs", "questions")
 MOST_TOKENS = 256
 TOKENS_AT_ONCE = 2048  # of a batch, for engines that leave it to their caller
 BATCH = 32  # texts, sentence-transformers' default
@@ -242,39 +243,36 @@ def started(options: argparse.Namespace, work: Path) -> dict[str, Worker]:
     return {name: workers[name] for name in ENGINES if name in workers}
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from llmfast.benchmarking.facts import facts
-
+def begun(workers: dict[str, Worker], options: argparse.Namespace) -> dict[str, Any]:
+    """The record before the first round: every engine is warm, and its vectors are checked."""
     _, _, paragraph_of = texts_of(options.squad)
-    sets = ("paragraphs", "questions")
-    with tempfile.TemporaryDirectory() as work:
-        workers = started(options, Path(work))
-        names = list(workers)
-        for worker in workers.values():
-            for what in sets:
-                worker.seconds(what)  # warm
-        expected = {what: workers["sentence-transformers"].vectors(what) for what in sets}
-        record: dict[str, Any] = {"engines": {}, "threads": options.threads}
-        for name, worker in workers.items():
-            found = {what: worker.vectors(what) for what in sets}
-            apart = max(float(np.abs(found[what] - expected[what]).max()) for what in sets)
-            cosine = min(float((found[what] * expected[what]).sum(1).min()) for what in sets)
-            precision = ENGINES[name][2]
-            if precision == "fp32" and not apart <= TOLERANCE:
-                raise SystemExit(f"{name}'s vectors are {apart:.1e} from sentence-transformers'")
-            nearest = (found["questions"] @ found["paragraphs"].T).argmax(1)
-            right = float((nearest == np.array(paragraph_of)).mean())
-            record["engines"][name] = {
-                **{"version": worker.first["version"], "precision": precision, "right_first": right},
-                **{"apart": apart, "least_cosine": cosine, "seconds": {what: [] for what in sets}},
-            }
-        for turn in range(options.rounds):
-            for what in sets:
-                for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                    time.sleep(PAUSE)
-                    record["engines"][name]["seconds"][what].append(workers[name].seconds(what))
-            print("round", turn + 1, flush=True)
-    return record | {"machine": facts()}
+    for worker in workers.values():
+        for what in SETS:
+            worker.seconds(what)
+    expected = {what: workers["sentence-transformers"].vectors(what) for what in SETS}
+    record: dict[str, Any] = {"threads": options.threads, "engines": {}}
+    for name, worker in workers.items():
+        found = {what: worker.vectors(what) for what in SETS}
+        apart = max(float(np.abs(found[what] - expected[what]).max()) for what in SETS)
+        cosine = min(float((found[what] * expected[what]).sum(1).min()) for what in SETS)
+        precision = ENGINES[name][2]
+        if precision == "fp32" and not apart <= TOLERANCE:
+            raise SystemExit(f"{name}'s vectors are {apart:.1e} from sentence-transformers'")
+        nearest = (found["questions"] @ found["paragraphs"].T).argmax(1)
+        record["engines"][name] = {
+            **{"version": worker.first["version"], "precision": precision, "apart": apart, "least_cosine": cosine},
+            "right_first": float((nearest == np.array(paragraph_of)).mean()),
+            "seconds": {what: [] for what in SETS},
+        }
+    return record
+
+
+def one_round(workers: dict[str, Worker], record: dict[str, Any], turn: int) -> None:
+    names = list(workers)
+    for what in SETS:
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(PAUSE)
+            record["engines"][name]["seconds"][what].append(workers[name].seconds(what))
 
 
 def main() -> None:
@@ -291,7 +289,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve, options.squad, options.model, options.threads, options.folder)
-    record = measure(options)
+    from llmfast.benchmarking.facts import facts
+
+    with tempfile.TemporaryDirectory() as work:
+        workers = started(options, Path(work))
+        record = begun(workers, options)
+        for turn in range(options.rounds):
+            one_round(workers, record, turn)
+            print("round", turn + 1, flush=True)
+    record["machine"] = facts()
     for name, engine in record["engines"].items():
         texts = [f"{what} {np.median(seconds):.2f} s" for what, seconds in engine["seconds"].items()]
         print(f"{name:30} {'  '.join(texts)}  R@1 {engine['right_first']:.4f}  apart {engine['apart']:.1e}")

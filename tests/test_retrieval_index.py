@@ -225,6 +225,28 @@ def test_in_a_large_index_words_that_all_pieces_have_are_left_out(made, monkeypa
     assert names(found.search("roses want the sun"))[0] == "garden.txt"
 
 
+def test_in_a_large_index_the_nearest_are_the_nearest_still(made, monkeypatch):
+    found, _ = made
+    store = found.store
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.nn.functional.normalize(torch.randn(3000, 64, generator=generator), dim=1)
+    vector = torch.nn.functional.normalize(torch.randn(64, generator=generator), dim=0)
+    expected = (rows @ vector).topk(10)
+    store._rows = (0, rows)
+    best = store._nearest_by_rounded(rows, vector, 10, None)
+    assert [piece for piece, _ in best] == expected.indices.tolist()
+    assert [product for _, product in best] == pytest.approx(expected.values.tolist(), abs=1e-6)
+    among = torch.arange(0, 3000, 7)
+    chosen = store._nearest_by_rounded(rows, vector, 10, among)
+    assert [p for p, _ in chosen] == (among[(rows[among] @ vector).topk(10).indices]).tolist()
+    alike = rows[:1] + 1e-5 * rows  # too near to one another to be told apart in bfloat16
+    store._rows = (1, alike)
+    assert store._nearest_by_rounded(alike, vector, 10, None) is None
+    monkeypatch.setattr(sqlite_store, "LARGE", 2)
+    store._rows = None
+    assert names(found.search("Which button do I hold?", by="vectors"))[0] == "router.md"
+
+
 @pytest.mark.parametrize("query", ["", "  ", '"', "NEAR(", "a AND", "*", "ünïcödé 日本"])
 def test_any_query_is_a_query(made, query):
     found, _ = made

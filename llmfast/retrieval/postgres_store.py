@@ -225,13 +225,14 @@ class PostgresStore:
         return [by_piece[piece] for piece in pieces if piece in by_piece]
 
     def _counts(self, query: str) -> dict[str, int]:
-        """How many pieces have each word of `query`; in a large index counted to a fifth of all."""
+        """How many pieces have each word of `query`; in a large index without the words of over a fifth."""
         total = self.count()
         if self._last is None or self._last[0] != (query, total):
             having = "select 1 from pieces where words @@ plainto_tsquery('words', %s) limit %s"
             counting = f"select count(*) from ({having}) as these"
             most = total if total < LARGE else total // 5
-            self._last = (query, total), {word: int(self._rows(counting, word, most)[0][0]) for word in words_of(query)}
+            numbers = {word: int(self._rows(counting, word, most + 1)[0][0]) for word in words_of(query)}
+            self._last = (query, total), {word: n for word, n in numbers.items() if n <= most}
         return self._last[1]
 
     def _among(self, where: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -21,16 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmfast import ops
 from llmfast.files import Locked, locked
 from llmfast.retrieval.store import Document, Found, Occurrence, conditions, words_of
 
 FORMAT = 1
-_Holders = tuple[int, "set[int] | None"]
 OCCURRING = "occurrences o join documents d on d.id = o.document"
 METADATA = """json_extract(d.metadata, '$."' || {} || '"')"""
 FILE = "index.sqlite"
 RARE = 0.05  # the share of pieces in which a word occurs, up to which it is looked for in a large index
 LARGE = 20_000  # pieces
+ROUNDING = 2.0**-7  # of a product of two vectors of length 1 in bfloat16: each of them and the product by 2^-9 at most
 SCHEMA = """
 create table about (name text primary key, value text not null);
 create table documents (
@@ -79,11 +80,13 @@ class SQLiteStore:
             raise ValueError(f"{file} is damaged or no index: {error}") from None
         self._width = int(self.settings["width"])
         self._counted: tuple[tuple[int, int], int] | None = None  # the state of the database, and its pieces
-        self._last: tuple[tuple[str, int], dict[str, _Holders]] | None = None  # the last query, in this many pieces
+        self._last: tuple[tuple[str, int], dict[str, set[int]]] | None = None  # the last query, in this many pieces
         self._rows: tuple[int, Tensor] | None = None  # the generation of the vectors' file, and its rows
+        # Of a large index: what it was made from, the rows in bfloat16, and the length of the longest.
+        self._rounded: tuple[tuple[int, Tensor] | None, Tensor, float] | None = None
 
     def close(self) -> None:
-        self._rows = None
+        self._rows = self._rounded = None
         self._database.close()
 
     @contextmanager
@@ -165,14 +168,28 @@ class SQLiteStore:
     def nearest(self, vector: Tensor, count: int, where: Mapping[str, str]) -> list[tuple[int, float]]:
         """The pieces whose vectors have the largest products with this one, (id, product) from the largest on."""
         rows = self._vectors()
-        products = rows @ vector
-        if where or self.count() < len(rows):
-            allowed = self._allowed(where)
-            among = torch.full_like(products, -torch.inf)
-            among[allowed] = products[allowed]
-            products, count = among, min(count, len(allowed))
-        best = products.topk(min(count, len(products)))
-        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        among = self._allowed(where) if where or self.count() < len(rows) else None
+        if len(rows) >= LARGE:
+            best = self._nearest_by_rounded(rows, vector, count, among)
+            if best is not None:
+                return best
+        return _largest(rows @ vector, count, among)
+
+    def _nearest_by_rounded(
+        self, rows: Tensor, vector: Tensor, count: int, among: Tensor | None
+    ) -> list[tuple[int, float]] | None:
+        """The same from the rows in bfloat16, which lie in memory and are half as much to read: exact products of the
+        first few choose among them. None where another one could be among the nearest."""
+        if self._rounded is None or self._rounded[0] is not self._rows or len(self._rounded[1]) != len(rows):
+            self._rounded = self._rows, rows.bfloat16(), float(rows.norm(dim=1).max())
+        products = ops.linear(vector.bfloat16()[None], self._rounded[1])[0].float()
+        tried = _largest(products, 4 * count, among)
+        numbers = torch.tensor([piece for piece, _ in tried])
+        best = _largest(rows[numbers] @ vector, count, None)
+        error = ROUNDING * float(vector.norm()) * self._rounded[2]
+        if len(tried) == 4 * count and best[-1][1] < tried[-1][1] + error:
+            return None
+        return [(int(numbers[i]), product) for i, product in best]
 
     def matching(self, query: str, count: int, where: Mapping[str, str]) -> list[tuple[int, float]]:
         """The pieces with the words of `query` by BM25, (id, score) from the largest on."""
@@ -203,41 +220,31 @@ class SQLiteStore:
         return results
 
     def holders(self, query: str, pieces: Sequence[int]) -> list[tuple[int, set[int]]]:
-        """For each word of `query`: how many pieces have it (counted to a fifth of all), and which of these."""
-        among = ", ".join(str(int(piece)) for piece in pieces)
-        result = []
-        for word, (number, all_of_them) in self._holders(query).items():
-            if all_of_them is not None:
-                result.append((number, all_of_them.intersection(pieces)))
-                continue
-            rows = self._database.execute(
-                f"select rowid from words where words match ? and rowid in ({among})", (f'"{word}"',)
-            )
-            result.append((number, {int(piece) for (piece,) in rows}))
-        return result
+        """For each word of `query`, in a large index without those of over a fifth: how many pieces have it, and which
+        of these."""
+        return [(len(have), have.intersection(pieces)) for have in self._having(query).values()]
 
     # --- the words ------------------------------------------------------------------------------------------------
 
     def _rare(self, query: str) -> list[str]:
         """The words to look for; in a large index only those that tell pieces apart: FTS5 scores every piece that has
         any of them, at 100,000 pieces half a second for a word that all have."""
-        return [word for word, (_, all_of_them) in self._holders(query).items() if all_of_them is not None]
+        total = self.count()
+        return [word for word, have in self._having(query).items() if total < LARGE or len(have) <= RARE * total]
 
-    def _holders(self, query: str) -> dict[str, _Holders]:
-        """For each word of `query` how many pieces have it, and which; in a large index which only of a rare one, and
-        counted to a fifth of all."""
+    def _having(self, query: str) -> dict[str, set[int]]:
+        """For each word of `query` the pieces that have it; in a large index without the words of over a fifth."""
         total = self.count()
         if self._last is None or self._last[0] != (query, total):
-            most, rare = (total, total) if total < LARGE else (total // 5, int(RARE * total))
-            having = "select rowid from words where words match ? limit ?"
-            found: dict[str, _Holders] = {}
+            most = total if total < LARGE else total // 5
+            # As one text: the rows by themselves would take Python ten times as long.
+            having = "select group_concat(rowid) from (select rowid from words where words match ? limit ?)"
+            found = {}
             for word in words_of(query):
-                rows = self._database.execute(having, (f'"{word}"', rare + 1)).fetchall()
-                if len(rows) <= rare:
-                    found[word] = len(rows), {piece for (piece,) in rows}
-                else:
-                    counting = f"select count(*) from ({having})"
-                    found[word] = int(self._database.execute(counting, (f'"{word}"', most)).fetchone()[0]), None
+                (numbers,) = self._database.execute(having, (f'"{word}"', most + 1)).fetchone()
+                have = set(map(int, numbers.split(","))) if numbers else set()
+                if len(have) <= most:
+                    found[word] = have
             self._last = (query, total), found
         return self._last[1]
 
@@ -331,6 +338,16 @@ class SQLiteStore:
         else:
             rows = self._database.execute("select id from pieces")
         return torch.tensor([piece for (piece,) in rows], dtype=torch.int64)
+
+
+def _largest(products: Tensor, count: int, among: Tensor | None) -> list[tuple[int, float]]:
+    """The `count` largest of the products, of those numbered `among` where it is given: (number, product)."""
+    if among is not None:
+        allowed = torch.full_like(products, -torch.inf)
+        allowed[among] = products[among]
+        products, count = allowed, min(count, len(among))
+    best = products.topk(min(count, len(products)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 def _create(file: Path, settings: Mapping[str, Any]) -> None:
