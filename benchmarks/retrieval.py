@@ -43,13 +43,14 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="that answers and summarises")
     parser.add_argument("--sample", type=int, help="questions and dialogues for the model; all where it is not given")
     parser.add_argument("--sources", type=int, default=3, help="pieces before the model")
-    parser.add_argument("--only", nargs="+", choices=("paragraphs", "sentences", "bf16", "qa", "summaries"))
+    parser.add_argument("--only", nargs="+", choices=("paragraphs", "sentences", "bf16", "int8", "qa", "summaries"))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "paragraphs": lambda: retrieval_facts(options.squad, "minilm", "fp32", False, None),
         "sentences": lambda: retrieval_facts(options.squad, "minilm", "fp32", True, None),
         "bf16": lambda: retrieval_facts(options.squad, "minilm", "bf16", False, None),
+        "int8": lambda: retrieval_facts(options.squad, "minilm", "int8", False, None),
         "qa": lambda: qa_facts(options.squad, options.model, options.sample, options.sources),
     }
     if options.dialogues is not None:

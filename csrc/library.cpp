@@ -9,6 +9,7 @@
 //   gated_linear            gated_linear_ops.cpp       gated_linear.inl on matmul.inl and activation.inl
 //   linear_cross_entropy    cross_entropy_ops.cpp      cross_entropy.inl on matmul.inl
 //   native_...              native_decoder_ops.cpp     decoder_step.inl on packed.inl and phases.inl, in native_decoder.cpp
+//   native_encode           native_encoder_ops.cpp     encoder_step.inl on packed.inl and attention.inl
 //   sample                  native_decoder_ops.cpp     sampling.cpp
 //   limit_read, limit_...   limits_ops.cpp             limits.inl
 //
@@ -82,6 +83,7 @@ STABLE_TORCH_LIBRARY(llmfast, m) {
   m.def(
       "native_step(int decoder, Tensor ids, int[] segments, bool all_rows, int vocabulary, int threads, "
       "Tensor(a!)? logits) -> Tensor");
+  m.def("native_encode(int model, Tensor ids, int[] lengths, str pooling, int threads) -> Tensor");
   m.def("native_adapter(int model, int[] parameters, int rank, float scale, Tensor a, Tensor b, bool rounded) -> int");
   m.def("native_adapter_bytes(int adapter) -> int");
   m.def("native_adapter_free(int adapter) -> ()");
@@ -117,6 +119,7 @@ STABLE_TORCH_LIBRARY_IMPL(llmfast, CPU, m) {
   m.impl("native_model_give", TORCH_BOX(&llmfast::native_model_give));
   m.impl("native_adapter", TORCH_BOX(&llmfast::native_adapter));
   m.impl("native_step", TORCH_BOX(&llmfast::native_step));
+  m.impl("native_encode", TORCH_BOX(&llmfast::native_encode));
   m.impl("sample", TORCH_BOX(&llmfast::sample));
   m.impl("limit_read", TORCH_BOX(&llmfast::limit_read));
 }

@@ -177,6 +177,7 @@ void native_adapter_free(int64_t adapter);
 void native_decoder_adapt(int64_t decoder, std::vector<int64_t> numbers);
 Tensor native_step(int64_t decoder, const Tensor& ids, std::vector<int64_t> segments, bool all_rows, int64_t vocabulary,
                    int64_t threads, const MaybeTensor& logits);
+Tensor native_encode(int64_t model, const Tensor& ids, std::vector<int64_t> lengths, std::string pooling, int64_t threads);
 int64_t native_decoder_bytes(int64_t decoder);
 void native_decoder_free(int64_t decoder);
 Tensor sample(const Tensor& logits, int64_t vocabulary, double temperature, int64_t top_k, double top_p, double min_p,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import llmfast
@@ -35,6 +38,15 @@ def test_ten_turns_compute_what_is_new(llm):
         before = reply.stream.prompt_tokens + reply.stream.tokens - 1
         assert "<|im_" not in text
     assert len(talk.messages) == 20
+
+
+def test_the_readme_shows_what_it_answers(llm):
+    """By a wide margin, so that every instruction set and precision says it."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    question, options, answer = re.search(r'\$ echo "(.+)" \| llmfast chat (.+)\n(.+)\n', readme).groups()
+    assert options == "--temperature 0 --max-new-tokens 7"
+    reply = llm.chat([{"role": "user", "content": question}], temperature=0, max_new_tokens=7)
+    assert reply.strip() == answer
 
 
 def test_template_and_tokens_are_those_of_transformers(llm, smollm2):

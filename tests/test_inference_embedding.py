@@ -14,6 +14,8 @@ from llmfast.inference.embedding import Embedder, batches
 from llmfast.inference.pooling import Pooling, read_pooling
 from llmfast.models.bert import Bert, BertConfig
 from llmfast.tokenizers import WordPieceTokenizer
+from llmfast.weights.checkpoint import stream
+from llmfast.weights.loading import encoder_of
 
 TEXTS = ["the cat sat on the mat", "a dog", "", "the dog sat", "one long text: the mat, the cat, a dog, the cat again"]
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "on", "mat", "a", "dog"]
@@ -40,6 +42,10 @@ def tiny(tmp_path_factory):
     return directory
 
 
+def hidden_states(directory):
+    return encoder_of(stream(directory), torch.float32)
+
+
 def test_a_vector_is_the_mean_of_its_tokens_alone_or_in_company(tiny):
     embedder = Embedder(tiny)
     with warnings.catch_warnings(record=True) as caught:
@@ -50,7 +56,7 @@ def test_a_vector_is_the_mean_of_its_tokens_alone_or_in_company(tiny):
     for text, vector in zip(TEXTS, vectors, strict=True):
         ids = [1, *embedder.tokenizer.encode(text)][:9] + [2]
         with torch.no_grad():
-            mean = embedder._hidden(torch.tensor([ids]), None)[0].mean(0)
+            mean = hidden_states(tiny)(torch.tensor([ids]))[0].mean(0)
         torch.testing.assert_close(vector, mean / mean.norm(), rtol=0, atol=1e-5)
     torch.testing.assert_close(embedder.embed("a dog"), vectors[1], rtol=0, atol=1e-5)
     assert embedder.count("a dog") == 4
@@ -65,7 +71,7 @@ def test_pooling_and_length_can_be_chosen(tiny):
     with pytest.warns(UserWarning, match="longer than 5"):
         vector = first.embed(TEXTS[0])
     with torch.no_grad():
-        hidden = first._hidden(torch.tensor([[1, 3, 4, 5, 2]]), None)[0]
+        hidden = hidden_states(tiny)(torch.tensor([[1, 3, 4, 5, 2]]))[0]
     torch.testing.assert_close(vector, hidden[0] / hidden[0].norm(), rtol=0, atol=1e-5)
     with pytest.warns(UserWarning):
         torch.testing.assert_close(last.embed(TEXTS[0]), hidden[4] / hidden[4].norm(), rtol=0, atol=1e-5)

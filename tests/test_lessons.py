@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from lessons_wrong_answers import WRONG
+from lessons_wrong_answers import WRONG, solved
 
 from llmfast.cli import cli
 from llmfast.lessons import check, confirm, effort
@@ -22,12 +22,6 @@ from llmfast.lessons.material import SHAKESPEARE, corpus
 DATA = Path(__file__).parents[2] / "shared" / "data"  # where tiny Shakespeare is, if it is
 NUMBERS = [lesson.number for lesson in lessons()]
 EXERCISES = [f"{number}.{name}" for number in NUMBERS for name in exercises(str(number))]
-
-
-def solutions(number: int) -> dict[str, object]:
-    names: dict[str, object] = {}
-    exec(lesson(number).solutions.read_text(encoding="utf-8"), names)
-    return {name.removeprefix("exercise_"): value for name, value in names.items() if name.startswith("exercise_")}
 
 
 @pytest.mark.parametrize("mode", ["quick", pytest.param("full", marks=pytest.mark.slow)])
@@ -59,8 +53,7 @@ def test_a_lesson_is_short_and_whole(number):
 
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_the_solution_is_right(exercise):
-    number, _, name = exercise.partition(".")
-    assert judgement(exercise, solutions(int(number))[name]) is None
+    assert judgement(exercise, solved[exercise]) is None
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
@@ -121,7 +114,7 @@ def test_a_check_prints_and_answers(capsys):
     assert "✗ 1.1: it raises ZeroDivisionError" in capsys.readouterr().out
     assert not check("1.1", lambda counts, c, size: None)
     assert capsys.readouterr().out == "○ 1.1 waits for you\n"
-    assert check("1.1", solutions(1)["1"])
+    assert check("1.1", solved["1.1"])
     assert capsys.readouterr().out == "✓ 1.1 is right\n"
     with pytest.raises(ValueError, match="no exercise 1.9; lesson 1 has 1, 2, 3"):
         check("1.9", 1)

@@ -8,8 +8,9 @@
 
 namespace llmfast {
 
-// How a matrix holds its weights; all but the floats have the names of llmfast/quantization/encodings.py.
-enum class Format { f32, bf16, i8, i4, q8_0, q4_1, q4_k };
+// How a matrix holds its weights; all but the floats have the names of llmfast/quantization/encodings.py. f32_split are the
+// same floats, for products of many rows (split_floats.inl).
+enum class Format { f32, bf16, i8, i4, q8_0, q4_1, q4_k, f32_split };
 
 // Rows `first` and on of a matrix, N of them, in panels of the instruction set's own width (packed.inl).
 struct PackedRows {
@@ -81,6 +82,9 @@ struct DecoderModel : DecoderShape {
   PackedMatrix token_embedding, head;  // the same panels where they are tied
   NormWeights final_norm;
   const DecoderBlock* block;
+  // Of an encoder (encoder_step.inl), which has neither head nor final norm, and looks its tokens up in rows of float32:
+  const float *token_rows, *type_embedding;  // (vocabulary, width), (width,)
+  NormWeights embedding_norm;
 };
 
 // How the keys and values are kept; i8 rows have a float32 scale behind them.

@@ -524,9 +524,11 @@ struct DecoderStep {
 };
 
 // Enough for a row prepared for any of the model's products, in any format: two terms of bytes take half of a float row,
-// and the scales less than the rest, but for the narrowest.
+// and the scales less than the rest, but for the narrowest; floats that are split take half as much again.
 i64 decoder_row_bytes(const DecoderModel& m) {
-  return PackedF32::row_bytes(max_of(max_of(m.width, m.inner), m.query_channels())) + 4 * ALIGN;
+  const i64 widest = max_of(max_of(m.width, m.inner), m.query_channels());
+  const bool split = m.blocks && m.block[0].mlp_out.part[0].format == Format::f32_split;
+  return (split ? PackedSplit::row_bytes(widest) : PackedF32::row_bytes(widest)) + 4 * ALIGN;
 }
 
 i64 decoder_partial_floats(const DecoderState& d) {

@@ -185,11 +185,17 @@ NativeModel::NativeModel(ModelDescription description) : kernels_(llmfast::kerne
       l.matrix(i, parts, kernels_.mlp_in_rows(s), C, &b.mlp_in);
       l.matrix(i, {{Role::mlp_out, C, {}}}, C, s.inner, &b.mlp_out);
     }
-    model_.final_norm = l.norm(-1, Role::final_norm, C);
     model_.position_embedding = l.vector(-1, Role::position_embedding, false, s.positions, C);
-    l.matrix(-1, {{Role::token_embedding, s.vocabulary, {}}}, s.vocabulary, C, &model_.token_embedding);
-    model_.head = model_.token_embedding;
-    if (l.has(-1, Role::head)) l.matrix(-1, {{Role::head, s.vocabulary, {}}}, s.vocabulary, C, &model_.head);
+    if (l.has(-1, Role::embedding_norm)) {
+      model_.token_rows = l.vector(-1, Role::token_embedding, false, s.vocabulary, C);
+      model_.type_embedding = l.vector(-1, Role::type_embedding, false, C);
+      model_.embedding_norm = l.norm(-1, Role::embedding_norm, C);
+    } else {
+      model_.final_norm = l.norm(-1, Role::final_norm, C);
+      l.matrix(-1, {{Role::token_embedding, s.vocabulary, {}}}, s.vocabulary, C, &model_.token_embedding);
+      model_.head = model_.token_embedding;
+      if (l.has(-1, Role::head)) l.matrix(-1, {{Role::head, s.vocabulary, {}}}, s.vocabulary, C, &model_.head);
+    }
     l.end();
     if (!pass) {
       packed_ = Memory(l.packed.used, true);
@@ -289,6 +295,7 @@ NativeDecoder::NativeDecoder(std::shared_ptr<const NativeModel> model, i64 batch
   const DecoderModel& m = model_->ready();
   const Kernels& k = model_->kernels();
   if (batch < 1 || capacity < 1 || most_rows < 1) throw std::runtime_error("batch, capacity and rows must be positive");
+  if (m.token_rows) throw std::runtime_error("the model is an encoder, not a decoder");
   if (capacity > m.positions) throw std::runtime_error("the capacity exceeds the model's context");
   State& s = state_;
   s.owner = this;

@@ -35,6 +35,8 @@ class Memory {
 enum class Role {
   token_embedding,
   position_embedding,
+  type_embedding,
+  embedding_norm,
   attention_norm,
   query_key_value,
   query,
@@ -100,6 +102,9 @@ class NativeModel {
   std::vector<Place> places_;  // of description_.parameters
   Memory packed_, vectors_;
 };
+
+// The model that Python knows by a number (native_decoder_ops.cpp).
+std::shared_ptr<const NativeModel> native_model_of(int64_t number);
 
 // What one thread at a time writes and others copy: all of one step or nothing (a sequence lock). Its words are atomic,
 // so that a copy taken while they change is merely thrown away.

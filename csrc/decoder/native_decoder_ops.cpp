@@ -57,7 +57,7 @@ Registry<const NativeAdapter>& adapters() {
 }
 
 Format format_of(int64_t code) {
-  check(code >= 0 && code <= int64_t(Format::q4_k), "format is ", code, ", expected 0 to ", int64_t(Format::q4_k),
+  check(code >= 0 && code <= int64_t(Format::f32_split), "format is ", code, ", expected 0 to ", int64_t(Format::f32_split),
         " (decoder.h)");
   return static_cast<Format>(code);
 }
@@ -65,6 +65,8 @@ Format format_of(int64_t code) {
 // The roles of parameters, in the order of `enum class Role`.
 constexpr const char* ROLES[] = {"token_embedding",
                                  "position_embedding",
+                                 "type_embedding",
+                                 "embedding_norm",
                                  "attention_norm",
                                  "query_key_value",
                                  "query",
@@ -187,6 +189,7 @@ void native_model_give(int64_t model, int64_t parameter, const Tensor& values, c
 
 int64_t native_model_bytes(int64_t model) { return int64_t(models().get(model)->bytes()); }
 void native_model_free(int64_t model) { models().remove(model); }
+std::shared_ptr<const NativeModel> native_model_of(int64_t number) { return models().get(number); }
 
 int64_t native_decoder(int64_t model, int64_t batch, int64_t capacity, int64_t most_rows, std::string cache_type) {
   const bool f32 = cache_type == "fp32", bf16 = cache_type == "bf16";

@@ -564,6 +564,8 @@ using PackedQ4_K = PackedGroups<CodedGroups>;
 
 // ---- The formats ----
 
+#include "split_floats.inl"
+
 struct FormatKernels {
   bool (*accepts)(Format);
   i64 (*panel_bytes)(i64 K);
@@ -578,9 +580,9 @@ template <class F>
 constexpr FormatKernels kernels_of() {
   return {F::accepts, F::panel_bytes, F::pack, F::unpack, F::row_bytes, F::prepare, F::subtract, F::product};
 }
-constexpr FormatKernels FORMATS[] = {kernels_of<PackedF32>(), kernels_of<PackedBF16>(), kernels_of<PackedI8>(),
-                                     kernels_of<PackedI4>(),  kernels_of<PackedQ8_0>(), kernels_of<PackedQ4_1>(),
-                                     kernels_of<PackedQ4_K>()};
+constexpr FormatKernels FORMATS[] = {kernels_of<PackedF32>(),  kernels_of<PackedBF16>(), kernels_of<PackedI8>(),
+                                     kernels_of<PackedI4>(),   kernels_of<PackedQ8_0>(), kernels_of<PackedQ4_1>(),
+                                     kernels_of<PackedQ4_K>(), kernels_of<PackedSplit>()};
 LLMFAST_INLINE const FormatKernels& kernels_of(Format format) { return FORMATS[int(format)]; }
 
 // A panel of a matrix: its format, where it is, and which rows of the matrix it has.
@@ -605,7 +607,10 @@ LLMFAST_INLINE Panel panel_of(const PackedMatrix& m, i64 panel) {
 i64 packed_bytes(Format format, i64 N, i64 K) { return ceil_div(N, TILE_COLS) * kernels_of(format).panel_bytes(K); }
 bool packs(Format format, const WeightSource& source) { return kernels_of(format).accepts(source.format); }
 // Whether rows of activations prepared for the one are what the other reads.
-bool share_rows(Format a, Format b) { return a == b || (a >= Format::i4 && b >= Format::i4); }
+bool share_rows(Format a, Format b) {
+  const auto in_groups = [](Format f) { return f >= Format::i4 && f <= Format::q4_k; };
+  return a == b || (in_groups(a) && in_groups(b));
+}
 
 // The row of the packed matrix that row n of a weight becomes.
 i64 packed_row(const RowOrder& order, i64 n) {

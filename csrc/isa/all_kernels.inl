@@ -43,6 +43,8 @@ namespace {
 //
 #include "../decoder/decoder_step.inl"
 //
+#include "../encoder/encoder_step.inl"
+//
 #include "../ops/limits.inl"
 
 }  // namespace
@@ -78,6 +80,7 @@ const Kernels& LLMFAST_KERNELS() {
     k.decoder_partial_floats = decoder_partial_floats;
     k.decoder_chunks = decoder_chunks;
     k.decoder_step = decoder_step;
+    k.encode = encode;
     k.exp_of_scaled = exp_of_scaled;
     k.limit_read = limit_read;
     k.limit_arithmetic = limit_arithmetic;

@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../decoder/decoder.h"
+#include "../encoder/encoder.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2"))), \

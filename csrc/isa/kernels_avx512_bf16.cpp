@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../decoder/decoder.h"
+#include "../encoder/encoder.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                                   \

@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../decoder/decoder.h"
+#include "../encoder/encoder.h"
 
 #define LLMFAST_VECTOR_WIDTH 4
 #define LLMFAST_TILE_ROWS 4

@@ -14,7 +14,7 @@ from llmfast.cli.common import BAD_INPUT, backend_option, common_options, in_opt
 
 @click.command()
 @click.argument("question", required=False)
-@click.option("-i", "--index", "place", required=True, metavar="INDEX", help="What `llmfast index` has made.")
+@click.option("-i", "--index", "--store", "place", required=True, metavar="INDEX", help="As `llmfast index` made it.")
 @click.option("-m", "--model", default="smollm2", show_default=True, help="Name, directory, .gguf file or hub name.")
 @click.option("-k", "--sources", type=click.IntRange(1, 50), default=3, show_default=True, help="At most.")
 @click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only documents of this name (*, ?), kind, or --set.")

@@ -14,7 +14,7 @@ from llmfast.cli.progress import progress_bars
 
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
-@click.option("-o", "--out", "place", required=True, metavar="INDEX", help="Its folder, which is made.")
+@click.option("-o", "--out", "--store", "place", required=True, metavar="INDEX", help="Its folder, or postgresql://….")
 @click.option("-m", "--model", help="Of the vectors, when an index is made: minilm, or any Embedder reads.")
 @click.option("--tokens", type=int, help="Of a piece, when an index is made; default: 250.")
 @click.option("--set", "metadata", multiple=True, metavar="KEY=VALUE", help="What `ask --where` can keep to.")

@@ -13,17 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfast.inference.execution import chosen_backend, device_of
+from llmfast.inference.execution import EncoderRunner, chosen_backend, device_of
 from llmfast.inference.pooling import Pooling, read_pooling
-from llmfast.models import FLOATS
 from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.tokenizers.model_files import CONFIG
 from llmfast.tokenizers.protocol import read_json
 from llmfast.weights.checkpoint import stream
-from llmfast.weights.loading import encoder_of, module_of
 from llmfast.weights.locate import locate_model
-
-TOKENS_AT_ONCE = 2048  # of a batch, padding included: what it computes stays near the CPU
 
 
 class Embedder:
@@ -32,8 +28,9 @@ class Embedder:
 
     `name` is one that `llmfast get` has brought, a directory, a file, or a name on the hub. `pooling` ("mean", "first"
     or "last" of the tokens) and `max_tokens` default to what the model's files say, else to the mean of as many as its
-    context holds. `precision` is "fp32", "bf16" or, on a GPU, "fp16"; `device` and `backend` as in `llmfast.load`.
-    Vectors of length 1, which all are but where a model's files say otherwise, have their cosine as their product.
+    context holds. `precision` is "fp32" or "bf16", on a GPU also "fp16", and for an encoder on a CPU, where it runs on
+    packed weights in C++, also "int8"; `device` and `backend` as in `llmfast.load`. Vectors of length 1, which all are
+    but where a model's files say otherwise, have their cosine as their product.
 
     >>> embed = llmfast.Embedder("minilm").embed  # doctest: +SKIP
     >>> round(float(embed("A dog barks.") @ embed("The hound is loud.")), 2)  # doctest: +SKIP
@@ -50,8 +47,6 @@ class Embedder:
         backend: str | Mapping[str, str] = "auto",
     ):
         place = device_of(device)
-        if precision not in FLOATS or (precision == "fp16" and place.type == "cpu"):
-            raise ValueError(f"precision must be fp32, bf16, or on a GPU fp16, got {precision!r}")
         source = stream(locate_model(name))
         tokenizer = load_tokenizer(source.path)
         if tokenizer is None:
@@ -69,12 +64,8 @@ class Embedder:
             raise ValueError(f"max_tokens must be 3 to {source.config.context}, the model's context, got {max_tokens}")
         self.pooling = Pooling(said.kind if pooling is None else pooling, said.normalised)
         self._before, self._after = _around(tokenizer, source.directory, source.config.generates)
-        self._hidden: Callable[[Tensor, Tensor | None], Tensor]
-        if source.config.generates:
-            decoder = module_of(source, FLOATS[precision]).to(place)
-            self._hidden = lambda ids, _: decoder.hidden(ids)  # no token sees the padding after it
-        else:
-            self._hidden = encoder_of(source, FLOATS[precision]).to(place)
+        with chosen_backend(backend):
+            self._runner = EncoderRunner(source, precision, place)
         self.device = place
 
     def __repr__(self) -> str:
@@ -113,8 +104,9 @@ class Embedder:
         vectors = torch.empty(len(rows), self.width)
         done = 0
         with torch.inference_mode(), chosen_backend(self.backend):
-            for batch in batches([len(row) for row in rows], TOKENS_AT_ONCE):
-                vectors[batch] = self._embed([rows[i] for i in batch]).cpu()
+            encoder = self._runner.encoder()
+            for batch in batches([len(row) for row in rows], encoder.tokens_at_once):
+                vectors[batch] = encoder.encode([rows[i] for i in batch], self.pooling)
                 done += len(batch)
                 progress(done, len(rows))
         return vectors
@@ -127,15 +119,6 @@ class Embedder:
 
     def _shortened(self, row: list[int]) -> list[int]:
         return row[: self.max_tokens - len(self._after)] + self._after
-
-    def _embed(self, rows: list[list[int]]) -> Tensor:
-        """Of one batch, the longest first: (B, C)."""
-        lengths = torch.tensor([len(row) for row in rows])
-        longest = len(rows[0])
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        ragged = len(rows[-1]) < longest
-        ids, lengths = ids.to(self.device), lengths.to(self.device)
-        return self.pooling(self._hidden(ids, lengths if ragged else None), lengths)
 
 
 def batches(lengths: Sequence[int], tokens_at_once: int) -> Iterator[list[int]]:

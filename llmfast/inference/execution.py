@@ -4,7 +4,8 @@
     on a GPU, all of its backends capturable        eagerly, its decode steps recorded as CUDA graphs
     elsewhere                                       eagerly: the module, op by op
 
-`Execution` decides how a checkpoint is to run, before it is read; `Runner` who runs what was read.
+`Execution` decides how a checkpoint is to run, before it is read; `Runner` who runs what was read, and `EncoderRunner`
+who gives the vectors of texts.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ from llmfast.inference.decoders import (
     cuda_graph,
     native,
 )
+from llmfast.inference.encoders import EagerEncoder, Encoder, NativeEncoder
 from llmfast.models import FLOATS, LanguageModel, ModelConfig
 from llmfast.quantization.plan import PRECISIONS as QUANTIZED
 from llmfast.weights.adapter import Adapter
+from llmfast.weights.loading import encoder_of, in_formats, module_of
 from llmfast.weights.stream import Stream
 
 PRECISIONS = (*FLOATS, *QUANTIZED)
@@ -286,6 +289,48 @@ class Runner:
 
     def __reduce__(self) -> Any:
         raise TypeError("a model that is ready to run can't be pickled: save it, and load it where it is needed")
+
+
+class EncoderRunner:
+    """An encoder, or a language model whose last hidden states are taken, and the choice of who runs it.
+
+    `precision` is "fp32" or "bf16", on a GPU "fp16", and where an encoder runs natively one of integers, too. `encoder`
+    decides under the backends that are chosen around its call. `ValueError` for a precision that is not computed there.
+    """
+
+    def __init__(self, source: Stream, precision: str, device: torch.device):
+        self.config, self.precision, self.device = source.config, precision, device
+        self._source = source
+        self._packed: NativeModel | None = None
+        self._eager: EagerEncoder | None = None
+        self._lock = threading.Lock()
+        if precision == "auto" or precision not in (*FLOATS, *QUANTIZED):
+            raise ValueError(f"precision must be fp32, bf16, int8 or on a GPU fp16, got {precision!r}")
+        self.encoder()  # read now, so that what is wrong with it is said now
+
+    def why_not_native(self) -> str | None:
+        if self.config.generates:
+            return "it is a language model, which is read for its hidden states by its module"
+        return native.why_not(self.config, self.device)
+
+    def encoder(self) -> Encoder:
+        reason = self.why_not_native()
+        with self._lock:
+            if reason is None and self.precision != "fp16":
+                if self._packed is None:
+                    self._packed = NativeModel(self.config, in_formats(self._source, {}), self.precision)
+                return NativeEncoder(self._packed)
+            if self.precision not in FLOATS or (self.precision == "fp16" and self.device.type == "cpu"):
+                raise ValueError(f"precision {self.precision} is not computed here: {reason or 'a CPU has no fp16'}")
+            if self._eager is None:
+                self._eager = EagerEncoder(self._hidden(), self.device)
+            return self._eager
+
+    def _hidden(self) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+        if not self.config.generates:
+            return encoder_of(self._source, FLOATS[self.precision]).to(self.device)
+        decoder = module_of(self._source, FLOATS[self.precision]).to(self.device)
+        return lambda ids, _: decoder.hidden(ids)  # no token sees the padding after it
 
 
 def _fingerprint(model: LanguageModel | None) -> list[tuple[int, int]]:

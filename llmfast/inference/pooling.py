@@ -44,6 +44,10 @@ class Pooling:
             vectors = hidden[:, 0]
         else:
             vectors = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+        return self.scaled(vectors)
+
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """(B, C), of length 1 where they are to be."""
         return torch.nn.functional.normalize(vectors, dim=-1) if self.normalised else vectors
 
 

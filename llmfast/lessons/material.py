@@ -14,6 +14,8 @@ from llmfast.weights.fetching import home
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from llmfast import LLM
+
 T = TypeVar("T")
 SHAKESPEARE = "tinyshakespeare.txt"
 WHERE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -30,7 +32,8 @@ def shortest(call: Callable[[], object], least: float = 0.2) -> float:
     The shortest, because what a shared machine adds is never negative; the benchmarks of llmfast take medians of turns.
     """
     call()
-    found, end = [], time.perf_counter() + effort(quick=least / 4, full=least)
+    found: list[float] = []
+    end = time.perf_counter() + effort(quick=least / 4, full=least)
     while len(found) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         call()
@@ -111,3 +114,40 @@ def journey() -> tuple[list[str], Tensor]:
     return ["Your", "journey", "starts", "with", "one", "step"], torch.tensor([float(x) for x in vectors.split()]).view(
         6, 3
     )
+
+
+def random_llm(precision: str = "fp32", **shape: int) -> LLM:
+    """A GPT-2 of random weights in a precision: a smaller model's width is 768, of 4 blocks and 8,192 tokens."""
+    import tempfile
+
+    import torch
+
+    import llmfast
+
+    usual = {"vocab_size": 8192, "n_positions": 1024, "n_embd": 768, "n_layer": 4, "n_head": 12}
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        torch.manual_seed(0)
+        llmfast.GPT(llmfast.GPTConfig(**usual | shape)).save_pretrained(folder)
+        return llmfast.load(folder, precision=precision)
+
+
+def step_seconds(llm: LLM, batch: int = 1, context: int = 32, least: float = 0.3) -> float:
+    """How long a decoder's step takes: one token more for each of `batch` sequences of `context` tokens."""
+    import torch
+
+    room = min(llm.config.context - context, 200)
+    with llm.using_backend():
+        decoder = llm.decoder(batch, context + room)
+        prompts, tokens = [[i % 97 for i in range(context)]] * batch, torch.zeros(batch, dtype=torch.int64)
+        decoder.prefill(prompts)
+        left = room
+
+        def step() -> None:
+            nonlocal left
+            if left == 0:
+                decoder.prefill(prompts)
+                left = room
+            left -= 1
+            decoder.step(tokens)
+
+        return shortest(step, least)

@@ -122,6 +122,9 @@ def curves(
             ax.set_xscale("log")
         if "y" in log:
             ax.set_yscale("log")
+        if "x" in log and marks:  # the places that were measured, in plain numbers
+            ax.set_xticks(xs, [f"{tick:g}" for tick in xs])
+            ax.minorticks_off()
         ax.set(xlabel=x, ylabel=y)
         ax.set_title(title)
         _names_at_ends(ax, ends)

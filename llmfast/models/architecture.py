@@ -89,6 +89,8 @@ class Arithmetic:
     x = embedding_multiplier · token_embedding[ids] (+ position_embedding)
     x = x + residual_multiplier · attention(norm(x));  x = x + residual_multiplier · mlp(norm(x))
     logits = head(final_norm(x)) / logits_divisor
+
+    An encoder's block has its norms behind the sums: x = norm(x + attention(x)); x = norm(x + mlp(x)).
     """
 
     norm: Literal["layer", "rms"]

@@ -12,13 +12,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from llmfast import ops
 from llmfast.models.architecture import (
+    Arithmetic,
     HiddenSizes,
     Parameter,
     Role,
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Hugging Face's names for GELU -> ours.
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 # Settings of Hugging Face's BERT that change the arithmetic, with the only value that is computed here.
 FIXED_SETTINGS = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
@@ -106,6 +111,16 @@ class BertConfig(HiddenSizes):
             found += both(f"{layer}.output.dense", "mlp_out", C, inner, block=b)
             found += both(f"{layer}.output.LayerNorm", "mlp_norm", C, block=b)
         return found
+
+    def arithmetic(self) -> Arithmetic:
+        return Arithmetic(
+            norm="layer",
+            norm_epsilon=self.layer_norm_eps,
+            activation=ACTIVATIONS[self.hidden_act],
+            gated=False,
+            attention_scale=self.head_dim**-0.5,
+            windows=(None,) * self.blocks,
+        )
 
     def flops_per_token(self, keys: float) -> float:
         """Floating-point operations for one token in a text of `keys` tokens: 2 a product, and no head."""

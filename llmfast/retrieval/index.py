@@ -18,6 +18,7 @@ from llmfast.inference.embedding import Embedder
 from llmfast.retrieval.blocks import read_blocks
 from llmfast.retrieval.files import documents_below, read_file, root_of
 from llmfast.retrieval.pieces import OVERLAP, TOKENS, pieces_of
+from llmfast.retrieval.postgres_store import PostgresStore, is_address, without_password
 from llmfast.retrieval.sqlite_store import SQLiteStore
 from llmfast.retrieval.store import Document, Found, Occurrence, Store, shares
 
@@ -84,7 +85,7 @@ class Index:
         tokens: int | None = None,
         overlap: int | None = None,
     ):
-        self.place = str(place)
+        self.place = without_password(str(place))
         try:
             self.store = open_store(place)
         except FileNotFoundError:
@@ -108,7 +109,7 @@ class Index:
         for name, value in asked.items():
             if value is not None and str(value) != str(self.store.settings[name]):
                 raise ValueError(
-                    f"{place} was made with {name} {self.store.settings[name]}, not {value}: make another index"
+                    f"{self.place} was made with {name} {self.store.settings[name]}, not {value}: make another index"
                 )
 
     @classmethod
@@ -259,6 +260,8 @@ def evidence(similarity: float | None, matching: float | None, share: float) -> 
 
 def open_store(place: str | Path, settings: Mapping[str, Any] | None = None) -> Store:
     """The store at a place: with `settings` it is made where there is none."""
+    if is_address(place):
+        return PostgresStore(str(place), settings)
     return SQLiteStore(place, settings)
 
 

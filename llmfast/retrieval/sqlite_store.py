@@ -25,6 +25,7 @@ from llmfast.files import Locked, locked
 from llmfast.retrieval.store import Document, Found, Occurrence, conditions, words_of
 
 FORMAT = 1
+_Holders = tuple[int, "set[int] | None"]
 OCCURRING = "occurrences o join documents d on d.id = o.document"
 METADATA = """json_extract(d.metadata, '$."' || {} || '"')"""
 FILE = "index.sqlite"
@@ -78,7 +79,7 @@ class SQLiteStore:
             raise ValueError(f"{file} is damaged or no index: {error}") from None
         self._width = int(self.settings["width"])
         self._counted: tuple[tuple[int, int], int] | None = None  # the state of the database, and its pieces
-        self._last: tuple[tuple[str, int], dict[str, int]] | None = None  # the last query's words, in this many pieces
+        self._last: tuple[tuple[str, int], dict[str, _Holders]] | None = None  # the last query, in this many pieces
         self._rows: tuple[int, Tensor] | None = None  # the generation of the vectors' file, and its rows
 
     def close(self) -> None:
@@ -205,7 +206,10 @@ class SQLiteStore:
         """For each word of `query`: how many pieces have it (counted to a fifth of all), and which of these."""
         among = ", ".join(str(int(piece)) for piece in pieces)
         result = []
-        for word, number in self._numbers(query).items():
+        for word, (number, all_of_them) in self._holders(query).items():
+            if all_of_them is not None:
+                result.append((number, all_of_them.intersection(pieces)))
+                continue
             rows = self._database.execute(
                 f"select rowid from words where words match ? and rowid in ({among})", (f'"{word}"',)
             )
@@ -217,20 +221,24 @@ class SQLiteStore:
     def _rare(self, query: str) -> list[str]:
         """The words to look for; in a large index only those that tell pieces apart: FTS5 scores every piece that has
         any of them, at 100,000 pieces half a second for a word that all have."""
-        total, numbers = self.count(), self._numbers(query)
-        return [word for word, number in numbers.items() if total < LARGE or number <= RARE * total]
+        return [word for word, (_, all_of_them) in self._holders(query).items() if all_of_them is not None]
 
-    def _numbers(self, query: str) -> dict[str, int]:
-        """How many pieces have each word of `query`; in a large index counted to a fifth of all."""
+    def _holders(self, query: str) -> dict[str, _Holders]:
+        """For each word of `query` how many pieces have it, and which; in a large index which only of a rare one, and
+        counted to a fifth of all."""
         total = self.count()
         if self._last is None or self._last[0] != (query, total):
-            most = total if total < LARGE else total // 5
-            counting = "select count(*) from (select 1 from words where words match ? limit ?)"
-            numbers = {
-                word: int(self._database.execute(counting, (f'"{word}"', most)).fetchone()[0])
-                for word in words_of(query)
-            }
-            self._last = (query, total), numbers
+            most, rare = (total, total) if total < LARGE else (total // 5, int(RARE * total))
+            having = "select rowid from words where words match ? limit ?"
+            found: dict[str, _Holders] = {}
+            for word in words_of(query):
+                rows = self._database.execute(having, (f'"{word}"', rare + 1)).fetchall()
+                if len(rows) <= rare:
+                    found[word] = len(rows), {piece for (piece,) in rows}
+                else:
+                    counting = f"select count(*) from ({having})"
+                    found[word] = int(self._database.execute(counting, (f'"{word}"', most)).fetchone()[0]), None
+            self._last = (query, total), found
         return self._last[1]
 
     # --- the vectors ----------------------------------------------------------------------------------------------

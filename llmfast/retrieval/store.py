@@ -92,18 +92,21 @@ def words_of(query: str) -> list[str]:
     return [word for word in words if word not in STOP_WORDS] or words
 
 
-def shares(holders: Sequence[tuple[int, set[int]]], total: int, pieces: Sequence[int]) -> dict[int, float]:
-    """Which share of a question's words each piece has, where a rare word weighs more: by log of (N - n + ½) / (n + ½)
-    for a word that n of N pieces have, as in BM25. `holders` has for each word n and those of `pieces` that have it.
+def weight(number: int, total: int) -> float:
+    """Of a word that `number` of `total` pieces have, as in BM25: log of (N - n + ½) / (n + ½), and above 0."""
+    return max(1e-6, math.log((total - number + 0.5) / (number + 0.5)))
 
-    N counts `OTHERS` pieces more than there are: among five pieces a word that none has would weigh twice as much as
+
+def shares(holders: Sequence[tuple[int, set[int]]], total: int, pieces: Sequence[int]) -> dict[int, float]:
+    """Which share of a question's words each piece has, where a rare word weighs more (`weight`). `holders` has for
+    each word the number n of pieces that have it, and those of `pieces` that do.
+
+    `OTHERS` pieces more than there are count: among five pieces a word that none has would weigh twice as much as
     one that tells them apart, and a share would mean another thing in a small index than in a large one."""
-    weights = [max(1e-6, math.log((total + OTHERS - n + 0.5) / (n + 0.5))) for n, _ in holders]
+    weights = [weight(n, total + OTHERS) for n, _ in holders]
     whole = sum(weights)
     return {
-        piece: sum(weight for weight, (_, have) in zip(weights, holders, strict=True) if piece in have) / whole
-        if whole
-        else 0.0
+        piece: sum(w for w, (_, have) in zip(weights, holders, strict=True) if piece in have) / whole if whole else 0.0
         for piece in pieces
     }
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from llmfast.inference.decoders.adapted import NativeAdapter
 
 PRECISIONS = ("fp32", "bf16", *QUANTIZED)
-FORMATS = {form: number for number, form in enumerate(("fp32", "bf16", *ENCODINGS))}  # csrc/decoder/decoder.h
+SPLIT = "fp32_split"  # floats, kept for products of many rows (csrc/gemm/split_floats.inl): an encoder's
+FORMATS = {form: number for number, form in enumerate(("fp32", "bf16", *ENCODINGS, SPLIT))}  # csrc/decoder/decoder.h
 IN_GROUPS = {"int4", "q8_0", "q4_1", "q4_k"}  # they take activations in one form (packed.inl)
 FUSED = (("query", "key", "value"), ("gate", "up"))  # one matrix; the rows of the last two alternate
 PARTS = ("values", "scale", "minimum", "scale_code", "minimum_code")
@@ -86,22 +87,27 @@ class NativeModel:
             raise ValueError(f"there is no native decoder here: {reason}")
         self.config, self.precision = config, precision
         floats = precision if precision in ("fp32", "bf16") else fastest_float()
-        formats = formats if formats is not None else plan(config, precision) if floats != precision else {}
+        if floats == "fp32" and not config.generates:
+            floats = SPLIT
+        formats = formats if formats is not None else plan(config, precision) if precision in QUANTIZED else {}
         parameters = config.parameters()
-        matrices = [parameter for parameter in parameters if parameter.is_matrix]
+        matrices = [p for p in parameters if p.is_matrix and (config.generates or p.role != "token_embedding")]
+        formats = {p.name: formats[p.name] for p in matrices if p.name in formats}
         self.formats = _kept(matrices, {p.name: formats.get(p.name, floats) for p in matrices})
         self._number = _native_model(config, parameters, self.formats)
         weakref.finalize(self, torch.ops.llmfast.native_model_free, self._number)
-        missing = {p.name: (number, p.shape) for number, p in enumerate(parameters)}
+        missing = {p.name: (number, p) for number, p in enumerate(parameters)}
         places, threads = dict(missing), thread_count()
         for name, tensor in tensors:
             if name == "lm_head.weight" and config.tie_word_embeddings:
                 continue
             if name not in places:
                 raise ValueError(f"the model has no weight {name}")
-            number, shape = places[name]
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+            number, parameter = places[name]
+            if tuple(tensor.shape) != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {parameter.shape}")
+            if isinstance(tensor, Tensor) and parameter.role == "type_embedding":
+                tensor = tensor[0]  # all texts are of the first type
             tensor = _rounded(tensor, formats.get(name))
             parts = _parts(tensor, self.formats.get(name))
             torch.ops.llmfast.native_model_give(self._number, number, *map(parts.get, PARTS), threads)
