@@ -8,7 +8,8 @@ those of other seeds; where they are not, the task begins anew.
 
 Each run is `llmfast finetune` with the settings in `TASKS`, on files that this script makes of those in DATA. What is
 held out to be tested (`test`) is measured before and after, and chooses nothing. Results go to
-benchmarks/results/finetuning.json: for each task and seed what was measured, and how long training took.
+benchmarks/results/finetuning.json, for each task and seed what was measured, and how long training took; and from there
+into the table of docs/fine-tuning.md.
 
 Beside the classifiers stands one without any network: n-grams of words and characters with logistic regression, by
 scikit-learn (pip install scikit-learn), on the same rows.
@@ -21,6 +22,7 @@ import json
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 import zipfile
@@ -38,7 +40,11 @@ from llmfast.finetuning.preparing import sides_of
 from llmfast.finetuning.records import read_records
 from llmfast.finetuning.run import finetune
 
+sys.path.insert(0, str(Path(__file__).parent))
+import readme  # noqa: E402
+
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
+PAGE = Path(__file__).parents[1] / "docs" / "fine-tuning.md"
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,37 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def in_words(name: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if name in ("accuracy", "macro_f1", "exact_match") else f"{value:.3f}"
+
+
+def table(document: dict[str, Any]) -> str:
+    """What all runs measured on the part that chose nothing, as Markdown: the mean over the seeds, ± the spread."""
+    lines = ["| task | seeds | measured | before | after |", "|---|---|---|---|---|"]
+    for task, entry in document["tasks"].items():
+        figures, seeds = entry["summary"], len(entry["runs"])
+        for name in ("test accuracy", "test loss", "test perplexity", "also perplexity", "answers rouge_l"):
+            if f"after {name}" not in figures or (name == "test loss" and "after test accuracy" in figures):
+                continue
+            cells = []
+            for when in ("before", "after"):
+                mean, spread = figures[f"{when} {name}"]["mean"], figures[f"{when} {name}"]["spread"]
+                of = name.split()[1]
+                cells.append(in_words(of, mean) + ("" if spread is None else f" ± {in_words(of, spread)}"))
+            lines.append(f"| {task} | {seeds} | {name.replace('_', '-')} | {cells[0]} | {cells[1]} |")
+        if "n-grams test accuracy" in figures:
+            mean = in_words("accuracy", figures["n-grams test accuracy"]["mean"])
+            lines.append(f"| {task} | {seeds} | test accuracy of n-grams | | {mean} |")
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    """Puts it into the page on fine-tuning."""
+    text = PAGE.read_text(encoding="utf-8")
+    document = json.loads(RESULTS.read_text(encoding="utf-8"))
+    PAGE.write_text(readme.with_table(text, "results", table(document)), encoding="utf-8")
+
+
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--only", type=click.Choice(list(TASKS)), multiple=True, help="Only this task; may be repeated.")
@@ -196,6 +233,7 @@ def main(data: Path, only: tuple[str, ...], seeds: tuple[int, ...], threads: int
         task = TASKS[name]
         for seed in seeds or range(task.seeds):
             entry = keep(name, task, run(task, data, seed, quiet))
+            write_table()
         for figure, values in entry["summary"].items():
             spread = "" if values["spread"] is None else f" ± {values['spread']:.4f}"
             click.echo(f"{name}: {figure} {values['mean']:.4f}{spread}")

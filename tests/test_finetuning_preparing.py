@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmfast.chat.template import ChatTemplate
 from llmfast.finetuning.configuration import DataSettings, FinetuningConfig
 from llmfast.finetuning.conversations import PLAIN_TEMPLATE
-from llmfast.finetuning.examples import Example, ExampleBatches, ExampleLoader, following, padded
+from llmfast.finetuning.examples import WIDTH, Example, ExampleBatches, ExampleLoader, following, padded
 from llmfast.finetuning.preparing import prepare, sides_of
 from llmfast.finetuning.records import LONGEST_ROW, read_records
 from llmfast.tokenizers import BPETokenizer
@@ -149,6 +149,11 @@ def test_of_a_text_the_end_is_held_out_and_every_token_is_predicted_once(tokeniz
     assert np.array_equal(examples.train[0].targets[:5], ids[1:6])
 
 
+def test_a_text_that_is_too_short_to_learn_much_from_is_said_to_be(tokenizer, tmp_path):
+    notes = [made(written(tmp_path / f"{n}.txt", "the cat sat. " * n), tokenizer).notes for n in (50, 5000)]
+    assert len(notes[0]) == 1 and "tokens to train on" in notes[0][0] and not notes[1]
+
+
 def test_of_several_documents_whole_ones_are_held_out(tokenizer, tmp_path):
     examples = made(written(tmp_path / "a.jsonl", [{"text": f"doc {i}"} for i in range(10)]), tokenizer, validation=0.3)
     assert examples.task == "text" and [len(part) for part in examples.parts().values()] == [7, 3, 0]
@@ -209,6 +214,15 @@ def test_every_example_is_seen_once_an_epoch(world):
     assert (
         one.batch(0)[0].tolist() != one.batch(6)[0].tolist() and one.batch(0)[0].tolist() != other.batch(0)[0].tolist()
     )
+
+
+def test_widths_are_few_and_none_is_wider_than_the_longest():
+    examples = [following(range(1, 3 + i % 37), [True] * (2 + i % 37)) for i in range(70)]
+    loader, batches = ExampleLoader(examples, 5), ExampleBatches(examples, tokens=100)
+    widths = [loader.batch(step)[0].shape[1] for step in range(loader.steps_per_epoch)]
+    widths += [batches[index][0].shape[1] for index in range(len(batches))]
+    assert max(widths) == 37 and {*widths} <= {*range(WIDTH, 37, WIDTH), 37} and len({*widths}) > 2
+    assert sum(len(batch[0]) * batch[0].shape[1] for batch in map(loader.batch, range(14))) == loader.tokens_per_epoch()
 
 
 def test_like_lengths_share_a_batch():

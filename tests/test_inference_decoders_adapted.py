@@ -142,8 +142,8 @@ def test_an_adapter_that_does_not_fit_is_an_error_in_cpp():
     ok = torch.zeros(48)
     for parameters, rank, a, b in [
         ([number], 2, torch.zeros(47), ok), ([number], 2, ok, torch.zeros(49)), ([number], 2**62, ok, ok),
-        ([number, number], 2, torch.zeros(96), torch.zeros(96)), ([0], 2, ok, ok), ([-1], 2, ok, ok), ([999], 2, ok, ok),
-        ([number], 0, ok, ok), ([number], 2, ok.double(), ok),
+        ([number, number], 2, torch.zeros(96), torch.zeros(96)), ([number], 0, ok, ok), ([number], 2, ok.double(), ok),
+        ([0], 2, ok, ok), ([-1], 2, ok, ok), ([999], 2, ok, ok),
     ]:  # fmt: skip
         with pytest.raises(RuntimeError):
             make(models[0]._number, parameters, rank, 1.0, a, b, False)

@@ -106,9 +106,9 @@ struct Input {
   const PackedMatrix& m;
   const i64 rows;
   const Source source;
-  uint8_t* own;           // the thread's copy, or null
-  const uint8_t* shared;  // what was prepared together, or null
-  const Narrow narrow;    // what adapters add
+  uint8_t* own;                // the thread's copy, or null
+  const uint8_t* shared;       // what was prepared together, or null
+  const Narrow narrow;         // what adapters add
   mutable bool ready = false;  // the thread's copy, at its first chunk of the product
 
   // For a chunk that reads `panel` first, which is on its way from memory meanwhile.

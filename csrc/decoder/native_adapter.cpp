@@ -42,8 +42,7 @@ NativeAdapter::NativeAdapter(const NativeModel& model, const std::vector<int64_t
     a_used += rank * place.K;
     b_used += rank * place.N;
   }
-  if (a_used != a_size || b_used != b_size)
-    throw std::runtime_error("an adapter has more numbers than its parameters take");
+  if (a_used != a_size || b_used != b_size) throw std::runtime_error("an adapter has more numbers than its parameters take");
 
   for (i64 i = 0; i < 4 * m.blocks; i++) pack(matrix(i), parts[size_t(i)], rank, model.kernels());
   for (size_t i = 0; i < matrices_.size(); i++) {

@@ -19,6 +19,9 @@ from llmfast.training.dataset import IGNORED
 
 POOL = 32  # batches that are sorted by length together: enough for like lengths, few enough for other neighbours
 EVALUATION_TOKENS = 8192  # scored at once, padding included
+# Rows are padded to a multiple of this. For every width oneDNN makes code of its own for each product, and keeps it:
+# 9.5 MB for adapters beside SmolLM2, in the midst of the memory that batches free, which then can't be given back.
+WIDTH = 8
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,16 @@ def following(ids: Sequence[int], counts: Sequence[bool], place: str = "") -> Ex
     return Example(tokens[:-1], targets[1:], place)
 
 
-def padded(examples: Sequence[Example], padding: int) -> tuple[Tensor, Tensor]:
-    """Ids and targets, both (rows, longest) int64; on the right of a row stand `padding` and -100."""
-    width = max((len(example.ids) for example in examples), default=1)
+def padded_width(longest: int, most: int) -> int:
+    """How wide the rows are whose longest has so many tokens, where the longest of all has `most`."""
+    return min(most, -(-longest // WIDTH) * WIDTH)
+
+
+def padded(examples: Sequence[Example], padding: int, most: int = 1) -> tuple[Tensor, Tensor]:
+    """Ids and targets, both (rows, width) int64; on the right of a row stand `padding` and -100. They are as wide as
+    the longest row, and in whole `WIDTH`s as far as `most` allows."""
+    longest = max((len(example.ids) for example in examples), default=1)
+    width = max(longest, padded_width(longest, most))
     ids = np.full((len(examples), width), padding, dtype=np.int64)
     targets = np.full((len(examples), width), IGNORED, dtype=np.int64)
     for row, example in enumerate(examples):
@@ -74,6 +84,7 @@ class ExampleLoader:
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.rank, self.world_size, self.padding = rank, world_size, padding
         self._lengths = np.array([len(example.ids) for example in examples])
+        self.most = int(self._lengths.max(initial=1))
         self._epochs: dict[int, list[np.ndarray]] = {}
 
     @property
@@ -92,11 +103,11 @@ class ExampleLoader:
         return ids, targets
 
     def rows(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        return padded([self.examples[index] for index in chosen], self.padding)
+        return padded([self.examples[index] for index in chosen], self.padding, self.most)
 
     def tokens_per_epoch(self) -> int:
         """Of the first epoch, with those that pad rows."""
-        return sum(len(batch) * int(self._lengths[batch].max()) for batch in self._batches(0))
+        return sum(len(batch) * padded_width(int(self._lengths[batch].max()), self.most) for batch in self._batches(0))
 
     def padding_share(self) -> float:
         """The share of these that pads rows."""
@@ -125,9 +136,11 @@ class ExampleBatches(Sequence[tuple[Tensor, Tensor]]):
 
     def __init__(self, examples: Sequence[Example], padding: int = 0, tokens: int = EVALUATION_TOKENS):
         self._examples, self._padding = examples, padding
+        self._most = max((len(example.ids) for example in examples), default=1)
         self.groups: list[list[int]] = []
         for index in sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)):
-            if not self.groups or (len(self.groups[-1]) + 1) * len(examples[self.groups[-1][0]].ids) > tokens:
+            width = padded_width(len(examples[self.groups[-1][0] if self.groups else index].ids), self._most)
+            if not self.groups or (len(self.groups[-1]) + 1) * width > tokens:
                 self.groups.append([])
             self.groups[-1].append(index)
 
@@ -139,4 +152,4 @@ class ExampleBatches(Sequence[tuple[Tensor, Tensor]]):
         return len(self.groups)
 
     def __getitem__(self, index: Any) -> Any:
-        return padded([self._examples[i] for i in self.groups[index]], self._padding)
+        return padded([self._examples[i] for i in self.groups[index]], self._padding, self._most)

@@ -64,7 +64,7 @@ class PairLoader(ExampleLoader):
         self.pairs = pairs
 
     def rows(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        return padded([example for index in chosen for example in self.pairs[index]], self.padding)
+        return padded([example for index in chosen for example in self.pairs[index]], self.padding, self.most)
 
 
 def longer(pair: tuple[Example, Example]) -> Example:

@@ -24,6 +24,7 @@ from llmfast.finetuning.records import SUFFIXES, Record, read_records
 from llmfast.tokenizers import Tokenizer
 from llmfast.tokenizers.protocol import encodable
 
+FEW_TOKENS = 2000  # some pages of a text
 MOST_NAMED = 3  # bad rows in one message
 
 
@@ -303,4 +304,8 @@ def _running_text(
     }
     if not windows["train"]:
         raise ValueError("the text is too short: there is nothing to train on")
-    return Examples("text", windows["train"], windows["validation"], windows["test"])
+    tokens = sum(example.counted for example in windows["train"])
+    notes = []
+    if tokens < FEW_TOKENS:
+        notes.append(f"note: only {tokens:,} tokens to train on: the model will learn them by heart, and little else")
+    return Examples("text", windows["train"], windows["validation"], windows["test"], notes=notes)

@@ -271,7 +271,7 @@ class Runner:
         return [None if name is None else self.adapters[name] for name in names]
 
     def _native_adapter(self, packed: NativeModel, name: str) -> tuple[NativeAdapter, PrefixCache]:
-        """The adapter of this name as it is now, packed for the weights as they are now, and what texts with it keep."""
+        """The adapter of this name, packed for the weights as they are now, and what texts with it keep."""
         with self._lock:
             adapter = self.adapters[name]
             known = self._native_adapters.get(name)

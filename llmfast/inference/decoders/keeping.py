@@ -144,7 +144,8 @@ class KeepingDecoder(NativeDecoder):
 
 
 class PrefixCache:
-    """Decoders of one model (with one `adapter`, where it has one) that wait for a prompt which begins as theirs; the longest unused go first.
+    """Decoders of one model, or of one with an `adapter`, that wait for a prompt which begins as theirs; the longest
+    unused go first.
 
     A decoder that is taken has one user, until its `close`. It is taken where at least half of what it holds stays, so
     that a prompt that shares little with a long chat does not cost the chat its keys and values.
