@@ -169,7 +169,7 @@ struct Kernels {
   i64 (*decoder_partial_floats)(const DecoderState&);
   i64 (*decoder_chunks)(const DecoderState&);
   void (*decoder_step)(DecoderState&, const StepJob&, const Segment*, int thread, uint64_t* last_phase);
-  void (*encode)(const EncoderJob&, const Threads&);  // the native encoder (encoder.h)
+  void (*encode)(const EncoderJob&, const Threads&);                                       // the native encoder (encoder.h)
   void (*exp_of_scaled)(const float* x, i64 n, float top, float temperature, float* out);  // exp((x - top) / temperature)
   uint64_t (*limit_read)(const void* memory, i64 bytes, const Threads&);                   // a checksum
   i64 (*limit_arithmetic)(LimitKind, i64 tasks, i64 rounds, const Threads&);               // operations done
