@@ -24,6 +24,7 @@ from torch import Tensor
 from llmfast import ops
 from llmfast.files import Locked, locked
 from llmfast.retrieval.store import Document, Found, Occurrence, conditions, words_of
+from llmfast.threads import one_thread
 
 FORMAT = 1
 OCCURRING = "occurrences o join documents d on d.id = o.document"
@@ -183,9 +184,10 @@ class SQLiteStore:
         if self._rounded is None or self._rounded[0] is not self._rows or len(self._rounded[1]) != len(rows):
             self._rounded = self._rows, rows.bfloat16(), float(rows.norm(dim=1).max())
         products = ops.linear(vector.bfloat16()[None], self._rounded[1])[0].float()
-        tried = _largest(products, 4 * count, among)
-        numbers = torch.tensor([piece for piece, _ in tried])
-        best = _largest(rows[numbers] @ vector, count, None)
+        with one_thread():  # a few rows: threads would wait for one another far longer
+            tried = _largest(products, 4 * count, among)
+            numbers = torch.tensor([piece for piece, _ in tried])
+            best = _largest(rows[numbers] @ vector, count, None)
         error = ROUNDING * float(vector.norm()) * self._rounded[2]
         if len(tried) == 4 * count and best[-1][1] < tried[-1][1] + error:
             return None
