@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import llmfast
 from llmfast.backends import cpp
@@ -66,6 +67,17 @@ def test_every_instruction_set_keeps_the_contract(name):
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_every_instruction_set_keeps_the_contract_at_any_shape(name):
     assert " passed" in run_under(name, "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpp", str(CONTRACT))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, vocabulary", [(3, 20), (20, 20), (20, 3)])
+def test_products_without_columns_are_empty(rows, vocabulary, dtype):
+    """They divided by the number of slabs, which is none. autograd never asks; `torch.ops` can."""
+    hidden, weight = torch.zeros(rows, 0, dtype=dtype), torch.zeros(vocabulary, 0, dtype=dtype)
+    targets, lse = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows)
+    backward = torch.ops.llmfast.linear_cross_entropy_backward
+    found = backward(torch.ones(()), hidden, weight, targets, lse, -100, True)
+    assert [tuple(x.shape) for x in found] == [(rows, 0), (vocabulary, 0)]
 
 
 def test_an_unknown_instruction_set_is_a_reason_not_a_crash():

@@ -589,6 +589,7 @@ void matmul_all(i64 M, i64 N, i64 K, const Matrix& A, const Matrix (&B)[PARTS], 
 // epilogue(m0, n0, rows, columns, tile, tile_row) is called once for each finished tile of C.
 template <class Epilogue>
 void matmul(i64 M, i64 N, i64 K, const Matrix& A, const Matrix& B, const Threads& threads, const Epilogue& epilogue) {
+  if (M == 0 || N == 0) return;
   if (M >= N && M > FEW_ROWS) return blocked_matmul(M, N, K, {A}, B, threads, epilogue);
   matmul_all(M, N, K, A, {B}, threads,
              [&](i64 m0, i64 n0, i64 rows, i64 columns, const float* const(&tiles)[1], i64 tile_row) {
