@@ -3,7 +3,6 @@ that pages link to, the list of changes, and formulas as MathML, which browsers 
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,13 @@ from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
+from llmfast.lessons import effort
+
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = ROOT / "lessons"
 ELSEWHERE = re.compile(r"\]\(\.\./((?!docs/)[\w./-]+)\)")  # a link to a file outside docs/
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+QUICK = "*Run in a few seconds for this page: what is trained has hardly begun, and its pictures say nothing yet.*"
 LANGUAGES = {".py": "python", ".cpp": "cpp", ".inl": "cpp", ".h": "cpp", ".json": "json"}
 
 
@@ -75,11 +77,13 @@ def lesson_files() -> list[Path]:
 def lesson_page(path: Path) -> tuple[str, dict[str, bytes]]:
     """A lesson as Markdown, run from top to bottom, and its pictures by the names that they have there."""
     notebook = jupytext.read(path)
-    os.environ.setdefault("LLMFAST_LESSONS", "quick")
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(ROOT)}}
     ).execute()
     name = {"unique_key": path.stem, "output_files_dir": path.stem}
     without_drawing = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["picture"]}})
     body, resources = MarkdownExporter(config=without_drawing).from_notebook_node(notebook, resources=name)
+    if effort(quick=True, full=False):
+        title, rest = body.split("\n", 1)
+        body = f"{title}\n\n{QUICK}\n{rest}"
     return body, resources["outputs"]
