@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,14 @@ def test_backends_names_every_backend_and_why_not():
         assert name in result.stdout
     rows = json.loads(run("backends", "--json").stdout)
     assert {"op", "backend", "device", "dtype", "available", "reason"} <= rows[0].keys()
+
+
+def test_what_to_install_keeps_its_brackets(monkeypatch):
+    rows = llmfast.backends()
+    reason = "pip install 'llmfast-kernels[triton]'"
+    rows = [replace(row, available=False, reason=reason) if row.backend == "triton" else row for row in rows]
+    monkeypatch.setattr(llmfast, "backends", lambda: rows)
+    assert "[triton]" in run("backends").stdout
 
 
 def test_backends_shows_triton_under_the_interpreter():

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import llmfast
@@ -36,7 +37,7 @@ def backends(as_json: bool) -> None:
             notes.append(f"instruction set {cpp.isa()}")
         if name == "reference":
             notes.append("float64, for tests")
-        table.add_row(name, *cells, "; ".join(notes))
+        table.add_row(name, *cells, escape("; ".join(notes)))  # what to install has an extra in brackets
     console.print(table)
     for device in devices:
         order = " → ".join(AUTO.get(device, ("pytorch",)))
