@@ -106,7 +106,7 @@ def test_backends_names_every_backend_and_why_not():
 def test_what_to_install_keeps_its_brackets(monkeypatch):
     rows = llmfast.backends()
     reason = "pip install 'llmfast-kernels[triton]'"
-    rows = [replace(row, available=False, reason=reason) if row.backend == "triton" else row for row in rows]
+    rows = [replace(row, reason=reason) if row.backend == "triton" else row for row in rows]
     monkeypatch.setattr(llmfast, "backends", lambda: rows)
     assert "[triton]" in run("backends").stdout
 
