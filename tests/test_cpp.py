@@ -80,6 +80,19 @@ def test_products_without_columns_are_empty(rows, vocabulary, dtype):
     assert [tuple(x.shape) for x in found] == [(rows, 0), (vocabulary, 0)]
 
 
+@pytest.mark.parametrize("rows", [127, 128, 129, 255, 256, 257, 4100])
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
+def test_the_gradient_of_a_weight_is_right_for_any_number_of_rows(rows, dtype, error):
+    """Where all rows fill one block of k exactly, a matrix that has to be packed was once read as it lay."""
+    torch.manual_seed(0)
+    x, w, g = (torch.randn(n, m).to(dtype) for n, m in ((rows, 96), (160, 96), (rows, 160)))
+    w.requires_grad_()
+    with llmfast.use_backend("cpp"):
+        (found,) = torch.autograd.grad(llmfast.ops.linear(x, w), w, g)
+    expected = g.double().T @ x.double()
+    assert (found.double() - expected).norm() < error * expected.norm()
+
+
 def test_an_unknown_instruction_set_is_a_reason_not_a_crash():
     assert "choose one of" in isa_under("mmx")
 

@@ -463,8 +463,8 @@ void blocked_matmul_as(i64 M, i64 N, i64 K, const Matrix (&A)[PARTS], const Matr
   bool rows_ready = true;
   for (const Matrix& from : A) rows_ready &= rows_lie_ready<PAIRS>(from, K);
   // Where nothing of A is packed the tile registers keep a sum over all of k.
-  const i64 k_block = on_tile_registers<PAIRS>() && rows_ready ? k_slab : K_BLOCK;
-  const bool at_once = k_block == k_slab && k_slabs == 1;
+  const bool whole_k = on_tile_registers<PAIRS>() && rows_ready, at_once = whole_k && k_slabs == 1;
+  const i64 k_block = whole_k ? k_slab : K_BLOCK;
   Scratch packed(k_slab * n_slab);
   // With several slabs along k the sums wait here in between; with one they never leave a task's own scratch.
   Scratch waiting(k_slabs > 1 ? row_tiles * rows_per_tile * PARTS * n_slab : 1);
