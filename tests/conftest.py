@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ if not torch.cuda.is_available():
 from hypothesis import HealthCheck, settings
 
 import llmfast
-from llmfast.backends import OPS
+from llmfast.backends import OPS, cpp
 from llmfast.tokenizers import BPETokenizer
 
 settings.register_profile("llmfast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,6 +35,26 @@ STORY_TEXTS = [
     "A little girl went to the park. She saw a big tree and a little bird.",
     "The bird sang a song. The girl was happy and went home to sleep.",
 ]
+
+
+INSTRUCTION_SETS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]  # each has those before it
+
+
+def on_instruction_sets(program: str, timeout: float, own: bool = True) -> None:
+    """Runs a program on every instruction set of this CPU, this process's too if `own`: in
+    children, since the choice is made once a process. Its `sys.argv[1]` is the folder of the tests."""
+    program += "\nfrom llmfast.backends import cpp\nprint(cpp.isa())"
+    chosen = cpp.isa()
+    names = INSTRUCTION_SETS[: INSTRUCTION_SETS.index(chosen)] if chosen in INSTRUCTION_SETS else []
+    for name in [*names, *([chosen] if own else [])]:
+        run = subprocess.run(
+            [sys.executable, "-c", program, os.path.dirname(__file__)],
+            env=os.environ | {"LLMFAST_CPU_ISA": name},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert run.returncode == 0 and run.stdout.split()[-1:] == [name], run.stderr
 
 
 def runnable_backends() -> list[tuple[str, str]]:

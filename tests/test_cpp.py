@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import INSTRUCTION_SETS
 
 import llmfast
 from llmfast.backends import cpp
@@ -34,9 +35,6 @@ def isa_under(name: str) -> str:
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
-
-
-INSTRUCTION_SETS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
 
 
 def run_under(name: str, *arguments: str) -> str:

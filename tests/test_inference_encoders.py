@@ -1,12 +1,10 @@
 """Encoders on packed weights: the vectors of the module, to the bit the same in any company, in every precision."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from conftest import on_instruction_sets
 
 import llmfast
 from llmfast.backends import cpp
@@ -102,7 +100,6 @@ def test_a_text_has_the_same_bits_in_any_company_and_for_any_number_of_threads(n
 
 
 def test_every_instruction_set_gives_the_same_vectors():
-    """The other tables run in children, since the choice is made once a process."""
     program = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -111,19 +108,8 @@ for name in MODELS:
     test_the_vectors_are_those_of_the_module(name, Pooling())
     for precision in LEAST_COSINE:
         test_rounded_weights_give_nearly_the_same_vectors(name, precision)
-print(cpp.isa())
 """
-    chosen = cpp.isa()
-    order = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
-    for name in order[: order.index(chosen) + 1] if chosen in order else [chosen]:
-        run = subprocess.run(
-            [sys.executable, "-c", program, os.path.dirname(__file__)],
-            env=os.environ | {"LLMFAST_CPU_ISA": name},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert run.returncode == 0 and run.stdout.split()[-1] == name, run.stderr
+    on_instruction_sets(program, timeout=120)
 
 
 @pytest.mark.parametrize(

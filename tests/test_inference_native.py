@@ -11,6 +11,7 @@ import threading
 
 import pytest
 import torch
+from conftest import on_instruction_sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -359,7 +360,6 @@ def test_a_forked_child_generates_natively():
 
 
 def test_every_instruction_set_gives_the_same_logits():
-    """The other tables run in children, since the choice is made once a process."""
     program = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
@@ -371,17 +371,5 @@ for precision in PRECISIONS:
     logits = torch.cat([decoder.prefill([prompt]), decoder.step(torch.tensor([3]))])
     expected = expected_logits(as_stored(MODEL, precision), [*prompt, 3])[-2:]
     torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE[precision])
-print(cpp.isa())
 """
-    chosen = cpp.isa()
-    order = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
-    names = order[: order.index(chosen) + 1] if chosen in order else [chosen]
-    for name in names:
-        run = subprocess.run(
-            [sys.executable, "-c", program, os.path.dirname(__file__)],
-            env=os.environ | {"LLMFAST_CPU_ISA": name},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert run.returncode == 0 and run.stdout.strip() == name, run.stderr
+    on_instruction_sets(program, timeout=120)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Collection
 
 import pytest
 import torch
+from conftest import on_instruction_sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_inference_native import AS_STORED, TOLERANCE, rounded, tokens
@@ -324,7 +322,6 @@ def test_weights_that_share_a_matrix_may_have_formats_of_their_own(switch, mixtu
 
 
 def test_every_instruction_set_gives_the_same_logits():
-    """The other tables run in children, since the choice is made once a process."""
     program = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
@@ -337,15 +334,5 @@ for mixture in MIXTURES:
 for switch in ("llama", "qwen3", "windows here and there"):
     for cache in ("fp32", "bf16", "int8"):
         test_prompts_and_caches_of_any_length(switch, 300, cache)
-print(cpp.isa())
 """
-    order = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
-    for name in order[: order.index(cpp.isa())] if cpp.isa() in order else []:
-        run = subprocess.run(
-            [sys.executable, "-c", program, os.path.dirname(__file__)],
-            env=os.environ | {"LLMFAST_CPU_ISA": name},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert run.returncode == 0 and run.stdout.strip() == name, run.stderr
+    on_instruction_sets(program, timeout=300, own=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,23 +196,22 @@ class LLM:
         """
         settings = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, logit_bias)
         count = whole_number("num_return_sequences", num_return_sequences, least=1)
+        decode = partial(
+            self._decode,
+            max_new_tokens=max_new_tokens,
+            settings=settings,
+            seed=seed,
+            truncate=truncate,
+            use_cache=use_cache,
+            speculate=speculate,
+        )
         if isinstance(prompt, Tensor):
             if stop or (json_schema, regex, grammar) != (None, None, None):
                 raise ValueError("stop strings need a text prompt, not token ids, and so do forms")
             rows = [row for row in self._check_ids(prompt) for _ in range(count)]
             observer = self._observer(len(rows), logprobs)
             adapters = self._adapters(adapter, len(rows) // count, count)
-            decoding = self._decode(
-                rows,
-                max_new_tokens,
-                settings,
-                seed,
-                truncate,
-                use_cache,
-                speculate,
-                observer=observer,
-                adapters=adapters,
-            )
+            decoding = decode(rows, observer=observer, adapters=adapters)
             new = []
             for tokens in decoding.steps:
                 new.append(tokens.tolist())
@@ -238,20 +238,15 @@ class LLM:
         adapters = self._adapters(adapter, len(prompts), count)
         if rows:
             vocabulary = writers[0].tokenizer.vocab_size
-            steps = self._decode(
+            decoding = decode(
                 rows,
-                max_new_tokens,
-                settings,
-                seed,
-                truncate,
-                use_cache,
-                speculate,
-                finished,
-                vocabulary,
-                constraints,
-                observer,
+                finished=finished,
+                vocabulary=vocabulary,
+                constraints=constraints,
+                observer=observer,
                 adapters=adapters,
-            ).steps
+            )
+            steps = decoding.steps
             with contextlib.closing(steps):
                 for tokens in steps:
                     for row, token in enumerate(tokens.tolist()):
