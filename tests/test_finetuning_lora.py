@@ -9,8 +9,9 @@ from test_weights_adapter import GPT2, IDS, LLAMA
 from torch.utils.checkpoint import checkpoint
 
 import llmfast
+from llmfast.adapting import activated, gated
 from llmfast.finetuning import lora
-from llmfast.models import GPT, Llama
+from llmfast.models import GPT, Llama, llama
 from llmfast.models.layers import Linear
 from llmfast.training.weights import rounded
 from llmfast.weights.checkpoint import stream
@@ -104,6 +105,18 @@ def test_dropout_is_of_training_alone():
     assert not torch.equal(layer(x, nothing), layer(x, nothing))
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_a_gate_keeps_what_it_multiplies_and_no_more(activation):
+    torch.manual_seed(0)
+    gate, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda g, u: gated(g, u, activation), (gate, up))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = gated(gate, up, activation)
+    assert torch.equal(found, activated(gate, activation) * up)
+    assert {id(t) for t in kept} == {id(gate), id(up)}
+
+
 @pytest.mark.parametrize(("family", "config"), [(GPT, GPT2), (Llama, LLAMA)])
 def test_gradients_are_those_of_the_plain_formula_also_when_blocks_are_computed_again(family, config):
     """`added` makes its sums within the products; here they are made one after the other."""
@@ -123,6 +136,7 @@ def test_gradients_are_those_of_the_plain_formula_also_when_blocks_are_computed_
     with pytest.MonkeyPatch.context() as patch:
         plain = lambda x, a, b, scale, product: product(x) + scale * (x @ a.t() @ b.t())  # noqa: E731
         patch.setattr(lora, "added", plain)
+        patch.setattr(llama, "gated", lambda gate, up, activation: activated(gate, activation) * up)
         expected = gradients()
     for block in model.block_modules:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

@@ -45,6 +45,7 @@ from llmfast.training.report import Report
 from llmfast.training.run import backend_of
 from llmfast.training.trainer import Trainer, best_precision
 from llmfast.training.weights import kinds_of
+from llmfast.weights.adapter import SCORE
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.loading import module_of, quantized_module
 from llmfast.weights.locate import locate_model
@@ -200,7 +201,8 @@ class Finetuning(Loop):
         self.method.apply(model)
         if self.examples.labels:
             classifier.add_head(model, len(self.examples.labels))
-        trained = {name: "matrix" for name, p in model.named_parameters() if p.requires_grad}
+        ends = {".adapter.a": "adapter_a", ".adapter.b": "adapter_b", SCORE: "head"}
+        added = {n: kind for n, _ in model.named_parameters() for end, kind in ends.items() if n.endswith(end)}
         self.frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
         self.frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.padding = task.tokenizer.end_of_text or 0
@@ -213,7 +215,7 @@ class Finetuning(Loop):
             config,
             model,
             self.loader,
-            trained | kinds_of(model.config),
+            added | kinds_of(model.config),
             self.method,
             group,
             self.loss_of(model),
