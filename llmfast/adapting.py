@@ -14,11 +14,12 @@ from llmfast import ops
 class Adaptable(nn.Module):
     """A linear layer with its activation fused in, (..., K) -> (..., N).
 
-    An `adapter` is a module that adds its own to the product before the activation: it is called with x and the
-    function that multiplies it, and gives (..., N).
+    An `adapter` is a module that adds its own to the product before the activation: it is called with x and this layer,
+    and gives (..., N). `weight` is W (N, K) as floats.
     """
 
     adapter: nn.Module | None
+    weight: Tensor
 
     def product(self, x: Tensor, activation: str | None = None) -> Tensor:
         """activation(x Wᵀ + b)"""
@@ -27,7 +28,7 @@ class Adaptable(nn.Module):
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
         if self.adapter is None:
             return self.product(x, activation)
-        return activated(self.adapter(x, self.product), activation)
+        return activated(self.adapter(x, self), activation)
 
 
 def activated(x: Tensor, activation: str | None) -> Tensor:
