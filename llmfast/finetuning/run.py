@@ -205,6 +205,8 @@ class Finetuning(Loop):
         added = {n: kind for n, _ in model.named_parameters() for end, kind in ends.items() if n.endswith(end)}
         self.frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
         self.frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        floats = settings.base != "floats" and not self.examples.labels  # of the head, as long as the loss is computed
+        self.head_bytes = floats * model.config.vocab_size * model.config.width * self.dtype.itemsize
         self.padding = task.tokenizer.end_of_text or 0
         place = config.data.batch_size, config.run.seed, group.rank, group.world_size, self.padding
         self.loader = ExampleLoader(self.examples.train, *place)
@@ -268,7 +270,8 @@ class Finetuning(Loop):
             self.group.device,
             config.run.activation_checkpointing,
             trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            frozen_bytes=self.frozen_bytes,
+            frozen_bytes=self.frozen_bytes + self.head_bytes,
+            rank=config.method.rank if config.method.method == "lora" else 0,
         )
 
     def begin(self) -> None:
