@@ -247,7 +247,7 @@ def shell_problem(command: Command, run: bool) -> str | None:
 def failure(command: Command, name: str, given: list[str]) -> str | None:
     short = shlex.split(SHORT.get(name, "")) if not {"--resume", "--dry-run", "--print-config"} & set(given) else []
     arguments = [*name.split(), *short, *given] if name != "train" else [name, *given, *short]
-    if name in ("train", "finetune", "tokenizer train") and "--resume" not in given:
+    if name in ("train", "finetune", "tokenizer train", "convert") and "--resume" not in given:
         forget(given)  # pages show one thing several ways, and these commands overwrite nothing
     result = CliRunner().invoke(cli, arguments, input=command.stdin, env=command.variables)
     if command.stdout:
@@ -261,7 +261,7 @@ def forget(given: list[str]) -> None:
     """Removes what stands where a command is to write."""
     for option in {"--out", "-o"} & set(given):
         out = Path(given[given.index(option) + 1])
-        if out.is_symlink():
+        if out.is_symlink() or out.is_file():
             out.unlink()
         elif out.is_dir():
             shutil.rmtree(out)
@@ -308,6 +308,8 @@ def lay_out(place: Path, model: Path) -> None:
         archive.writestr("one.txt", text)
     rows = [{"instruction": f"Who is friend {i}?", "output": f"Tom {i}."} for i in range(12)]
     (place / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    answers = [{"prompt": row["instruction"], "completion": row["output"]} for row in rows]
+    (place / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)), encoding="utf-8")
     mail = [f"{label},the {animal} and {i}" for i in range(10) for label, animal in (("work", "dog"), ("home", "cat"))]
     (place / "mail.csv").write_text("\n".join(["label,text", *mail]), encoding="utf-8")
     (place / "new.csv").write_text("\n".join(["label,text", *mail[:4]]), encoding="utf-8")

@@ -64,7 +64,7 @@ def quantize_checkpoint(
         raise ValueError(f"{directory} holds the model to quantise: name another directory")
     if replaces and not overwrite:
         raise ValueError(
-            f"{directory} holds a model already: name another directory, or pass --overwrite (overwrite=True)"
+            f"{directory} holds a model already: name another directory, or pass overwrite=True"
         )
 
     state: dict[str, Tensor | QuantizedWeight] = {}
