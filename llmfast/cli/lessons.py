@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +51,7 @@ def open_(number: int, folder: str, no_browser: bool) -> None:
         jupytext.write(jupytext.read(chosen.path), notebook)
     click.echo(notebook)
     if not no_browser:
-        if shutil.which("jupyter-lab") is None:
+        if importlib.util.find_spec("jupyterlab") is None:
             raise ValueError(f'JupyterLab is not here to open {notebook}: pip install -e ".[lessons]"')
         subprocess.run([sys.executable, "-m", "jupyterlab", str(notebook)])
 
