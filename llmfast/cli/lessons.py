@@ -48,7 +48,9 @@ def open_(number: int, folder: str, no_browser: bool) -> None:
     notebook = Path(folder) / f"{chosen.path.stem}.ipynb"
     notebook.parent.mkdir(parents=True, exist_ok=True)
     if not notebook.exists():
-        jupytext.write(jupytext.read(chosen.path), notebook)
+        cells = jupytext.read(chosen.path)
+        cells.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        jupytext.write(cells, notebook)  # with no kernel named, Jupyter would ask for one
     click.echo(notebook)
     if not no_browser:
         if importlib.util.find_spec("jupyterlab") is None:
