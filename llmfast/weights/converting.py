@@ -72,9 +72,7 @@ def _to_safetensors(
     if target.is_file():
         raise ValueError(f"{target} is a file: name a directory for the model")
     if holds_model(target) and not overwrite:
-        raise ValueError(
-            f"{target} holds a model already: name another directory, or pass overwrite=True"
-        )
+        raise ValueError(f"{target} holds a model already: name another directory, or pass overwrite=True")
     state: dict[str, Tensor | QuantizedWeight] = {}
     done, sizes = 0, model.sizes
     for name, weight in model:
