@@ -125,7 +125,7 @@ bars({name: k / 1e6 for name, k in parts.items()}, "Where 124 million parameters
 # | positions | a learned table, added | rotary, turning q and k | knows distances, can be stretched |
 # | network | 4 C wide, GELU | gated, SwiGLU, 8/3 C wide | better at equal size |
 # | keys and values | a pair for each head | one for several heads (GQA) | the cache shrinks |
-# | biases | everywhere | none (queries' in Qwen) | not missed |
+# | biases | everywhere | none (Qwen 2: on q, k and v) | not missed |
 # | context | 1,024 | 8,192 and more | rotary, and the smaller cache |
 #
 # In this package that is two files, `gpt2.py` and `llama.py`, over the same ops. What the switches do to the count, for

@@ -24,10 +24,16 @@ WORDS += ["one", "long", "text", "again", ":", ","]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The directory of a random encoder with sentence-transformers' files."""
+    """The directory of a random encoder that reads 10 tokens."""
     directory = tmp_path_factory.mktemp("encoder")
+    write_encoder(directory, context=10, positions=32)
+    return directory
+
+
+def write_encoder(directory, context, positions=256):
+    """A random encoder with sentence-transformers' files."""
     torch.manual_seed(5)
-    config = BertConfig(len(WORDS), 24, 2, 3, 40, max_position_embeddings=32, initializer_range=0.5)
+    config = BertConfig(len(WORDS), 24, 2, 3, 40, max_position_embeddings=positions, initializer_range=0.5)
     model = Bert(config).eval()
     bare = {name.removeprefix("bert."): tensor for name, tensor in model.state_dict().items()}
     save_file(bare, directory / "model.safetensors")
@@ -38,8 +44,7 @@ def tiny(tmp_path_factory):
     (directory / "modules.json").write_text(json.dumps(steps))
     (directory / "1_Pooling").mkdir()
     (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
-    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 10}))
-    return directory
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": context}))
 
 
 def hidden_states(directory):

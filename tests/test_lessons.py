@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -94,7 +95,9 @@ def test_a_lesson_becomes_a_notebook_and_is_not_overwritten(tmp_path):
     arguments = ["lessons", "open", "1", "--no-browser", "--dir", str(tmp_path)]
     made = CliRunner().invoke(cli, arguments)
     notebook = Path(made.output.strip())
-    assert made.exit_code == 0 and '"cell_type": "markdown"' in notebook.read_text(encoding="utf-8")
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    assert made.exit_code == 0 and content["cells"][0]["cell_type"] == "markdown"
+    assert content["metadata"]["kernelspec"]["name"] == "python3"  # or Jupyter asks which
     notebook.write_text("mine", encoding="utf-8")
     CliRunner().invoke(cli, arguments)
     assert notebook.read_text(encoding="utf-8") == "mine"

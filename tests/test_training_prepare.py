@@ -225,7 +225,7 @@ def test_what_a_killed_preparation_left_is_no_data_set_and_is_cleared_away(corpu
 
 def test_only_prepared_data_are_replaced_and_only_when_asked(corpus, tmp_path):
     prepare([corpus], tmp_path / "data", "char")
-    with pytest.raises(ValueError, match="holds prepared data already.*--overwrite"):
+    with pytest.raises(ValueError, match="holds prepared data already.*overwrite=True"):
         prepare([corpus], tmp_path / "data", "bpe")
     assert prepare([corpus], tmp_path / "data", "bpe", overwrite=True).tokenizer == "bpe"
     assert not (tmp_path / "data" / "tokenizer.json").exists() and (tmp_path / "data" / "merges.txt").exists()

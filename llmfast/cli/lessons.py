@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,10 +48,12 @@ def open_(number: int, folder: str, no_browser: bool) -> None:
     notebook = Path(folder) / f"{chosen.path.stem}.ipynb"
     notebook.parent.mkdir(parents=True, exist_ok=True)
     if not notebook.exists():
-        jupytext.write(jupytext.read(chosen.path), notebook)
+        cells = jupytext.read(chosen.path)
+        cells.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        jupytext.write(cells, notebook)  # with no kernel named, Jupyter would ask for one
     click.echo(notebook)
     if not no_browser:
-        if shutil.which("jupyter-lab") is None:
+        if importlib.util.find_spec("jupyterlab") is None:
             raise ValueError(f'JupyterLab is not here to open {notebook}: pip install -e ".[lessons]"')
         subprocess.run([sys.executable, "-m", "jupyterlab", str(notebook)])
 

@@ -196,9 +196,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
     if MANIFEST not in names:
         raise ValueError(f"{out} is not empty: name a new directory for the prepared data")
     if not overwrite:
-        raise ValueError(
-            f"{out} holds prepared data already: name another directory, or pass --overwrite (overwrite=True)"
-        )
+        raise ValueError(f"{out} holds prepared data already: name another directory, or pass overwrite=True")
     shards = [shard for split in Manifest.read(out).splits.values() for shard in split.shards]
     ours = {MANIFEST, *TOKENIZER_FILES, *(file for shard in shards for file in shard.files())}
     if others := sorted(names - ours):

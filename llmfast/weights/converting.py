@@ -53,7 +53,7 @@ def convert(
     if target.is_dir():
         raise ValueError(f"{target} is a directory: name a file, such as {target / 'model.gguf'}")
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} is there already: name another file, or pass --overwrite (overwrite=True)")
+        raise ValueError(f"{target} is there already: name another file, or pass overwrite=True")
     if model.config_file is None:
         write_gguf(target, model, type, kept_values(GGUFFile(model.path)), progress)
         return None
@@ -72,9 +72,7 @@ def _to_safetensors(
     if target.is_file():
         raise ValueError(f"{target} is a file: name a directory for the model")
     if holds_model(target) and not overwrite:
-        raise ValueError(
-            f"{target} holds a model already: name another directory, or pass --overwrite (overwrite=True)"
-        )
+        raise ValueError(f"{target} holds a model already: name another directory, or pass overwrite=True")
     state: dict[str, Tensor | QuantizedWeight] = {}
     done, sizes = 0, model.sizes
     for name, weight in model:

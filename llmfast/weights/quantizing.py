@@ -63,9 +63,7 @@ def quantize_checkpoint(
     if directory.resolve() == model.directory.resolve():
         raise ValueError(f"{directory} holds the model to quantise: name another directory")
     if replaces and not overwrite:
-        raise ValueError(
-            f"{directory} holds a model already: name another directory, or pass --overwrite (overwrite=True)"
-        )
+        raise ValueError(f"{directory} holds a model already: name another directory, or pass overwrite=True")
 
     state: dict[str, Tensor | QuantizedWeight] = {}
     parts: dict[tuple[str, str], Part] = {}
