@@ -55,7 +55,7 @@ pytest)
     -k "not triton and not fork and not thousand and not instruction"
   ;;
 *)
-  sed -n '2,12s/^# \{0,1\}//p' "$0"
+  sed -n '2,12s/^# \{0,1\}//p' "$root/tests/check_core.sh"
   exit 2
   ;;
 esac
