@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import sys
@@ -214,16 +215,23 @@ class FakeWorker:
         pass
 
 
-@pytest.fixture
-def measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(campaign, "Worker", FakeWorker)
-    monkeypatch.setattr(campaign.limits, "measure", lambda threads, rounds: LIMITS)
+@pytest.fixture(scope="module")
+def measured_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peers")
     logits = {str(length): np.arange(5, dtype=np.float32) * length for length in (32, 512)}
-    np.savez(tmp_path / "reference.npz", **logits)
-    return {
-        name: campaign.measure_group(engines, tmp_path, plan.GPT2, QUICK, threads=2, say=lambda what: None)
-        for name, engines in GROUPS.items()
-    }
+    np.savez(folder / "reference.npz", **logits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(campaign, "Worker", FakeWorker)
+        patch.setattr(campaign.limits, "measure", lambda threads, rounds: LIMITS)
+        return {
+            name: campaign.measure_group(engines, folder, plan.GPT2, QUICK, threads=2, say=lambda what: None)
+            for name, engines in GROUPS.items()
+        }
+
+
+@pytest.fixture
+def measured(measured_once):
+    return copy.deepcopy(measured_once)  # a test may change it
 
 
 def test_an_engine_without_logits_is_not_checked(measured):

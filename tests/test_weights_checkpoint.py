@@ -825,7 +825,7 @@ def test_another_model_is_overwritten_only_on_demand_and_leaves_nothing(saved, s
     shutil.copytree(storyteller_directory, tmp_path / "other")
     for extra in ("README.md", "training.json", "notes.txt"):
         (tmp_path / "other" / extra).write_text("{}")
-    with pytest.raises(ValueError, match="other holds a model already: .*--overwrite"):
+    with pytest.raises(ValueError, match="other holds a model already: .*overwrite=True"):
         quantize_checkpoint(source, tmp_path / "other", "int8")
     llmfast.load(tmp_path / "other")  # unharmed
     quantize_checkpoint(source, tmp_path / "other", "int8", overwrite=True)
