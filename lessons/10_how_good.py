@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 10. How good is it?
 #
-# **Three ways to judge a model: how surprised it is, what it prefers, and what it would gain from more. And what
-# hides.**
+# **Three ways to judge a model: how surprised it is, what it prefers, and what it would gain from more; and what
+# a number hides.**
 #
 # A text that reads well proves little: one can always draw again. What counts is measured on text the model has not
 # seen, in a unit that compares, with its uncertainty.

@@ -23,8 +23,8 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## A task
 #
-# Sentences about what went well or badly. The words of the test sentences were **not** in training: whoever only counts
-# words (lesson 1) must guess.
+# Sentences about what went well or badly. The words that decide are others in the test than in training: a model that
+# only counts words (lesson 1) must guess.
 
 # %% tags=["given"]
 draw = random.Random(0)
@@ -45,8 +45,8 @@ def examples(count, words):  # words: which of the twelve
 
 train, test = examples(effort(quick=32, full=96), range(8)), examples(200, range(8, 12))
 seen = {word for text, _ in train for word in text.strip(".").split()}
-new = sum(text.strip(".").split()[-1] not in seen for text, _ in test)
-print(train[:2], f"\nin {new} of {len(test)} tests the word that matters is new")
+new = sum(not seen.issuperset(text.strip(".").split()) for text, _ in test)
+print(train[:2], f"\n{new} of {len(test)} tests have a word that is new")
 
 # %% [markdown]
 # ## LoRA by hand
@@ -137,8 +137,8 @@ bars({way: share * 100 for way, (share, _) in found.items()} | {"a coin": 50.0},
 #
 # ## What low rank can't learn
 #
-# A sum of r products of a column and a row has rank r. What a task changes in a weight is often of low rank, and then
-# little is lost. A change that turns every direction has full rank, and no small r will do.
+# A sum of r products of a column and a row has at most rank r. What a task changes in a weight is often of low rank,
+# and then little is lost. A change that turns every direction has full rank, and no small r will do.
 
 # %% tags=["given"]
 low = torch.randn(64, 3) @ torch.randn(3, 64)  # of rank 3

@@ -7,7 +7,7 @@
 # block of the data is mine, load it, compute, store it. The compiler makes threads, registers and matrix instructions
 # of it. Without a GPU Triton's interpreter runs the same source in Python: slow, and good enough to be right.
 #
-# Each kernel here leaves a mark wherever it reads. So there is a picture of which program reads what.
+# Three of the five leave a mark wherever they read, for a picture of which program reads what.
 
 # %%
 import os
@@ -173,7 +173,8 @@ confirm("attention is the package's", out, ops.causal_attention(q, k, v), within
 heats({"attention: program × the keys that it reads": key_marks}, width=6, height=1.8)
 
 # %% [markdown]
-# A staircase: half of the square is never touched. Nothing of size (T, T) exists anywhere.
+# A staircase: the keys above it, four tenths here and half in a long text, are never read. Nothing of size (T, T)
+# exists anywhere.
 #
 # ## The machine code
 #

@@ -113,6 +113,6 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> torch.Tensor:
-    if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
-        value = torch.stack(list(value))
+    if isinstance(value, (list, tuple)) and any(isinstance(element, torch.Tensor) for element in value):
+        value = torch.stack([_numbers(element) for element in value])
     return torch.as_tensor(value, dtype=torch.float64).detach()
