@@ -162,7 +162,7 @@ if is_there("minilm"):
 # ## With and without
 #
 # The same model, the same question, once with the best passage before it. (Ask "How do I reset the Borealis kettle?",
-# and the words find piece 0, where the name stands: a wrong passage gives a wrong answer, with a source.)
+# and both searches find piece 0, where the name stands: a wrong passage gives a wrong answer, with a source.)
 
 # %%
 question = "How do I make the kettle forget the temperature?"

@@ -82,7 +82,7 @@ def in_place(x, weight, eps):
         ("6.1", in_place),
         ("8.1", lambda w, g, m, lr, beta: list(solved["8.1"](w, g, m, lr, beta))),
         ("8.2", lambda gs, most: (g for g in solved["8.2"](gs, most))),
-        ("8.3", lambda s, n, w, lr: lr * (s + 1) / w if s < w else torch.tensor(lr * (n - s) / (n - w))),
+        ("8.3", lambda s, n, w, lr: torch.tensor(lr * (s + 1) / w) if s < w else lr * (n - s) / (n - w)),
         ("9.1", lambda logits, k: logits.masked_fill_(logits < logits.topk(k).values[-1], -torch.inf).numpy()),
         ("9.2", lambda ps, p: tuple(torch.tensor(solved["9.2"](ps, p)))),
         ("9.3", lambda ps, finger: torch.tensor(float(solved["9.3"](ps, finger)))),
