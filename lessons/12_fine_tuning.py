@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 12. Fine-tuning
 #
-# **A model that exists learns something new: a class, a style, an answer; with all its weights, or with a thousandth.**
+# **A model that exists learns something new: a class, a style, an answer; with all its weights, or with a hundredth.**
 #
 # Training from nothing takes a corpus. But a model that has read stories already knows what words mean, and a few dozen
 # examples move it. Which weights may move, and which tokens are learned from: that is all of fine-tuning.
@@ -17,8 +17,8 @@ from llmfast.finetuning.lora import LowRank
 from llmfast.lessons import check, confirm, effort
 from llmfast.lessons.pictures import bars, curves
 
-torch.set_num_threads(1)  # tiny tensors gain nothing from more
 torch.manual_seed(0)
+torch.set_num_threads(1)  # tiny tensors gain nothing from more
 
 # %% [markdown]
 # ## A task

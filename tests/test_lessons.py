@@ -154,12 +154,12 @@ def test_differences_are_said():
         confirm("the sum", 1.0, 2.0)
 
 
-def test_a_check_prints_and_answers(capsys):
-    assert not check("1.1", lambda counts, c, size: 1 / 0)
+def test_a_check_prints(capsys):
+    check("1.1", lambda counts, c, size: 1 / 0)
     assert "✗ 1.1: it raises ZeroDivisionError" in capsys.readouterr().out
-    assert not check("1.1", lambda counts, c, size: None)
+    check("1.1", lambda counts, c, size: None)
     assert capsys.readouterr().out == "○ 1.1 waits for you\n"
-    assert check("1.1", solved["1.1"])
+    check("1.1", solved["1.1"])
     assert capsys.readouterr().out == "✓ 1.1 is right\n"
     with pytest.raises(ValueError, match="no exercise 1.9; lesson 1 has 1, 2, 3"):
         check("1.9", 1)

@@ -3,6 +3,7 @@ that pages link to, the list of changes, and formulas as MathML, which browsers 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ LANGUAGES = {".py": "python", ".cpp": "cpp", ".inl": "cpp", ".h": "cpp", ".json"
 
 def on_config(config: Any) -> None:
     """The lessons' pages in the list of pages, as many as there are."""
+    os.environ["PYTHONWARNINGS"] = "ignore"  # in what runs the lessons: they name paths of the machine that builds
     for entry in config.nav:
         if entry.get("Lessons") == "lessons/":
             entry["Lessons"] = [f"lessons/{path.stem}.md" for path in lesson_files()]
