@@ -137,7 +137,7 @@ heats(
 bars(hits, "Mean of 1 / rank of the right piece", form="{:.2f}")
 
 # %% [markdown]
-# Both find "error 7". Only meaning knows that a guarantee is a warranty, and what limescale has to do with "descale": on
+# Both find "error 7". Only meaning knows that a guarantee is a warranty, and that limescale is what one descales: on
 # eight pieces it is always right. On the package's test with many more, words alone are better than meaning alone, and
 # both together better than either (`docs/retrieval.md`).
 #

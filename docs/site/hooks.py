@@ -53,11 +53,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return ELSEWHERE.sub(lambda match: f"]({'../' * depth}{page_of(match[1])})", markdown)
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(html: str, page: Any, **_: Any) -> str:
     def mathml(match: re.Match[str]) -> str:
         formula = match[3].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
         return latex2mathml.converter.convert(formula, display="inline" if match[2] == "(" else "block")
 
+    if page.file.src_uri.startswith("lessons/"):  # what cells print is often prose
+        html = html.replace('class="language-text highlight"', 'class="language-text highlight printed"')
     return FORMULA.sub(mathml, html)
 
 
