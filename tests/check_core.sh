@@ -6,15 +6,17 @@
 #   tests/check_core.sh thread       # the same compilers: data races
 #   tests/check_core.sh arm          # g++-aarch64-linux-gnu and qemu-user-static (Debian's names)
 #
-# Every instruction set that can run computes the same small model, and is compared with the generic one. The kernels
-# behind torch's operators are put to the test suite the same way with `tests/check_core.sh pytest`: it builds the
-# extension with the sanitizers in a copy of the checkout, and runs the suite's C++ parts on it.
+# Every instruction set that can run computes the same small models, decoders and an encoder, and is compared with the
+# generic one. The kernels behind torch's operators are put to the test suite the same way with
+# `tests/check_core.sh pytest`: it builds the extension with the sanitizers in a copy of the checkout, and runs the suite's
+# C++ parts on it.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$root/csrc"
-core="isa/isa.cpp scratch.cpp decoder/team.cpp decoder/native_adapter.cpp decoder/native_decoder.cpp decoder/sampling.cpp ../tests/core.cpp"
+core="isa/isa.cpp scratch.cpp decoder/team.cpp decoder/native_adapter.cpp decoder/native_decoder.cpp decoder/sampling.cpp
+  encoder/native_encoder.cpp ../tests/core.cpp"
 flags="-std=c++17 -Wno-psabi -pthread"
 sanitizers="-g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
@@ -48,11 +50,12 @@ pytest)
   # torch itself is not built with them: the runtime is preloaded, and leaks at exit are Python's and torch's.
   preload="$(${CXX:-g++} -print-file-name=libasan.so) $(${CXX:-g++} -print-file-name=libubsan.so)"
   LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$work/copy" \
-    python -m pytest -q -p no:cacheprovider tests/test_fuzz.py tests/test_inference_native.py tests/test_contract.py \
+    python -m pytest -q -p no:cacheprovider tests/test_fuzz.py tests/test_inference_native.py \
+    tests/test_inference_encoders.py tests/test_contract.py \
     -k "not triton and not fork and not thousand and not instruction"
   ;;
 *)
-  sed -n '2,11s/^# \{0,1\}//p' "$0"
+  sed -n '2,12s/^# \{0,1\}//p' "$root/tests/check_core.sh"
   exit 2
   ;;
 esac

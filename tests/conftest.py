@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 import torch
@@ -42,7 +43,9 @@ INSTRUCTION_SETS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]  # each h
 
 def on_instruction_sets(program: str, timeout: float, own: bool = True) -> None:
     """Runs a program on every instruction set of this CPU, this process's too if `own`: in
-    children, since the choice is made once a process. Its `sys.argv[1]` is the folder of the tests."""
+    children, since the choice is made once a process. It may import the tests."""
+    before = "import sys\nsys.path.insert(0, sys.argv[1])\nfrom conftest import torch_on_one_thread\n"
+    program = f"{before}with torch_on_one_thread():\n{indent(program.strip(), '    ')}"
     program += "\nfrom llmfast.backends import cpp\nprint(cpp.isa())"
     chosen = cpp.isa()
     names = INSTRUCTION_SETS[: INSTRUCTION_SETS.index(chosen)] if chosen in INSTRUCTION_SETS else []
@@ -97,6 +100,21 @@ def single_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_thread():
     with single_thread():
+        yield
+
+
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """What torch computes beside a native model is tiny; the model, which follows torch's threads, keeps two."""
+    with pytest.MonkeyPatch.context() as patch, single_thread():
+        for user in ("llmfast.inference.decoders.native", "llmfast.inference.encoders"):
+            patch.setattr(f"{user}.thread_count", lambda: 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    with torch_on_one_thread():
         yield
 
 

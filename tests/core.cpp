@@ -1,9 +1,10 @@
 // The torch-free core by itself, for machines and builds where torch is not at hand: another processor (in an emulator),
 // or a sanitizer. tests/check_core.sh says how.
 //
-//   core                runs a small random model in every precision and prints a few of its logits
+//   core                runs small random models in every precision, prints a few logits of the decoders and the vectors
+//                       of the encoder
 //   core | core compare with another LLMFAST_CPU_ISA: the second reads the first's and compares
-//   core threads        generates from several threads at once with one model, each with helpers
+//   core threads        generates and encodes from several threads at once with one model, each with helpers
 
 #include <algorithm>
 #include <atomic>
@@ -18,12 +19,14 @@
 
 #include "../csrc/decoder/native_decoder.h"
 #include "../csrc/decoder/sampling.h"
+#include "../csrc/encoder/native_encoder.h"
 
 using namespace llmfast;
 
 namespace {
 
 constexpr Format FORMATS[] = {Format::f32, Format::bf16, Format::i8, Format::i4, Format::q8_0, Format::q4_1, Format::q4_k};
+constexpr Format ENCODER_FORMATS[] = {Format::f32, Format::f32_split, Format::bf16, Format::i8};
 
 uint64_t state = 1;
 float uniform() {  // in [-1, 1)
@@ -53,7 +56,7 @@ std::vector<uint16_t> random_halves(i64 n, uint16_t first) {
 // A random weight in a precision's own form, its numbers within about 0.3.
 WeightSource random_weight(Format format, i64 N, i64 K, Stored& s) {
   const i64 groups = (K + 31) / 32, blocks = (groups + 7) / 8;
-  if (format == Format::f32 || format == Format::bf16) {
+  if (format == Format::f32 || format == Format::f32_split || format == Format::bf16) {
     for (i64 i = 0; i < N * K; i++) s.floats.push_back(0.3f * uniform());
     return {Format::f32, s.floats.data(), K, 1, nullptr, nullptr, nullptr, nullptr};
   }
@@ -118,6 +121,29 @@ ModelDescription describe(bool llama, Format format) {
   return d;
 }
 
+// A small encoder, whose width and heads are no multiple of a vector's.
+ModelDescription describe_encoder(Format format) {
+  ModelDescription d;
+  DecoderShape& s = d.shape;
+  s = {};
+  s.vocabulary = 50, s.positions = 300, s.width = 42, s.blocks = 2, s.heads = s.key_heads = 3, s.head_dim = 14, s.inner = 70;
+  s.norm = Norm::layer, s.norm_epsilon = 1e-5f, s.activation = Activation::gelu_erf;
+  s.attention_scale = 0.25f, s.embedding_multiplier = s.residual_multiplier = s.logits_divisor = s.rotary_factor = 1.0f;
+  d.rotary = {false, false}, d.windows = {0, 0};
+  for (const bool bias : {false, true}) {
+    for (i64 block = 0; block < s.blocks; block++) {
+      for (const Role role : {Role::query, Role::key, Role::value, Role::attention_out, Role::mlp_in, Role::mlp_out})
+        d.parameters.push_back({block, role, bias, bias ? Format::f32 : format});
+      for (const Role role : {Role::attention_norm, Role::mlp_norm})
+        d.parameters.push_back({block, role, bias, Format::f32});
+    }
+    d.parameters.push_back({-1, Role::embedding_norm, bias, Format::f32});
+  }
+  for (const Role role : {Role::token_embedding, Role::position_embedding, Role::type_embedding})
+    d.parameters.push_back({-1, role, false, Format::f32});
+  return d;
+}
+
 std::shared_ptr<NativeModel> random_model(const ModelDescription& description, int threads) {
   state = 1;
   auto model = std::make_shared<NativeModel>(description);
@@ -151,6 +177,22 @@ std::vector<float> generate(std::shared_ptr<const NativeModel> model, CacheType 
   return logits;
 }
 
+// Texts of four groups, which several threads take as wholes or share (encoder_step.inl), pooled in every way.
+std::vector<float> encode_texts(const NativeModel& model, int threads) {
+  const std::vector<i64> lengths{290, 200, 97, 40, 17, 16, 3, 1, 1, 130};
+  i64 count = 0;
+  for (const i64 length : lengths) count += length;
+  std::vector<int64_t> ids;
+  for (i64 i = 0; i < count; i++) ids.push_back(i * 7 % 50);
+  std::vector<float> vectors;
+  for (const Pooling pooling : {Pooling::mean, Pooling::first, Pooling::last}) {
+    std::vector<float> out(lengths.size() * 42);
+    encode(model, ids.data(), count, lengths, pooling, threads, out.data());
+    vectors.insert(vectors.end(), out.begin(), out.end());
+  }
+  return vectors;
+}
+
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * 4);
 }
@@ -174,26 +216,37 @@ bool activates_without_bias() {
   return same_bits(logits[0], logits[1]);
 }
 
+// Whether `run(threads)` gives the bits of one thread where several call it at once.
+template <class Run>
+bool the_same_at_once(const Run& run) {
+  const std::vector<float> expected = run(1);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; i++)
+    threads.emplace_back([&, i] {
+      for (int turn = 0; turn < 3; turn++) wrong += !same_bits(run(2 + 2 * i), expected);
+    });
+  for (std::thread& thread : threads) thread.join();
+  return !wrong;
+}
+
 int threads_at_once() {
+  bool same = true;
   for (const bool llama : {false, true})
-    for (const Format format : FORMATS)
-      for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
-        const auto model = random_model(describe(llama, format), 3);
-        const std::vector<float> expected = generate(model, cache, 1);
-        std::atomic<int> wrong{0};
-        std::vector<std::thread> threads;
-        for (int i = 0; i < 3; i++)
-          threads.emplace_back([&, i] {
-            for (int turn = 0; turn < 3; turn++) wrong += !same_bits(generate(model, cache, 2 + i), expected);
-          });
-        for (std::thread& thread : threads) thread.join();
-        if (wrong) {
-          std::fprintf(stderr, "several threads at once change the logits\n");
-          return 1;
-        }
-      }
-  std::printf("%s: threads at once get the logits of one\n", kernels().name);
-  return 0;
+    for (const Format format : FORMATS) {
+      const auto model = random_model(describe(llama, format), 3);
+      for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8})
+        same &= the_same_at_once([&](int threads) { return generate(model, cache, threads); });
+    }
+  for (const Format format : ENCODER_FORMATS) {
+    const auto model = random_model(describe_encoder(format), 3);
+    same &= the_same_at_once([&](int threads) { return encode_texts(*model, threads); });
+  }
+  if (same)
+    std::printf("%s: threads at once get the logits and vectors of one\n", kernels().name);
+  else
+    std::fprintf(stderr, "several threads at once change the logits or vectors\n");
+  return same ? 0 : 1;
 }
 
 }  // namespace
@@ -215,6 +268,16 @@ int main(int argc, char** argv) {
         }
         all.insert(all.end(), one.begin(), one.end());
       }
+  for (const Format format : ENCODER_FORMATS) {
+    const std::vector<float> one = encode_texts(*random_model(describe_encoder(format), 1), 1);
+    const auto again = random_model(describe_encoder(format), 4);
+    for (const int threads : {3, 6})
+      if (!same_bits(one, encode_texts(*again, threads))) {
+        std::fprintf(stderr, "the number of threads changes the vectors\n");
+        return 1;
+      }
+    all.insert(all.end(), one.begin(), one.end());
+  }
   if (argc == 1) {
     for (const float value : all) std::printf("%.9g\n", double(value));
     return 0;
@@ -225,6 +288,6 @@ int main(int argc, char** argv) {
     if (std::scanf("%f", &other) != 1) return 1;
     largest = std::fmax(largest, std::fabs(double(value) - double(other)));
   }
-  std::printf("%s: the largest difference of logits is %.2g\n", kernels().name, largest);
+  std::printf("%s: the largest difference is %.2g\n", kernels().name, largest);
   return largest < 0.1 ? 0 : 1;
 }

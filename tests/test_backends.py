@@ -294,8 +294,8 @@ def test_a_compiled_function_follows_the_choice_of_backend(backend):
 
 def tiny(family: str) -> torch.nn.Module:
     if family == "gpt2":
-        return llmfast.GPT(llmfast.GPTConfig(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=2))
-    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+        return llmfast.GPT(llmfast.GPTConfig(vocab_size=50, n_positions=16, n_embd=32, n_layer=1, n_head=2))
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
     more = {"num_key_value_heads": 2, "max_position_embeddings": 16, "sliding_window": 4}
     return Llama(LlamaConfig(model_type="mistral", vocab_size=50, **sizes, **more))
 

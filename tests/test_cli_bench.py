@@ -36,13 +36,14 @@ def own_registry(monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Only the shortest case of every name."""
+    """Only the shortest case of every name, and only of an op that the backend has right, has wrong, and has not."""
     whole = suite.plan
 
     def shortest(scale, selection):
         found: dict[str, Comparison] = {}
         for item in whole(scale, selection):
-            found.setdefault(item.name, item)
+            if item.name.split()[0] in ("gelu", "layer_norm", "linear"):
+                found.setdefault(item.name, item)
         return list(found.values())
 
     monkeypatch.setattr(suite, "plan", shortest)

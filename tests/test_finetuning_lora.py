@@ -1,6 +1,8 @@
 """Low-rank adapters: their formula, where they are, and what takes gradients."""
 
 import functools
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from test_weights_adapter import GPT2, IDS, LLAMA
 from torch.utils.checkpoint import checkpoint
 
 import llmfast
+from llmfast.adapting import activated, gated
 from llmfast.finetuning import lora
-from llmfast.models import GPT, Llama
+from llmfast.models import GPT, Llama, llama
 from llmfast.models.layers import Linear
 from llmfast.training.weights import rounded
 from llmfast.weights.checkpoint import stream
@@ -64,7 +67,6 @@ def test_a_linear_layer_makes_no_gradient_for_a_frozen_weight():
     asked = []
     operator = torch.ops.llmfast.linear_backward.default
     layer = Linear(6, 10).requires_grad_(False)
-    layer.adapter = lora.LowRank(6, 10, 2, 1.0)
     x = torch.randn(3, 6, requires_grad=True)
     y = layer(x)
 
@@ -95,13 +97,24 @@ def test_dropout_is_of_training_alone():
     torch.nn.init.normal_(layer.b)
     x = torch.randn(3, 50)
 
-    def nothing(x):
-        return torch.zeros(3, 10)
+    nothing = SimpleNamespace(product=lambda x: torch.zeros(3, 10))
 
     layer.eval()
     assert torch.equal(layer(x, nothing), layer(x, nothing))
     layer.train()
     assert not torch.equal(layer(x, nothing), layer(x, nothing))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_a_gate_keeps_what_it_multiplies_and_no_more(activation):
+    torch.manual_seed(0)
+    gate, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda g, u: gated(g, u, activation), (gate, up))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = gated(gate, up, activation)
+    assert torch.equal(found, activated(gate, activation) * up)
+    assert {id(t) for t in kept} == {id(gate), id(up)}
 
 
 @pytest.mark.parametrize(("family", "config"), [(GPT, GPT2), (Llama, LLAMA)])
@@ -121,8 +134,9 @@ def test_gradients_are_those_of_the_plain_formula_also_when_blocks_are_computed_
 
     found = gradients()
     with pytest.MonkeyPatch.context() as patch:
-        plain = lambda x, a, b, scale, product: product(x) + scale * (x @ a.t() @ b.t())  # noqa: E731
+        plain = lambda x, a, b, scale, layer: layer.product(x) + scale * (x @ a.t() @ b.t())  # noqa: E731
         patch.setattr(lora, "added", plain)
+        patch.setattr(llama, "gated", lambda gate, up, activation: activated(gate, activation) * up)
         expected = gradients()
     for block in model.block_modules:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
@@ -131,6 +145,27 @@ def test_gradients_are_those_of_the_plain_formula_also_when_blocks_are_computed_
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "config"), [(GPT, GPT2), (Llama, LLAMA)])
+def test_a_block_that_is_computed_again_is_so_once_and_keeps_its_input_alone(family, config):
+    """Backward that asked for a layer's own graph computed the block again for each of its layers."""
+    model = family(config)
+    lora.put_in(model, lora.targets(config, "all"), 4, 8.0)
+    kept = []
+    for block in model.block_modules:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    layer = lora.layer_of(model, lora.targets(config, "all")[0].name)
+    product = type(layer).product
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(layer), "product", lambda self, x, *more: kept.append(weakref.ref(x)) or product(self, x, *more)
+        )
+        loss = model.loss(IDS, IDS)
+        once = len(kept)
+        assert not any(x() is not None for x in kept[1:-1])
+        loss.backward()
+    assert len(kept) <= 2 * once
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "q4_1"])

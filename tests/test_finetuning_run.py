@@ -2,9 +2,14 @@
 
 import json
 import math
+import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,6 +129,34 @@ def test_half_precision_trains_float32_adapters(storyteller_directory, chats, tm
     assert found["after"]["validation"]["loss"] < 0.5 * found["before"]["validation"]["loss"]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_groups_of_weights_have_learning_rates_of_their_own(optimizer, storyteller_directory, labelled, tmp_path):
+    """With a factor of 0 a group stays what it was; the others learn."""
+    changed = {}
+    for scales in ("adapter_a=0", "head=0,adapter_b=2"):
+        out = tmp_path / scales
+        tuned(storyteller_directory, labelled, out, lr_scales=scales, steps=4, optimizer=optimizer, checkpoint_every=1)
+        first, last = (
+            load_file(checkpoints.directory_of(out / "checkpoints", n) / "trained.safetensors") for n in (3, 4)
+        )
+        changed[scales] = {
+            "head" if n == "score.weight" else n.rpartition(".")[2] for n in first if not torch.equal(first[n], last[n])
+        }
+    assert changed == {"adapter_a=0": {"b", "head"}, "head=0,adapter_b=2": {"a", "b"}}
+
+
+def test_a_factor_is_one_of_the_learning_rate(storyteller_directory, labelled, tmp_path):
+    """Plain descent by one step: from zero, B goes twice as far."""
+    states = []
+    for factor in (1, 2):
+        out = tmp_path / str(factor)
+        changes = {"lr_scales": f"adapter_b={factor}", "optimizer": "sgd", "steps": 1, "warmup": 0, "clip": 0.0}
+        tuned(storyteller_directory, labelled, out, **changes)
+        states.append(load_file(checkpoints.found(out / "checkpoints")[-1] / "trained.safetensors"))
+    for name, tensor in states[0].items():
+        assert torch.equal(states[1][name], 2 * tensor if name.endswith(".b") else tensor), name
+
+
 # --- stopped and resumed ------------------------------------------------------------------------------------------
 
 
@@ -158,6 +191,62 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
     rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == list(range(1, len(steps) + 1))
+
+
+def started(*arguments, count=1):
+    """`llmfast finetune` in processes of its own, as `torchrun` starts them; one of them by itself."""
+    call = ["-m", "llmfast", "finetune", *map(str, arguments), "-q"]
+    if count > 1:
+        call = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *call]
+    environment = os.environ | {"PYTHONPATH": str(Path(llmfast.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *call], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def settings_of(**changes):
+    return [part for name, value in (QUICK | changes).items() for part in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that can't be caught")
+def test_a_run_that_was_killed_goes_on_with_the_same_bits(storyteller_directory, chats, tmp_path):
+    settings = settings_of(epochs=12.0, checkpoint_every=3, lora_dropout=0.2, validation=0.2, answers=0)
+    one, two = tmp_path / "one", tmp_path / "two"
+    begin = [storyteller_directory, chats, *settings]
+    whole, killed = started(*begin, "--out", one), started(*begin, "--out", two)
+    until = time.monotonic() + 120
+    while not checkpoints.found(two / "checkpoints") and killed.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert not (two / "evaluation.json").exists()
+    assert whole.wait(120) == 0, whole.stderr.read()
+    resumed = started("--out", two, "--resume")
+    assert resumed.wait(120) == 0, resumed.stderr.read()
+    assert files_of(one) == files_of(two)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs processes that talk to each other")
+@pytest.mark.parametrize("task", ["chats", "labelled"])
+def test_two_processes_learn_what_one_does(task, storyteller_directory, request, tmp_path):
+    file = request.getfixturevalue(task)
+    settings = settings_of(epochs=2.0, validation=0.2, answers=0)
+    runs = {}
+    for count, more in ((1, []), (2, ["--parallel", "ddp"])):
+        out = tmp_path / str(count)
+        run = started(storyteller_directory, file, "--out", out, *settings, *more, count=count)
+        assert run.wait(240) == 0, run.stderr.read()
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        runs[count] = [row["loss"] for row in rows if "loss" in row], load_file(out / WEIGHTS)
+    assert len(runs[1][0]) > 4 and runs[2][0] == pytest.approx(runs[1][0], abs=1e-4)
+    for name, tensor in runs[1][1].items():
+        torch.testing.assert_close(runs[2][1][name], tensor, atol=2e-3, rtol=0)
+
+
+def test_weights_are_not_shared_between_processes(chats, tmp_path):
+    with pytest.raises(ValueError, match="shares its batches between processes, not its weights: --parallel ddp"):
+        finetune("stories", chats, tmp_path / "x", parallel="fsdp")
 
 
 def test_a_resumed_run_is_the_same_run(storyteller_directory, chats, tmp_path):
@@ -305,6 +394,8 @@ def test_an_adapter_is_merged_and_named_at_the_command_line(storyteller_director
         (["stories", "CHATS", "--out", "X", "--method", "head"], "needs --task classify"),
         (["stories", "CHATS", "--out", "X", "--set", "targets=gate"], "no layers 'gate' to adapt"),
         (["stories", "CHATS", "--out", "X", "--set", "method=last-layers", "--set", "layers=7"], "the model has 6"),
+        (["stories", "CHATS", "--out", "X", "--set", "lr_scales=adapter_c=2"], "must be KIND=FACTOR,… of matrix, adap"),
+        (["stories", "CHATS", "--out", "X", "--set", "lr_scales=head=2"], "nothing of that kind is trained"),
         (["stories", "CHATS", "--out", "X", "--set", "group=x"], "no field 'x' to group by"),
     ],
 )

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_inference_native import MODEL, packed, pytestmark  # noqa: F401  (pytestmark skips these, too)
+from test_inference_native import MODEL, needs_cpp, packed
 
 import llmfast
 from llmfast import GPT, GPTConfig
@@ -20,6 +20,8 @@ from llmfast.inference.decoders import NativeDecoder
 from llmfast.quantization.formats import quantize
 from llmfast.quantization.plan import plan
 from llmfast.weights.saving import save
+
+pytestmark = needs_cpp
 
 OPS = torch.ops.llmfast
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 8, 17, 33])

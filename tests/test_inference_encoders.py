@@ -16,6 +16,8 @@ from llmfast.models.bert import Bert, BertConfig
 if (_missing := cpp.why_not("linear", torch.device("cpu"), torch.float32)) is not None:
     pytest.skip(_missing, allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 # Widths that are no multiple of a vector or a panel, heads that are none of a vector; and a wider one, of whole panels.
 ODD = BertConfig(50, 42, 2, 3, 70, max_position_embeddings=700, initializer_range=0.3)
 WIDE = BertConfig(50, 128, 2, 4, 256, "gelu_new", max_position_embeddings=700, initializer_range=0.2)
@@ -101,8 +103,6 @@ def test_a_text_has_the_same_bits_in_any_company_and_for_any_number_of_threads(n
 
 def test_every_instruction_set_gives_the_same_vectors():
     program = """
-import sys
-sys.path.insert(0, sys.argv[1])
 from test_inference_encoders import *
 for name in MODELS:
     test_the_vectors_are_those_of_the_module(name, Pooling())

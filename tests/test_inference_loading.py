@@ -124,3 +124,10 @@ def test_the_embedded_model_tells_a_story():
     text = llmfast.generate("Once upon a time", max_new_tokens=60, seed=0)
     assert text.startswith("Once upon a time") and len(text.split()) > 25
     assert llmfast.generate(["One day", "The cat"], max_new_tokens=5, seed=0)[1].startswith("The cat")
+
+
+def test_the_embedded_model_is_loaded_for_the_backends_of_the_call():
+    for backend in ("pytorch", "auto"):  # in float32, and as its card recommends: their stories part at the end
+        with llmfast.use_backend(backend):
+            told = llmfast.generate("Once upon a time", temperature=0, stop="\n")
+            assert told == greedy(llmfast.load("stories"), "Once upon a time", stop="\n")

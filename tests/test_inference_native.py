@@ -23,9 +23,10 @@ from llmfast.inference.decoders.native import BLOCK_ROWS, PRECISIONS
 from llmfast.quantization.formats import FORMATS, quantize
 from llmfast.quantization.plan import PRECISIONS as QUANTIZED
 
-pytestmark = pytest.mark.skipif(
+needs_cpp = pytest.mark.skipif(
     cpp.why_not("linear", torch.device("cpu"), torch.float32) is not None, reason="the C++ kernels are not built"
 )
+pytestmark = [needs_cpp, pytest.mark.usefixtures("one_torch_thread")]
 
 AS_STORED = {"q8_0", "q4_1", "q4_k"}  # as ggml stores them: activations have a scale for 32 channels
 ROUNDED_TWICE = {"int8": ("lm_head", "c_proj")} | dict.fromkeys(AS_STORED, ("lm_head", "c_attn"))  # native_decoder.cpp
@@ -361,8 +362,7 @@ def test_a_forked_child_generates_natively():
 
 def test_every_instruction_set_gives_the_same_logits():
     program = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
+import torch
 from test_inference_native import *
 torch.set_printoptions(precision=8)
 prompt = tokens(40)

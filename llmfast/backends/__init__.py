@@ -133,6 +133,11 @@ def use_backend(backend: str | Mapping[str, str]) -> Iterator[None]:
         _choice.backend_of = before
 
 
+def chosen() -> frozenset[tuple[str, str]]:
+    """The backend chosen for each op in this thread, "auto" where none is: something to remember results by."""
+    return frozenset(_choice.backend_of.items())
+
+
 def select(op: str, x: torch.Tensor, head_dim: int = 0) -> Callable[..., Any]:
     """The function that runs `op` on tensors like `x` under the current choice of backend."""
     return getattr(_module(resolve(op, x.device, x.dtype, head_dim)[0]), op)

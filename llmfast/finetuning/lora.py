@@ -8,15 +8,15 @@ W takes no gradient, so that none is made for it: of a layer r (in + out) number
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import get_gradient_edge
 
+from llmfast.adapting import Adaptable
 from llmfast.models import LanguageModel, ModelConfig, Parameter
 from llmfast.models.dropout import Dropout
 from llmfast.weights.adapter import Adapter, scale_of
@@ -40,38 +40,35 @@ class LowRank(nn.Module):
         self.scale, self.dropout = scale, Dropout(dropout)
         self.off = False
 
-    def forward(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, layer: Adaptable) -> Tensor:
         if self.off:
-            return product(x)
+            return layer.product(x)
         if self.dropout.p and self.training:  # the two are given different x
-            return product(x) + self.scale * ((self.dropout(x) @ self.a.t()) @ self.b.t())
-        return added(x, self.a, self.b, self.scale, product)
+            return layer.product(x) + self.scale * ((self.dropout(x) @ self.a.t()) @ self.b.t())
+        return added(x, self.a, self.b, self.scale, layer)
 
 
-def added(x: Tensor, a: Tensor, b: Tensor, scale: float, product: Callable[[Tensor], Tensor]) -> Tensor:
-    """product(x) + scale (x aᵀ) bᵀ: x (..., K), a (r, K), b (N, r) -> (..., N)."""
-    return _Added.apply(x, a, b, scale, product)
+def added(x: Tensor, a: Tensor, b: Tensor, scale: float, layer: Adaptable) -> Tensor:
+    """The layer's product + scale (x aᵀ) bᵀ: x (..., K), a (r, K), b (N, r) -> (..., N)."""
+    return _Added.apply(x, a, b, scale, layer)
 
 
 class _Added(torch.autograd.Function):
     """Both sums, of the outputs and of the gradients of x, are made within a product, instead of after it.
 
     The thin products are PyTorch's on every backend: of an inner dimension of 16 its kernels make 1536 columns in 0.25
-    ms where `csrc/gemm` takes 1.9 (1024 rows, bfloat16, AMX, one thread). Beside x, which the layer itself would keep,
-    only x aᵀ is kept for backward. What `product` has learned of its own gets no gradient.
+    ms where `csrc/gemm` takes 1.9 (1024 rows, bfloat16, AMX, one thread). For backward x and x aᵀ are kept, and no
+    graph of the layer's own: a block that is computed again in backward would keep that, with x, from the first time,
+    and be computed again for each of its layers. What the layer has learned of its own gets no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, product: Callable[[Tensor], Tensor]) -> Tensor:
-        inner = x.detach().requires_grad_(ctx.needs_input_grad[0])
-        with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-            base = product(inner)
-        ctx.base = get_gradient_edge(base) if base.requires_grad else None
-        ctx.inner, ctx.scale = inner if base.requires_grad else None, scale
-        out = base.detach()
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, layer: Adaptable) -> Tensor:
+        out = layer.product(x)
         narrow = x.reshape(-1, x.shape[-1]) @ a.t()
         out.view(-1, out.shape[-1]).addmm_(narrow, b.t(), alpha=scale)
         ctx.save_for_backward(x, a, b, narrow)
+        ctx.scale, ctx.layer = scale, layer
         return out
 
     @staticmethod
@@ -82,13 +79,7 @@ class _Added(torch.autograd.Function):
         dnarrow = torch.addmm(narrow.new_zeros(()), rows, b, beta=0, alpha=ctx.scale)
         da = dnarrow.t() @ x.reshape(-1, x.shape[-1])
         db = torch.addmm(narrow.new_zeros(()), rows.t(), narrow, beta=0, alpha=ctx.scale)
-        dx = None
-        if ctx.base is not None:
-            (dx,) = torch.autograd.grad(ctx.base, ctx.inner, grad)
-            ctx.base = ctx.inner = None  # or x would stay in memory as long as the graph
-            dx.view(-1, dx.shape[-1]).addmm_(dnarrow, a)
-        elif ctx.needs_input_grad[0]:  # nothing of `product` leads to x
-            dx = (dnarrow @ a).view_as(x)
+        dx = (rows @ ctx.layer.weight).addmm_(dnarrow, a).view_as(x) if ctx.needs_input_grad[0] else None
         return dx, da, db, None, None
 
 

@@ -45,6 +45,7 @@ from llmfast.training.report import Report
 from llmfast.training.run import backend_of
 from llmfast.training.trainer import Trainer, best_precision
 from llmfast.training.weights import kinds_of
+from llmfast.weights.adapter import SCORE
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.loading import module_of, quantized_module
 from llmfast.weights.locate import locate_model
@@ -200,9 +201,12 @@ class Finetuning(Loop):
         self.method.apply(model)
         if self.examples.labels:
             classifier.add_head(model, len(self.examples.labels))
-        trained = {name: "matrix" for name, p in model.named_parameters() if p.requires_grad}
+        ends = {".adapter.a": "adapter_a", ".adapter.b": "adapter_b", SCORE: "head"}
+        added = {n: kind for n, _ in model.named_parameters() for end, kind in ends.items() if n.endswith(end)}
         self.frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
         self.frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        floats = settings.base != "floats" and not self.examples.labels  # of the head, as long as the loss is computed
+        self.head_bytes = floats * model.config.vocab_size * model.config.width * self.dtype.itemsize
         self.padding = task.tokenizer.end_of_text or 0
         place = config.data.batch_size, config.run.seed, group.rank, group.world_size, self.padding
         self.loader = ExampleLoader(self.examples.train, *place)
@@ -213,7 +217,7 @@ class Finetuning(Loop):
             config,
             model,
             self.loader,
-            trained | kinds_of(model.config),
+            added | kinds_of(model.config),
             self.method,
             group,
             self.loss_of(model),
@@ -266,7 +270,8 @@ class Finetuning(Loop):
             self.group.device,
             config.run.activation_checkpointing,
             trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            frozen_bytes=self.frozen_bytes,
+            frozen_bytes=self.frozen_bytes + self.head_bytes,
+            rank=config.method.rank if config.method.method == "lora" else 0,
         )
 
     def begin(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmfast.backends import chosen
 from llmfast.inference.decoders import NativeModel
 from llmfast.inference.execution import Execution, check_precision, chosen_backend, device_of
 from llmfast.inference.llm import LLM
@@ -63,11 +65,11 @@ def load(
 
 
 def generate(prompt: Any, **settings: Any) -> Any:
-    """`load("stories").generate(prompt, ...)`: text from the embedded model, which is loaded once."""
-    global _embedded
-    if _embedded is None:
-        _embedded = load("stories")
-    return _embedded.generate(prompt, **settings)
+    """`load("stories").generate(prompt, ...)`: text from the embedded model, loaded once for a choice of backends."""
+    return _embedded(chosen()).generate(prompt, **settings)
 
 
-_embedded: LLM | None = None
+@functools.cache
+def _embedded(backends: frozenset[tuple[str, str]]) -> LLM:
+    """What `load` makes of it depends on the backends chosen: packed or not, and in which precision."""
+    return load("stories")

@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from llmfast import ops
+from llmfast.adapting import gated
 from llmfast.models.architecture import (
     Arithmetic,
     HiddenSizes,
@@ -425,6 +427,8 @@ class MLP(nn.Module):
         gate, up = self.gate_proj, self.up_proj
         # Quantised weights are multiplied one after the other, and so are those that something is added to.
         if not isinstance(gate, Linear) or gate.adapter is not None or up.adapter is not None:
+            if torch.is_grad_enabled():
+                return self.down_proj(gated(gate(x), up(x), self.activation))
             return self.down_proj(gate(x, self.activation) * up(x))
         return self.down_proj(ops.gated_linear(x, gate.weight, up.weight, gate.bias, up.bias, self.activation))
 

@@ -40,8 +40,8 @@ class Quantized(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as floats, made anew."""
-        return dequantize(self.parts, self.shape[1]).to(self.dtype)
+        """The weight as floats, made anew, some rows at a time."""
+        return self.stored().dequantize(self.dtype)
 
     def stored(self) -> QuantizedWeight:
         return QuantizedWeight(self.precision, self.shape, {name: part.detach() for name, part in self.parts.items()})

@@ -52,6 +52,11 @@ class OptimizationSettings:
         "adamw", "adamw, sgd, or muon (with adamw for what is no matrix of a block)", options=("adamw", "sgd", "muon")
     )
     lr: float = setting(2e-3, "the peak learning rate", above=0)
+    lr_scales: str = setting(
+        "",
+        "factors of it, such as head=10,vector=0.5, by kinds of weights: matrix, embedding, vector; in fine-tuning "
+        "also adapter_a, adapter_b, and head, a classifier's",
+    )
     schedule: str = setting("cosine", "after the warm-up", options=("cosine", "linear", "constant"))
     warmup: int = setting(100, "steps of linear warm-up", least=0)
     hold: float = setting(0.0, "the share of the steps after it that stay at the peak", least=0, below=1)

@@ -47,7 +47,7 @@ class ShardedWeights:
     def flat(self, *kinds: str) -> list[nn.Parameter]:
         return [parameter for name, parameter in self.parameters.items() if self._kinds[name] in kinds]
 
-    def matrices(self) -> list[nn.Parameter]:
+    def matrices(self, kind: str) -> list[nn.Parameter]:
         raise ValueError("muon works on whole matrices, which fsdp divides: use --parallel ddp, or optimizer = adamw")
 
     def named_parts(self, parameter: Tensor, tensor: Tensor) -> list[tuple[str, Tensor]]:

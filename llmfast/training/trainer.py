@@ -201,7 +201,7 @@ class Trainer:
         lr = self.learning_rate(self.steps_done)
         for optimizer in self.optimizers:
             for parameters in optimizer.param_groups:
-                parameters["lr"] = lr
+                parameters["lr"] = lr * parameters["scale"]
             self.scaler.step(optimizer)  # skips it where fp16 overflowed
         self.scaler.update()
         self.weights.publish()

@@ -21,12 +21,14 @@ from llmfast.models import LanguageModel, ModelConfig
 from llmfast.quantization.modules import Quantized
 from llmfast.training.processes import Processes
 
-KINDS = ("matrix", "embedding", "vector")
+KINDS = ("matrix", "adapter_a", "adapter_b", "embedding", "head", "vector")
+MATRICES = KINDS[:3]  # of the blocks
 ALIGNMENT = 16  # elements: every parameter begins where a cache line does
 
 
 def kinds_of(config: ModelConfig) -> dict[str, str]:
-    """Of each parameter by name: "matrix" of a block, "embedding" (or head), or "vector", a norm's or a bias."""
+    """Of each parameter by name: "matrix" of a block, "embedding" (or what makes logits), or "vector", a norm's or a
+    bias. What fine-tuning adds has kinds of its own: an adapter's two matrices, and a classifier's "head"."""
     several = {p.name: "embedding" if p.block is None else "matrix" for p in config.parameters()}
     return several | {p.name: "vector" for p in config.parameters() if len(p.shape) < 2}
 
@@ -83,9 +85,9 @@ class MasterWeights:
         whole = slice(self.slices[names[0]].start, self.slices[names[-1]].stop)
         return [self._parameter(self.values[whole], self.gradients[whole], names)]
 
-    def matrices(self) -> list[nn.Parameter]:
-        """Each matrix of the blocks for itself."""
-        names = [name for name in self.slices if self.kinds[name] == "matrix"]
+    def matrices(self, kind: str) -> list[nn.Parameter]:
+        """Each matrix of one of `MATRICES` for itself."""
+        names = [name for name in self.slices if self.kinds[name] == kind]
         return [self._parameter(self._view(self.values, n), self._view(self.gradients, n), [n]) for n in names]
 
     def named_parts(self, parameter: Tensor, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llmfast.adapting import Adaptable
 from llmfast.inference.decoders.native import NativeModel
 from llmfast.models import LanguageModel
 from llmfast.weights.adapter import Adapter
@@ -27,8 +28,8 @@ class RowsAdapted(nn.Module):
         super().__init__()
         self.groups = groups
 
-    def forward(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        out = product(x)
+    def forward(self, x: Tensor, layer: Adaptable) -> Tensor:
+        out = layer.product(x)
         for a, b, scale, rows in self.groups:
             out = out.index_add(0, rows, (x[rows] @ a.t()) @ b.t(), alpha=scale)
         return out
