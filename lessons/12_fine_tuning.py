@@ -16,6 +16,7 @@ import llmfast
 from llmfast.finetuning.lora import LowRank
 from llmfast.lessons import check, confirm, effort
 from llmfast.lessons.pictures import bars, curves
+from llmfast.models.layers import Linear
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # tiny tensors gain nothing from more
@@ -70,7 +71,7 @@ class LoRA(nn.Module):
         return y if activation is None else nn.functional.gelu(y, approximate="tanh")
 
 
-layer, x = nn.Linear(6, 5), torch.randn(3, 6)
+layer, x = Linear(6, 5), torch.randn(3, 6)
 mine, theirs = LoRA(layer, 2), LowRank(6, 5, rank=2, scale=2.0)
 confirm("at first nothing is added", mine(x), layer(x), within=0.0)
 nn.init.normal_(mine.b)
