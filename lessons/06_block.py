@@ -18,8 +18,6 @@ from llmfast.lessons.pictures import curves
 from llmfast.models.gpt2 import Block as GPT2Block
 from llmfast.models.gpt2 import GPTConfig
 
-torch.manual_seed(0)
-
 # %% [markdown]
 # ## Norms
 #
@@ -38,6 +36,7 @@ def rms_norm(x, weight, eps=1e-6):
     return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * weight
 
 
+torch.manual_seed(0)
 x = 5 + 3 * torch.randn(2, 7, 48)  # (B, T, C)
 weight, bias = torch.randn(48), torch.randn(48)
 confirm("LayerNorm is the package's", ops.layer_norm(x, weight, bias), layer_norm(x, weight, bias), 1e-4)

@@ -18,8 +18,6 @@ from llmfast.lessons import check, confirm, effort
 from llmfast.lessons.pictures import bars
 from llmfast.models.llama import LlamaConfig
 
-torch.manual_seed(0)
-
 # %% [markdown]
 # ## All of it
 #
@@ -60,6 +58,7 @@ def gpt2(ids, w, heads):
 config = llmfast.GPTConfig.preset("gpt2")
 if effort(quick=True, full=False):
     config = config.replaced(n_layer=2, vocab_size=5000)
+torch.manual_seed(0)
 model = llmfast.GPT(config).eval()
 folder = tempfile.mkdtemp()
 model.save_pretrained(folder)

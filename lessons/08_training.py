@@ -248,8 +248,8 @@ confirm("without it, not", straight == forgetful, False)
 # **8.2** Write `clip(gradients, most)`: of a list of tensors the same, scaled by one factor so that the norm of all
 # together is at most `most`.
 #
-# **8.3** Write `rate(step, steps, warmup, lr)`: linear from lr / warmup at step 0 to lr at step warmup − 1, then linear
-# to 0, which step `steps` would have.
+# **8.3** Write `rate(step, steps, warmup, lr)`: linear from lr / warmup at step 0 to lr at step warmup − 1; then from
+# lr at step warmup linear to 0, which step `steps` would have.
 
 
 # %%

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 10. How good is it?
 #
-# **Three ways to judge a model: how surprised it is, what it prefers, and what it would gain from more. And what
-# hides.**
+# **Three ways to judge a model: how surprised it is, what it prefers, and what it would gain from more; and what
+# a number hides.**
 #
 # A text that reads well proves little: one can always draw again. What counts is measured on text the model has not
 # seen, in a unit that compares, with its uncertainty.
@@ -140,7 +140,7 @@ curves(
 )  # fmt: skip
 
 # %% [markdown]
-# It promised a little more than came: 1.63 nats, and 1.70 on tiny Shakespeare. A table that looks back three
+# It promised a little more than came: on tiny Shakespeare 1.63 nats, and 1.70 came. A table that looks back three
 # characters can't use ever more text, and the lower rungs do not know that yet. A law foretells what bounds the rungs
 # that it was fitted to.
 #

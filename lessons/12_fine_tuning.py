@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 12. Fine-tuning
 #
-# **A model that exists learns something new: a class, a style, an answer; with all its weights, or with a thousandth.**
+# **A model that exists learns something new: a class, a style, an answer; with all its weights, or with a hundredth.**
 #
 # Training from nothing takes a corpus. But a model that has read stories already knows what words mean, and a few dozen
 # examples move it. Which weights may move, and which tokens are learned from: that is all of fine-tuning.
@@ -18,14 +18,14 @@ from llmfast.lessons import check, confirm, effort
 from llmfast.lessons.pictures import bars, curves
 from llmfast.models.layers import Linear
 
-torch.set_num_threads(1)  # tiny tensors gain nothing from more
 torch.manual_seed(0)
+torch.set_num_threads(1)  # tiny tensors gain nothing from more
 
 # %% [markdown]
 # ## A task
 #
-# Sentences about what went well or badly. The words of the test sentences were **not** in training: whoever only counts
-# words (lesson 1) must guess.
+# Sentences about what went well or badly. The words that decide are others in the test than in training: a model that
+# only counts words (lesson 1) must guess.
 
 # %% tags=["given"]
 draw = random.Random(0)
@@ -46,8 +46,8 @@ def examples(count, words):  # words: which of the twelve
 
 train, test = examples(effort(quick=32, full=96), range(8)), examples(200, range(8, 12))
 seen = {word for text, _ in train for word in text.strip(".").split()}
-new = sum(text.strip(".").split()[-1] not in seen for text, _ in test)
-print(train[:2], f"\nin {new} of {len(test)} tests the word that matters is new")
+new = sum(not seen.issuperset(text.strip(".").split()) for text, _ in test)
+print(train[:2], f"\n{new} of {len(test)} tests have a word that is new")
 
 # %% [markdown]
 # ## LoRA by hand
@@ -138,8 +138,8 @@ bars({way: share * 100 for way, (share, _) in found.items()} | {"a coin": 50.0},
 #
 # ## What low rank can't learn
 #
-# A sum of r products of a column and a row has rank r. What a task changes in a weight is often of low rank, and then
-# little is lost. A change that turns every direction has full rank, and no small r will do.
+# A sum of r products of a column and a row has at most rank r. What a task changes in a weight is often of low rank,
+# and then little is lost. A change that turns every direction has full rank, and no small r will do.
 
 # %% tags=["given"]
 low = torch.randn(64, 3) @ torch.randn(3, 64)  # of rank 3

@@ -4,7 +4,7 @@
 # **A model knows what it has read. For all else: find the passage, put it before the question, and let it read.**
 #
 # No training, and the answer has a source. The model stays as it is; what is to be built is a search (Lewis et al.,
-# 2020). Two kinds find different things, and together they find more.
+# 2020), by words or by meaning; the two go wrong at different questions, and can be joined.
 
 # %%
 import math
@@ -137,11 +137,15 @@ heats(
 bars(hits, "Mean of 1 / rank of the right piece", form="{:.2f}")
 
 # %% [markdown]
-# Words find "error 7", which is no meaning. Meaning finds "guarantee" where the manual says "warranty".
+# Both find "error 7". Only meaning knows that a guarantee is a warranty, and that limescale is what one descales: on
+# eight pieces it is always right. On the package's test with many more, words alone are better than meaning alone, and
+# both together better than either (`docs/retrieval.md`).
 #
 # ## A store
 #
-# The package keeps pieces and vectors in a file, embeds what changed only, and fuses as above.
+# The package keeps pieces and vectors in a file, and embeds only what changed. It adds the cosine and the share of the
+# question's words that a piece has, where rare words weigh more. That does better than ranks on its tests, and worse
+# on these eight pieces.
 
 # %% tags=["given"]
 if is_there("minilm"):
@@ -156,13 +160,13 @@ if is_there("minilm"):
     first = [index.search(question, 1)[0].text for question in questions]
     right = sum(pieces[n] in text for text, n in zip(first, questions.values()))
     print(f"the store finds {right} of {len(questions)} at the first place")
-    confirm("it finds what we find", right >= len(questions) - 2, True)
+    confirm("it finds most of them first", right > len(questions) / 2, True)
 
 # %% [markdown]
 # ## With and without
 #
 # The same model, the same question, once with the best passage before it. (Ask "How do I reset the Borealis kettle?",
-# and the words find piece 0, where the name stands: a wrong passage gives a wrong answer, with a source.)
+# and both searches find piece 0, where the name stands: a wrong passage gives a wrong answer, with a source.)
 
 # %%
 question = "How do I make the kettle forget the temperature?"

@@ -72,6 +72,7 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda T, S: torch.ones(T, S, dtype=torch.bool).triu(S - T), "may look at itself"),
         (lambda T, S: torch.ones(T, S, dtype=torch.bool).triu(1), "not the first"),
         (lambda T, S: torch.ones(T, S).triu(1 + S - T), "not torch.bool"),
+        (lambda T, S: solved["5.1"](T, S).tolist(), "a list, not a tensor"),
     ],
     "5.2": [
         (lambda y: y.reshape(y.shape[0], y.shape[2], -1), "mixes heads and tokens"),
@@ -106,6 +107,7 @@ WRONG: dict[str, list[tuple[object, str]]] = {
     ],
     "15.1": [
         ('#include "vectors.h"\nEXPORT relu(const float* x, float* y, long n) { y[0] = }', "does not compile"),
+        (lambda x: x.clamp(min=0), "a string of C++"),
         ("void relu(const float* x, float* y, long n) {}", "no function relu"),
         (cpp_relu("for (long i = 0; i < n; i += W) *(vec*)(y + i) = *(const vec*)(x + i);"), "beyond the end"),
         (cpp_relu("for (long i = 0; i + 15 < n; i++) y[i] = x[i] > 0 ? x[i] : 0;"), "never written"),
@@ -201,16 +203,19 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda gs, most: [g.clamp(-most, most) for g in gs], "one by one"),
         (lambda gs, most: [g * most / 5 for g in gs], "made longer"),
         (lambda gs, most: gs, "nothing is scaled"),
+        (lambda gs, most: [torch.cat([g.flatten() for g in solved["8.2"](gs, most)])], "as many tensors"),
     ],
     "8.3": [
         (lambda s, n, w, lr: lr * s / w if s < w else solved["8.3"](s, n, w, lr), "learns nothing"),
         (lambda s, n, w, lr: lr * (n - s) / n, "no warm-up"),
         (lambda s, n, w, lr: lr * min(1, (s + 1) / w), "does not fall"),
+        (lambda s, n, w, lr: lr * min((s + 1) / w, (n - s) / (n - w + 1)), "still has lr"),
     ],
     "9.1": [
         (lambda logits, k: logits * (logits >= logits.topk(k).values[-1]), "−∞ is none"),
         (lambda logits, k: logits.topk(k).values, "keep the shape"),
         (lambda logits, k: logits.masked_fill(logits <= logits.topk(k).values[-1], -torch.inf), "one too few"),
+        (lambda logits, k: solved["9.1"](logits.mul_(2), k), "where it should be"),
     ],
     "9.2": [
         (
@@ -264,6 +269,7 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda wins: sum(wins) / len(wins), "share itself"),
         (lambda wins: solved["10.2"](wins) * len(wins) ** 0.5, "1 / √n"),
         (lambda wins: solved["10.2"](wins) ** 2, "root is missing"),
+        (lambda wins: float(torch.tensor(wins).double().std()) / len(wins) ** 0.5, "n - 1"),
     ],
     "10.3": [
         (lambda E, B, beta, target: (B / (target - E)) ** beta if target > E else math.inf, "1 / β"),
@@ -299,16 +305,20 @@ WRONG: dict[str, list[tuple[object, str]]] = {
         (lambda q, a: [-100] * len(q) + a[:-1], "one to the right"),
         (lambda q, a: (q + a)[1:], "question is learned"),
         (lambda q, a: [-100] * len(q) + a, "a target less"),
+        (lambda q, a: [-100] * len(a) + a, "shape"),
     ],
     "13.1": [
         (lambda table, q, count: (table @ q).topk(count).indices.tolist(), "divide by the lengths"),
         (lambda table, q, count: solved["13.1"](table, -q, count), "least alike"),
         (lambda table, q, count: solved["13.1"](table, q, count)[::-1], "best comes first"),
+        (lambda table, q, count: (table - q).norm(dim=-1).argsort()[:count], "by distance"),
     ],
     "13.2": [
         (lambda rankings, k=60: solved["13.2"](rankings, k)[:3], "one search alone"),
         (lambda rankings, k=60: [p for ranking in rankings for p in ranking], "comes once"),
         (lambda rankings, k=60: list(dict.fromkeys(p for ranking in rankings for p in ranking)), "ranks are summed"),
+        (lambda rankings, k=60: solved["13.2"](rankings), "k is not used"),
+        (lambda rankings, k=60: solved["13.2"](rankings, k - 1), "counted from 1"),
     ],
     "13.3": [
         (lambda found, right: 1 / max(1, found.index(right)), "counted from 1"),
@@ -323,6 +333,7 @@ if HAS_TRITON:
             (lessons_kernels.scale_without_mask, "beyond the end"),
             (lessons_kernels.scale_without_program, "never written"),
             (lessons_kernels.scale_adds, "added"),
+            (lambda x, out, n, factor, BLOCK: None, "@triton.jit"),
         ],
         "16.2": [
             (lessons_kernels.rms_without_weight, "weight is missing"),

@@ -69,6 +69,36 @@ def test_the_solution_is_right(exercise):
     assert judgement(exercise, solved[exercise]) is None
 
 
+def in_place(x, weight, eps):
+    x /= (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    x *= weight
+    return x
+
+
+@pytest.mark.parametrize(
+    "exercise, answer",
+    [
+        ("5.3", lambda s, W: solved["5.3"](s, W).tolist()),
+        ("6.1", in_place),
+        ("8.1", lambda w, g, m, lr, beta: list(solved["8.1"](w, g, m, lr, beta))),
+        ("8.2", lambda gs, most: (g for g in solved["8.2"](gs, most))),
+        ("8.3", lambda s, n, w, lr: torch.tensor(lr * (s + 1) / w) if s < w else lr * (n - s) / (n - w)),
+        ("9.1", lambda logits, k: logits.masked_fill_(logits < logits.topk(k).values[-1], -torch.inf).numpy()),
+        ("9.2", lambda ps, p: tuple(torch.tensor(solved["9.2"](ps, p)))),
+        ("9.3", lambda ps, finger: torch.tensor(float(solved["9.3"](ps, finger)))),
+        ("10.3", lambda E, B, beta, target: torch.tensor(solved["10.3"](E, B, beta, target))),
+        ("12.2", lambda W, A, B, scale: W.add_(B @ A, alpha=scale)),
+        ("12.3", lambda question, answer: torch.tensor([-100.0] * (len(question) - 1) + answer)),
+        ("13.1", lambda table, q, count: torch.cosine_similarity(table, q[None]).argsort(descending=True)[:count]),
+        ("13.2", lambda rankings, k=60: tuple(solved["13.2"](rankings, k))),
+        ("17.2", lambda packed: torch.stack([packed & 15, packed >> 4], -1).flatten(-2).to(torch.int8) - 8),
+        ("18.3", lambda memory, weights, cache: float(max(0, (memory - weights) // cache))),
+    ],
+)
+def test_a_right_answer_may_have_another_form(exercise, answer):
+    assert judgement(exercise, answer) is None
+
+
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_the_checker_says_what_is_wrong(exercise):
     answers = WRONG[exercise]
@@ -124,12 +154,12 @@ def test_differences_are_said():
         confirm("the sum", 1.0, 2.0)
 
 
-def test_a_check_prints_and_answers(capsys):
-    assert not check("1.1", lambda counts, c, size: 1 / 0)
+def test_a_check_prints(capsys):
+    check("1.1", lambda counts, c, size: 1 / 0)
     assert "✗ 1.1: it raises ZeroDivisionError" in capsys.readouterr().out
-    assert not check("1.1", lambda counts, c, size: None)
+    check("1.1", lambda counts, c, size: None)
     assert capsys.readouterr().out == "○ 1.1 waits for you\n"
-    assert check("1.1", solved["1.1"])
+    check("1.1", solved["1.1"])
     assert capsys.readouterr().out == "✓ 1.1 is right\n"
     with pytest.raises(ValueError, match="no exercise 1.9; lesson 1 has 1, 2, 3"):
         check("1.9", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lesson = (tmp_path / "lessons" / "05_attention_with_weights.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=\"?(https?:)?//", lesson)  # nothing from the network
     assert "<math" in lesson and list((tmp_path / "lessons" / "05_attention_with_weights").glob("*.png"))
     assert 'nf">gelu<' in (tmp_path / "source" / "llmfast" / "ops.py.html").read_text(encoding="utf-8")
     example = (tmp_path / "api" / "tokenizers.html").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@ that pages link to, the list of changes, and formulas as MathML, which browsers 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ LANGUAGES = {".py": "python", ".cpp": "cpp", ".inl": "cpp", ".h": "cpp", ".json"
 
 def on_config(config: Any) -> None:
     """The lessons' pages in the list of pages, as many as there are."""
+    os.environ["PYTHONWARNINGS"] = "ignore"  # in what runs the lessons: they name paths of the machine that builds
     for entry in config.nav:
         if entry.get("Lessons") == "lessons/":
             entry["Lessons"] = [f"lessons/{path.stem}.md" for path in lesson_files()]
@@ -51,11 +53,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return ELSEWHERE.sub(lambda match: f"]({'../' * depth}{page_of(match[1])})", markdown)
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(html: str, page: Any, **_: Any) -> str:
     def mathml(match: re.Match[str]) -> str:
         formula = match[3].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
         return latex2mathml.converter.convert(formula, display="inline" if match[2] == "(" else "block")
 
+    if page.file.src_uri.startswith("lessons/"):  # what cells print is often prose
+        html = html.replace('class="language-text highlight"', 'class="language-text highlight printed"')
     return FORMULA.sub(mathml, html)
 
 

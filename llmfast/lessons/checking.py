@@ -24,17 +24,16 @@ def confirm(what: str, found: Any, expected: Any, within: float = 1e-4) -> None:
 confirmed: list[str] = []  # what has been, in this process
 
 
-def check(exercise: str, answer: Any) -> bool:
+def check(exercise: str, answer: Any) -> None:
     """Looks at the answer to an exercise, as in `check("5.2", my_function)`; prints what it finds.
 
-    True if it is right. A `ValueError` names the exercises of the lesson where there is none of that name.
+    A `ValueError` names the exercises of the lesson where there is none of that name.
     """
     wrong = judgement(exercise, answer)
     if wrong is not None and wrong.endswith(NOTHING):
         print(f"○ {exercise} waits for you")
     else:
         print(f"✓ {exercise} is right" if wrong is None else f"✗ {exercise}: {wrong}")
-    return wrong is None
 
 
 def judgement(exercise: str, answer: Any) -> str | None:
@@ -113,6 +112,6 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> torch.Tensor:
-    if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
-        value = torch.stack(list(value))
+    if isinstance(value, (list, tuple)) and any(isinstance(element, torch.Tensor) for element in value):
+        value = torch.stack([_numbers(element) for element in value])
     return torch.as_tensor(value, dtype=torch.float64).detach()

@@ -20,6 +20,8 @@ def exercise_1(causal_mask: Callable) -> str | None:
             ).triu(1),
         }
         wrong = difference(found, expected, mistakes=mistakes, where=f"T = {T}, S = {S}")
+        if wrong is None and not isinstance(found, torch.Tensor):
+            wrong = f"it is a {type(found).__name__}, not a tensor"
         if wrong is None and found.dtype != torch.bool:
             wrong = f"its dtype is {found.dtype}, not torch.bool"
         if wrong is not None:
@@ -36,7 +38,9 @@ def exercise_2(join: Callable) -> str | None:
         ).reshape(2, 4, 15),
         "tokens and heads are exchanged, but not joined: reshape to (B, T, H · D)": y.transpose(1, 2),
     }
-    return difference(join(y), y.transpose(1, 2).reshape(2, 4, 15), mistakes=mistakes, where="B 2, H 3, T 4, D 5")
+    return difference(
+        join(y.clone()), y.transpose(1, 2).reshape(2, 4, 15), mistakes=mistakes, where="B 2, H 3, T 4, D 5"
+    )
 
 
 def exercise_3(windowed: Callable) -> str | None:
@@ -56,4 +60,4 @@ def exercise_3(windowed: Callable) -> str | None:
         "the future is seen: a window reaches back only": weights(distance.abs() >= W),
         "the rows don't sum to 1: mask the scores before softmax": scores.softmax(-1).masked_fill(right, 0.0),
     }
-    return difference(windowed(scores, W), weights(right), mistakes=mistakes, where="T = 6, W = 3")
+    return difference(windowed(scores.clone(), W), weights(right), mistakes=mistakes, where="T = 6, W = 3")

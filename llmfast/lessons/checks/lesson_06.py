@@ -27,7 +27,7 @@ def exercise_1(rms: Callable) -> str | None:
         "the mean is that of the whole tensor: each token has its own": normed(x.square().mean()),
         "this divides by the mean square: take its root": x / (mean + eps) * weight,
     }
-    return difference(rms(x, weight, eps), normed(mean), 1e-4, mistakes)
+    return difference(rms(x.clone(), weight.clone(), eps), normed(mean), 1e-4, mistakes)
 
 
 def exercise_2(swiglu_network: Callable) -> str | None:
@@ -69,4 +69,6 @@ def exercise_3(pre_norm: Callable) -> str | None:
         + network(norm_1(x))
         + attention(norm_2(x + network(norm_1(x)))),
     }
-    return difference(pre_norm(x, norm_1, attention, norm_2, network), middle + network(norm_2(middle)), 1e-4, mistakes)
+    return difference(
+        pre_norm(x.clone(), norm_1, attention, norm_2, network), middle + network(norm_2(middle)), 1e-4, mistakes
+    )

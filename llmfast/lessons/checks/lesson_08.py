@@ -14,7 +14,7 @@ def exercise_1(nesterov: Callable) -> str | None:
     found = nesterov(w.clone(), g.clone(), m.clone(), lr, beta)
     if found is None:
         return difference(None, 0)
-    if not isinstance(found, tuple) or len(found) != 2:
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
         return "it must return two things: the weight and the momentum, (w, m)"
     new = beta * m + g
     wrong = difference(
@@ -35,7 +35,12 @@ def exercise_2(clip: Callable) -> str | None:
     gradients = [torch.tensor([2.0, 2.0, 1.0]), torch.tensor([[0.0], [4.0]])]  # norm 5
     for most, factor in ((1.0, 0.2), (10.0, 1.0)):
         found = clip([g.clone() for g in gradients], most)
-        flat = None if found is None else torch.cat([g.flatten() for g in found])
+        if found is None:
+            return difference(None, 0)
+        scaled = list(found)
+        if [g.shape for g in scaled] != [g.shape for g in gradients]:
+            return "it must return as many tensors as it gets, each of the shape that it had"
+        flat = torch.cat([g.flatten() for g in scaled])
         whole = torch.cat([g.flatten() for g in gradients])
         mistakes = {
             "each tensor is scaled by its own norm: one factor for all, or the direction changes": torch.cat(
@@ -66,6 +71,9 @@ def exercise_3(rate: Callable) -> str | None:
         "it does not fall after the warm-up": [right(step) if step < warmup else lr for step in range(steps)],
         "it falls as if it had begun at step 0: count from the end of the warm-up": [
             right(step) if step < warmup else lr * (steps - step) / steps for step in range(steps)
+        ],
+        "it falls from step warmup - 1 on: step `warmup` still has lr": [
+            right(step) if step < warmup else lr * (steps - step) / (steps - warmup + 1) for step in range(steps)
         ],
         "the last step has a rate of 0: step number `steps` would have, and there is none": [
             right(step) if step < warmup else lr * (steps - 1 - step) / (steps - 1 - warmup) for step in range(steps)

@@ -20,13 +20,15 @@ def exercise_1(keep_k: Callable) -> str | None:
         "these are only the k logits: keep the shape (V,)": logits.topk(k).values,
         "nothing is taken out": logits,
     }
-    return difference(keep_k(logits, k), logits.masked_fill(~keep, infinite), 0, mistakes, "[-3, 1, -1, 2, -2], k 3")
+    return difference(
+        keep_k(logits.clone(), k), logits.masked_fill(~keep, infinite), 0, mistakes, "[-3, 1, -1, 2, -2], k 3"
+    )
 
 
 def exercise_2(nucleus: Callable) -> str | None:
     probabilities = torch.tensor([0.125, 0.5, 0.25, 0.0625, 0.0625])
     for p, right in ((0.7, [1, 2]), (0.75, [1, 2]), (0.8, [1, 2, 0])):
-        found = nucleus(probabilities, p)
+        found = nucleus(probabilities.clone(), p)
         listed = found.tolist() if isinstance(found, torch.Tensor) else found
         if isinstance(listed, list):
             if listed == right[:-1]:
@@ -53,8 +55,9 @@ def exercise_3(pick: Callable) -> str | None:
             "at a border the next token begins": 0 if finger == 0.25 else None,
             "one too early": right - 1,
         }
-        wrong = difference(pick(probabilities, finger), right, 0, {m: w for m, w in mistakes.items() if w is not None},
-                           f"[.25, 0, .5, .25], finger {finger}")  # fmt: skip
+        possible = {mistake: value for mistake, value in mistakes.items() if value is not None}
+        found = pick(probabilities.clone(), finger)
+        wrong = difference(found, right, 0, possible, f"[.25, 0, .5, .25], finger {finger}")
         if wrong is not None:
             return wrong
     return None

@@ -26,6 +26,7 @@ def exercise_2(standard_error: Callable) -> str | None:
         "this is the variance of one pair: divide by n, and take the root": p * (1 - p),
         "this is the deviation of one pair: the share of n has 1 / √n of it": math.sqrt(p * (1 - p)),
         "the root is missing": p * (1 - p) / 8,
+        "this divides by n - 1; the formula above has n": math.sqrt(p * (1 - p) / 7),
     }
     return difference(standard_error(wins), math.sqrt(p * (1 - p) / 8), 1e-6, mistakes, "6 of 8")
 

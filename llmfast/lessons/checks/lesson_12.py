@@ -30,16 +30,17 @@ def exercise_2(merged: Callable) -> str | None:
         "the weight is scaled too": 0.5 * (W + B @ A),
         "nothing is added": W,
     }
-    return difference(merged(W, A, B, 0.5), W + 0.5 * B @ A, 1e-5, mistakes)
+    return difference(merged(W.clone(), A.clone(), B.clone(), 0.5), W + 0.5 * B @ A, 1e-5, mistakes)
 
 
 def exercise_3(answer_targets: Callable) -> str | None:
-    question, answer = [5, 6, 7], [8, 9]
+    question, answer = [4, 5, 6, 7], [8, 9]
     mistakes = {
-        "this is one to the right: position i is asked for token i + 1": [-100, -100, -100, 8],
-        "the question is learned too": [6, 7, 8, 9],
-        "the answer's first token is asked for at the question's last": [-100, -100, -100, 9],
-        "the text is cut at the end, [:-1], so there is a target less": [-100, -100, -100, 8, 9],
-        "all is hidden": [-100] * 4,
+        "this is one to the right: position i is asked for token i + 1": [-100] * 4 + [8],
+        "the question is learned too": [5, 6, 7, 8, 9],
+        "the answer's first token is asked for at the question's last": [-100] * 4 + [9],
+        "the text is cut at the end, [:-1], so there is a target less": [-100] * 4 + [8, 9],
+        "all is hidden": [-100] * 5,
     }
-    return difference(answer_targets(question, answer), [-100, -100, 8, 9], 0, mistakes, "[5, 6, 7] and [8, 9]")
+    found = answer_targets(list(question), list(answer))
+    return difference(found, [-100] * 3 + answer, 0, mistakes, "[4, 5, 6, 7] and [8, 9]")

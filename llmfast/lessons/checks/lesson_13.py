@@ -10,14 +10,15 @@ from llmfast.lessons.checking import difference
 
 
 def exercise_1(top: Callable) -> str | None:
-    table = torch.tensor([[9.0, 9.0], [1.0, 0.1], [0.2, 0.0], [-3.0, 0.0]])
+    table = torch.tensor([[9.0, 9.0], [1.0, 0.1], [0.2, 0.0], [-3.0, 0.0], [2.0, 1.0]])
     mistakes = {
-        "long rows come first: divide by the lengths": [0, 1],
+        "long rows come first: divide by the lengths": [0, 4],
+        "these are the nearest by distance: the cosine asks for the direction alone": [4, 1],
         "these are the least alike": [3, 0],
         "the best comes first": [1, 2],
     }
     return difference(
-        top(table, torch.tensor([2.0, 0.0]), 2), [2, 1], 0, mistakes, "rows [9, 9], [1, .1], [.2, 0], [-3, 0]"
+        top(table, torch.tensor([2.0, 0.0]), 2), [2, 1], 0, mistakes, "rows [9, 9], [1, .1], [.2, 0], [-3, 0], [2, 1]"
     )
 
 
@@ -36,7 +37,15 @@ def exercise_2(fuse: Callable) -> str | None:
         "the best comes first": right[::-1],
         "this is the first list, then what the others add: ranks are summed": [1, 2, 3, 4, 5],
     }
-    return difference(found, right, 0, mistakes, "[1, 2, 3, 4], [4, 2, 5] and [3, 2]")
+    wrong = difference(found, right, 0, mistakes, "[1, 2, 3, 4], [4, 2, 5] and [3, 2]")
+    if wrong is not None:
+        return wrong
+    rankings = [[4, 1, 2, 5], [4, 5, 3, 1], [5, 3, 1]]
+    mistakes = {
+        "k is not used: this is what k = 60 gives": [5, 1, 4, 3, 2],
+        "ranks are counted from 1": [4, 5, 1, 3, 2],
+    }
+    return difference(fuse(rankings, 1), [5, 4, 1, 3, 2], 0, mistakes, "[4, 1, 2, 5], [4, 5, 3, 1], [5, 3, 1], k 1")
 
 
 def exercise_3(reciprocal_rank: Callable) -> str | None:

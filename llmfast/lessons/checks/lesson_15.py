@@ -13,6 +13,8 @@ GUARD = 1234.5  # what stands behind an array's end, and must stay
 
 
 def _compiled(source: str, name: str) -> Compiled | str:
+    if not isinstance(source, str):
+        return f"it is a {type(source).__name__}, where a string of C++ is expected"
     try:
         compiled = compile_cpp(source)
     except RuntimeError as error:

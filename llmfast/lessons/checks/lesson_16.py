@@ -9,10 +9,13 @@ import torch
 from llmfast.lessons.checking import difference
 
 GUARD = 1234.5  # what stands behind an array's end, and must stay
+PLAIN = "this is no kernel: write @triton.jit above it"
 UNWRITTEN = "some of the result is never written: {} of {}"
 
 
 def exercise_1(scale: Any) -> str | None:
+    if not hasattr(scale, "__getitem__"):
+        return PLAIN
     n, block, factor = 37, 16, 2.5
     x, out = torch.randn(n + block, generator=torch.Generator().manual_seed(16)), torch.full((n + block,), GUARD)
     scale[(3,)](x, out, n, factor, BLOCK=block)
@@ -26,6 +29,8 @@ def exercise_1(scale: Any) -> str | None:
 
 
 def exercise_2(rms_norm: Any) -> str | None:
+    if not hasattr(rms_norm, "__getitem__"):
+        return PLAIN
     rows, N, eps = 3, 20, 0.1
     x, weight = 2 + torch.randn(rows, N, generator=torch.Generator().manual_seed(162)), torch.arange(1.0, N + 1)
     out = torch.full((rows * N + 32,), GUARD)
@@ -48,6 +53,8 @@ def exercise_2(rms_norm: Any) -> str | None:
 
 
 def exercise_3(row_max: Any) -> str | None:
+    if not hasattr(row_max, "__getitem__"):
+        return PLAIN
     rows, N = 3, 41
     x, out = -1 - torch.rand(rows, N, generator=torch.Generator().manual_seed(163)), torch.full((rows,), GUARD)
     x[1, 40], x[2, 20] = -0.5, -0.7
