@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from engine_process import EngineProcess, answers
 
 RESULTS = Path(__file__).parent / "results" / "adapters.json"
 TOLERANCE = 0.02  # of the mean loss: bfloat16 keeps eight bits
@@ -121,12 +121,7 @@ def theirs(name: str, work: Path, steps: int) -> Callable[[], Step]:
 
 def serve(name: str, work: Path, steps: int, threads: int) -> None:
     """One engine, told by line which step to make; it answers with the loss, the seconds, and its peak so far."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not come between the replies
-
-    def reply(**document: Any) -> None:
-        print(json.dumps(document), file=replies, flush=True)
-
+    reply = answers()
     try:
         import torch
 
@@ -145,29 +140,15 @@ def serve(name: str, work: Path, steps: int, threads: int) -> None:
 
 
 class Worker:
+    """An engine that makes steps; `first` is what it says when it is ready, or cannot be."""
+
     def __init__(self, python: str, name: str, options: argparse.Namespace, work: Path):
-        self.errors = (work / f"errors-{name}").open("w+")
-        call = [python, __file__, str(options.data), "--serve", name, "--work", str(work)]
+        call = [str(options.data), "--serve", name, "--work", str(work)]
         call += ["--threads", str(options.threads), "--steps", str(options.steps)]
-        path = {"PYTHONPATH": str(Path(__file__).resolve().parents[1])} if name in BASES else {}
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"} | path
-        self.process = subprocess.Popen(
-            call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
+        self.process = EngineProcess(
+            python, __file__, call, options.threads, work / f"errors-{name}", own=name in BASES
         )
-        self.first = self.read()
-
-    def read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.errors.seek(0)
-            raise SystemExit(f"an engine has ended:\n{self.errors.read()[-2000:]}")
-        return json.loads(line)
-
-    def step(self, number: int) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        print(number, file=self.process.stdin, flush=True)
-        return self.read()
+        self.first = self.process.read()
 
 
 def material(data: Path, work: Path, steps: int) -> list[int]:
@@ -223,7 +204,7 @@ def measured(workers: dict[str, Worker], tokens: list[int], warm: int) -> dict[s
     for number in range(len(tokens)):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            replies[name].append(workers[name].step(number))
+            replies[name].append(workers[name].process.ask(number))
         print(f"step {number + 1}:", *(f"{n} {replies[n][-1]['loss']:.3f}" for n in names), flush=True)
     engines = {}
     for name, steps in replies.items():

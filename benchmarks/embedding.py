@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine_process import EngineProcess, answers
 
 SETS = ("paragraphs", "questions")
 MOST_TOKENS = 256
@@ -166,8 +165,7 @@ ENGINES = {
 def serve(name: str, squad: Path, model: Path, threads: int, folder: Path) -> None:
     """One engine, told what to do line by line: `paragraphs` or `questions` are encoded and kept, and the answer is the
     seconds that it took."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not come between the replies
+    answer = answers()
     make, package, precision = ENGINES[name]
     paragraphs, questions, _ = texts_of(squad)
     made = model.parent / "peers" / model.name  # kept from run to run
@@ -175,49 +173,33 @@ def serve(name: str, squad: Path, model: Path, threads: int, folder: Path) -> No
     try:
         encode = make(precision, model, threads, made)
     except ImportError as error:
-        print(json.dumps({"missing": str(error)}), file=replies, flush=True)
-        return
+        return answer(missing=str(error))
     from importlib.metadata import version
 
-    print(json.dumps({"version": "" if package == "llmfast" else version(package)}), file=replies, flush=True)
+    answer(version="" if package == "llmfast" else version(package))
     for line in sys.stdin:
         what = line.strip()
         before = time.perf_counter()
         vectors = encode(paragraphs if what == "paragraphs" else questions)
         seconds = time.perf_counter() - before
         np.save(folder / f"{what}.npy", vectors)
-        print(json.dumps({"seconds": seconds}), file=replies, flush=True)
+        answer(seconds=seconds)
 
 
 class Worker:
     def __init__(self, python: str, name: str, options: argparse.Namespace, folder: Path):
         self.folder = folder
-        self.errors = (folder / "errors").open("w+")
-        call = [python, __file__, str(options.squad), "--serve", name, "--model", str(options.model)]
+        call = [str(options.squad), "--serve", name, "--model", str(options.model)]
         call += ["--threads", str(options.threads), "--folder", str(folder)]
-        root = str(Path(__file__).resolve().parents[1])
-        path = {"PYTHONPATH": root} if name.startswith("llmfast") else {}
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"} | path
-        self.process = subprocess.Popen(
-            call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
-        )
+        own = name.startswith("llmfast")
+        self.process = EngineProcess(python, __file__, call, options.threads, folder / "errors", own)
         self.first: dict[str, Any] = {}
 
     def wait(self) -> None:
-        self.first = self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.errors.seek(0)
-            raise SystemExit(f"an engine has ended:\n{self.errors.read()[-2000:]}")
-        return json.loads(line)
+        self.first = self.process.read()
 
     def seconds(self, what: str) -> float:
-        assert self.process.stdin is not None
-        print(what, file=self.process.stdin, flush=True)
-        return self._read()["seconds"]
+        return float(self.process.ask(what)["seconds"])
 
     def vectors(self, what: str) -> np.ndarray:
         return np.load(self.folder / f"{what}.npy")
