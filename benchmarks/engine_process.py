@@ -1,5 +1,5 @@
-"""An engine in a process of its own, so that no library shares another's memory, threads or packages: it is told what to
-do line by line, and answers each line with one of JSON.
+"""An engine in a process of its own, so that no library shares another's memory, threads or packages: it is told what
+to do line by line, and answers each line with one of JSON.
 """
 
 from __future__ import annotations
