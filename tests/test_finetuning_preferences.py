@@ -84,8 +84,8 @@ def test_of_an_answer_in_turns_the_last_counts():
     assert preferences.last_turn(example).targets.tolist() == [-100, -100, -100, -100, -100, 6, 7, -100]
 
 
-@pytest.mark.parametrize("form", ["text", "chat"])
-def test_a_preference_is_learned(form, storyteller_directory, tmp_path):
+@pytest.mark.parametrize(("form", "method"), [("text", "lora"), ("chat", "lora"), ("chat", "adapter")])
+def test_a_preference_is_learned(form, method, storyteller_directory, tmp_path):
     rows = []
     for i in range(40):
         good, bad = f"The sun was warm {i % 3}.", f"The dog was big {i % 3}."
@@ -94,6 +94,7 @@ def test_a_preference_is_learned(form, storyteller_directory, tmp_path):
         rows.append({"prompt": f"Tell me number {i}: ", "chosen": good, "rejected": bad})
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     changes = {"precision": "fp32", "device": "cpu", "lr": 3e-3, "epochs": 4.0, "batch_size": 8, "rank": 4, "test": 0.1}
+    changes["method"] = method
     finetune(storyteller_directory, tmp_path / "a.jsonl", tmp_path / "out", changes=changes, quiet=True)
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["before"]["test"]["loss"] == pytest.approx(0.6931, abs=1e-3)

@@ -106,6 +106,22 @@ def test_a_text_is_learned(storyteller_directory, tmp_path):
     assert likely[1] > 0.5 * likely[0]
 
 
+@pytest.mark.parametrize("base", ["floats", "q4_1"])
+def test_bottlenecks_are_learned_beside_the_model(base, storyteller_directory, chats, tmp_path):
+    if base == "q4_1":
+        quantize_checkpoint(storyteller_directory, tmp_path / "small", base)
+    out, model = tmp_path / "mine", tmp_path / "small" if base == "q4_1" else storyteller_directory
+    tuned(model, chats, out, method="adapter", bottleneck=16, epochs=18.0, lr=2e-2, validation=0.2, base=base)
+    found = evaluation(out)
+    assert found["after"]["validation"]["loss"] < 0.2 < 1 < found["before"]["validation"]["loss"]
+    assert found["after"]["answers"]["exact_match"] == 1.0
+    question = [{"role": "user", "content": "Who is friend 3?"}]
+    for llm in (llmfast.load(out, device="cpu"), llmfast.load(model, device="cpu", adapter=out)):
+        assert llm.chat(question, temperature=0, max_new_tokens=16) == "It is Tom 3."
+    for path in checkpoints.found(out / "checkpoints"):
+        assert all(".adapter." in name for name in load_file(path / "trained.safetensors"))
+
+
 @pytest.mark.parametrize("method", ["full", "last-layers"])
 def test_weights_of_its_own_make_a_whole_model(method, storyteller, storyteller_directory, chats, tmp_path):
     out = tmp_path / "whole"
@@ -168,7 +184,14 @@ def files_of(out):
     }
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.3, "accumulation": 2, "precision": "bf16"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora_dropout": 0.3, "accumulation": 2, "precision": "bf16"},
+        {"method": "adapter", "activation_checkpointing": True},
+    ],
+)
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
     changes, storyteller_directory, chats, tmp_path, monkeypatch
 ):
@@ -285,7 +308,9 @@ def test_a_run_stops_when_it_has_waited_enough_and_keeps_the_best(storyteller_di
 # --- classifiers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "lr"), [("lora", 1e-2), ("head", 5e-2), ("last-layers", 5e-3), ("full", 5e-3)])
+@pytest.mark.parametrize(
+    ("method", "lr"), [("lora", 1e-2), ("adapter", 1e-2), ("head", 5e-2), ("last-layers", 5e-3), ("full", 5e-3)]
+)
 def test_classes_are_told_apart(method, lr, storyteller_directory, labelled, tmp_path):
     out = tmp_path / "moods"
     tuned(storyteller_directory, labelled, out, method=method, layers=1, lr=lr, epochs=10.0, test=0.2)
@@ -393,6 +418,7 @@ def test_an_adapter_is_merged_and_named_at_the_command_line(storyteller_director
         (["stories", "CHATS", "--out", "X", "--set", "rnk=3"], "did you mean 'rank'"),
         (["stories", "CHATS", "--out", "X", "--method", "head"], "needs --task classify"),
         (["stories", "CHATS", "--out", "X", "--set", "targets=gate"], "no layers 'gate' to adapt"),
+        (["stories", "CHATS", "--out", "X", "--method=adapter", "--set", "targets=gate"], "follow attention, mlp, all"),
         (["stories", "CHATS", "--out", "X", "--set", "method=last-layers", "--set", "layers=7"], "the model has 6"),
         (["stories", "CHATS", "--out", "X", "--set", "lr_scales=adapter_c=2"], "must be KIND=FACTOR,… of matrix, adap"),
         (["stories", "CHATS", "--out", "X", "--set", "lr_scales=head=2"], "nothing of that kind is trained"),

@@ -15,7 +15,7 @@ import llmfast
 from llmfast.evaluation.perplexity import document_perplexity
 from llmfast.finetuning import lora
 from llmfast.inference.decoders import EagerReader
-from llmfast.models import Shape, create, shaped
+from llmfast.models import Shape, bottleneck, create, shaped
 from llmfast.training import checkpoints
 from llmfast.training.configuration import configure
 from llmfast.training.dataset import TokenDataset
@@ -347,13 +347,16 @@ def test_the_cost_of_a_token_is_that_of_its_products():
     assert 1e9 < peak < 1e14 and source
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", [{}, {"rank": 4}, {"bottleneck": 8}])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 def test_the_estimate_of_memory_is_near_what_backward_keeps(family, adapted):
     config = shaped(family, Shape(vocab_size=500, context=128, width=64, blocks=6, heads=4))
     model, kept = create(config), {}
-    if adapted:
+    if "rank" in adapted:
         lora.put_in(model, lora.targets(config, "all"), 4, 8.0)
+    if "bottleneck" in adapted:
+        model.requires_grad_(False)
+        bottleneck.put_in(model, bottleneck.places(config), 8)
     parameters = {parameter.data_ptr() for parameter in model.parameters()}
 
     def pack(tensor):
@@ -366,7 +369,7 @@ def test_the_estimate_of_memory_is_near_what_backward_keeps(family, adapted):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.loss(ids, ids)
     if adapted:
-        expected = estimate(config, 4, 128, "adamw", torch.float32, torch.device("cpu"), rank=4)
+        expected = estimate(config, 4, 128, "adamw", torch.float32, torch.device("cpu"), **adapted)
         assert 0.9 < expected.activations / sum(kept.values()) < 1.15
         return
     expected = estimate(config, 4, 128, "adamw", torch.float32, torch.device("cpu"))

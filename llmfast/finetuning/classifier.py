@@ -25,9 +25,10 @@ from llmfast.tokenizers import Tokenizer, load_tokenizer
 from llmfast.training.checkpoints import load_tensors
 from llmfast.training.dataset import IGNORED
 from llmfast.training.trainer import best_precision
-from llmfast.weights.adapter import SCORE, SCORE_FILE, is_adapter, read_adapter
+from llmfast.weights.adapter import SCORE, SCORE_FILE, is_adapter
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.config_file import read_document
+from llmfast.weights.folding import read_any
 from llmfast.weights.loading import module_of
 from llmfast.weights.locate import locate_model
 
@@ -92,9 +93,7 @@ class Classifier:
         tokenizer = load_tokenizer(source.path)
         if tokenizer is None:
             raise ValueError(f"{path} has no tokenizer")
-        score = (
-            read_adapter(path, source.config).score if is_adapter(path) else load_tensors(path / SCORE_FILE).get(SCORE)
-        )
+        score = read_any(path, source.config).score if is_adapter(path) else load_tensors(path / SCORE_FILE).get(SCORE)
         if score is None or tuple(score.shape) != (len(labels), source.config.width):
             raise ValueError(f"{path} has no head for its {len(labels)} labels")
         model = module_of(source, FLOATS[precision]).to(place)

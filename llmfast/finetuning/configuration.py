@@ -9,10 +9,11 @@ from llmfast.quantization.plan import PRECISIONS
 from llmfast.training.configuration import OptimizationSettings, RunSettings
 from llmfast.training.settings import Configuration, setting
 
-METHODS = ("lora", "full", "last-layers", "head")
+METHODS = ("lora", "adapter", "full", "last-layers", "head")
+BESIDE = ("lora", "adapter", "head")  # the model's own weights stay as they are
 TASKS = ("text", "chat", "classify", "preference")
 # The peak learning rate that suits a method, where none is given.
-LEARNING_RATES = {"lora": 5e-4, "full": 5e-5, "last-layers": 1e-4, "head": 5e-3}
+LEARNING_RATES = {"lora": 5e-4, "adapter": 5e-4, "full": 5e-5, "last-layers": 1e-4, "head": 5e-3}
 PREFERENCE_LEARNING_RATE = 5e-5
 
 
@@ -22,14 +23,17 @@ class MethodSettings:
 
     method: str = setting(
         "lora",
-        "low-rank adapters, all weights, those of the last blocks, or a classifier's head alone",
+        "low-rank adapters, bottleneck adapters, all weights, those of the last blocks, or a classifier's head alone",
         options=METHODS,
     )
-    rank: int = setting(16, "of the adapters", least=1, most=4096)
-    alpha: float = setting(32.0, "adapters are scaled by alpha / rank", above=0)
+    rank: int = setting(16, "of the low-rank adapters", least=1, most=4096)
+    alpha: float = setting(32.0, "they are scaled by alpha / rank", above=0)
     rslora: bool = setting(False, "by alpha / √rank instead")
-    lora_dropout: float = setting(0.0, "of what adapters are given", least=0, below=1)
-    targets: str = setting("all", "layers that get adapters: all, attention, mlp, or roles such as query,value")
+    lora_dropout: float = setting(0.0, "of what they are given", least=0, below=1)
+    targets: str = setting(
+        "all", "layers that get adapters: all, attention, mlp; low-rank ones also by roles, such as query,value"
+    )
+    bottleneck: int = setting(64, "the width of bottleneck adapters", least=1, most=4096)
     base: str = setting(
         "floats",
         "frozen weights are floats, or stay in 8 or 4 bits: q4_1 is what a GGUF file in Q4_1 holds",

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from llmfast.adapting import Adaptable
 from llmfast.models import LanguageModel, ModelConfig, Parameter
+from llmfast.models.bottleneck import Bottleneck
 from llmfast.models.dropout import Dropout
 from llmfast.weights.adapter import Adapter, scale_of
 
@@ -117,8 +118,8 @@ def put_in(
 
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
-    """The model as it was before it got adapters, as long as this is entered."""
-    layers = [module for module in model.modules() if isinstance(module, LowRank)]
+    """The model as it was before it got adapters, of either kind, as long as this is entered."""
+    layers = [module for module in model.modules() if isinstance(module, (LowRank, Bottleneck))]
     for layer in layers:
         layer.off = True
     try:

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmfast.weights.adapter import adapted, is_adapter
+from llmfast.weights.adapter import is_adapter
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.config_file import config_file
+from llmfast.weights.folding import adapted
 from llmfast.weights.locate import locate_model
 from llmfast.weights.quantizing import holds_model
 from llmfast.weights.saving import save

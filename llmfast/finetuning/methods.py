@@ -15,10 +15,11 @@ from torch import Tensor
 
 from llmfast.finetuning import lora
 from llmfast.finetuning.configuration import MethodSettings
-from llmfast.models import LanguageModel, ModelConfig
+from llmfast.models import Bottlenecks, LanguageModel, ModelConfig, bottleneck
 from llmfast.quantization.formats import QuantizedWeight
 from llmfast.training import checkpoints
 from llmfast.weights.adapter import SCORE, SCORE_FILE, Adapter, read_adapter, write_adapter
+from llmfast.weights.bottleneck import read_bottlenecks, write_bottlenecks
 from llmfast.weights.checkpoint import load as load_weights
 from llmfast.weights.saving import copy_tokenizer, save
 from llmfast.weights.stream import Stream
@@ -80,6 +81,25 @@ class LoRA(Method):
         return lora.state_of(adapter.pairs) | ({} if adapter.score is None else {SCORE: adapter.score})
 
 
+class BottleneckAdapters(Method):
+    """Bottlenecks after both halves of each block, and a classifier's head where there is one."""
+
+    whole_weights = False
+
+    def apply(self, model: LanguageModel) -> None:
+        model.requires_grad_(False)
+        bottleneck.put_in(model, bottleneck.places(self.config, self.settings.targets), self.settings.bottleneck)
+
+    def export(self, directory: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        added = {name: tensor.to(dtype) for name, tensor in state.items()}
+        score = added.pop(SCORE, None)
+        write_bottlenecks(directory, Bottlenecks(self.base, self.settings.bottleneck, added, score))
+
+    def read_export(self, directory: Path) -> Mapping[str, Tensor]:
+        found = read_bottlenecks(directory, self.config)
+        return dict(found.state) | ({} if found.score is None else {SCORE: found.score})
+
+
 class Head(LoRA):
     """Only a classifier's head: an adapter's files without an adapter."""
 
@@ -132,4 +152,10 @@ class LastLayers(Weights):
         }
 
 
-BY_NAME: dict[str, type[Method]] = {"lora": LoRA, "full": Weights, "last-layers": LastLayers, "head": Head}
+BY_NAME: dict[str, type[Method]] = {
+    "lora": LoRA,
+    "adapter": BottleneckAdapters,
+    "full": Weights,
+    "last-layers": LastLayers,
+    "head": Head,
+}

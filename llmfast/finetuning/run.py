@@ -19,7 +19,7 @@ from llmfast.chat.template import ChatTemplate
 from llmfast.files import file_sha256, write_atomic
 from llmfast.finetuning import classifier, preferences, preparing
 from llmfast.finetuning.answers import Answer, answer, overlap, questions
-from llmfast.finetuning.configuration import LEARNING_RATES, PREFERENCE_LEARNING_RATE, FinetuningConfig
+from llmfast.finetuning.configuration import BESIDE, LEARNING_RATES, PREFERENCE_LEARNING_RATE, FinetuningConfig
 from llmfast.finetuning.confusion import Confusion
 from llmfast.finetuning.conversations import PLAIN_TEMPLATE
 from llmfast.finetuning.directory import EVALUATION, Record, check_free, lasting_name
@@ -54,6 +54,12 @@ from llmfast.weights.saving import copy_tokenizer
 from llmfast.weights.stream import Stream
 
 SAMPLE_TOKENS = 80
+# What a name of something added ends with, and what `MasterWeights` calls it.
+KINDS_OF_ADDED = {
+    **{".adapter.a": "adapter_a", ".adapter.down.weight": "adapter_a"},
+    **{".adapter.b": "adapter_b", ".adapter.up.weight": "adapter_b"},
+    **{".adapter.down.bias": "vector", ".adapter.up.bias": "vector", SCORE: "head"},
+}
 
 
 def finetune(
@@ -115,14 +121,14 @@ def resolved(config: FinetuningConfig, examples: Examples, group: Processes) -> 
         changes["task"] = examples.task
     if config.method.method == "head" and examples.task != "classify":
         raise ValueError("the method head trains a classifier's head: it needs --task classify")
-    if config.method.base != "floats" and config.method.method not in ("lora", "head"):
+    if config.method.base != "floats" and config.method.method not in BESIDE:
         raise ValueError(f"the weights that {config.method.method} trains must be floats, not {config.method.base}")
     if config.run.compile:
         raise ValueError("fine-tuning is not compiled: leave compile = false")
     if config.run.precision == "auto":
         changes["precision"] = best_precision(group.device)
-    if examples.pairs and (config.method.method != "lora" or config.data.accumulation > 1):
-        raise ValueError("preferences are learned by adapters (method lora), a whole batch at once (accumulation 1)")
+    if examples.pairs and (config.method.method not in ("lora", "adapter") or config.data.accumulation > 1):
+        raise ValueError("preferences are learned by adapters (lora, adapter), a whole batch at once (accumulation 1)")
     if config.optimization.lr == 0:
         preferring = bool(examples.pairs)
         changes["lr"] = PREFERENCE_LEARNING_RATE if preferring else LEARNING_RATES[config.method.method]
@@ -147,6 +153,8 @@ class Task:
     @classmethod
     def of(cls, record: Record) -> Task:
         source = stream(locate_model(record.model))
+        if source.bottlenecks is not None:
+            raise ValueError(f"{record.model} has bottleneck adapters: tune the model that they are for")
         tokenizer = load_tokenizer(source.path)
         if tokenizer is None:
             raise ValueError(f"{record.model} has no tokenizer, without which no text can be learned")
@@ -201,8 +209,9 @@ class Finetuning(Loop):
         self.method.apply(model)
         if self.examples.labels:
             classifier.add_head(model, len(self.examples.labels))
-        ends = {".adapter.a": "adapter_a", ".adapter.b": "adapter_b", SCORE: "head"}
-        added = {n: kind for n, _ in model.named_parameters() for end, kind in ends.items() if n.endswith(end)}
+        added = {
+            n: kind for n, _ in model.named_parameters() for end, kind in KINDS_OF_ADDED.items() if n.endswith(end)
+        }
         self.frozen_bytes = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
         self.frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         floats = settings.base != "floats" and not self.examples.labels  # of the head, as long as the loss is computed
@@ -272,6 +281,7 @@ class Finetuning(Loop):
             trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
             frozen_bytes=self.frozen_bytes + self.head_bytes,
             rank=config.method.rank if config.method.method == "lora" else 0,
+            bottleneck=config.method.bottleneck if config.method.method == "adapter" else 0,
         )
 
     def begin(self) -> None:

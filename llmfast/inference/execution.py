@@ -83,7 +83,7 @@ class Execution:
 
         `ValueError`, or `BackendUnavailable`, where the chosen backends can't run it there.
         """
-        natively = native.why_not(source.config, device) is None
+        natively = source.bottlenecks is None and native.why_not(source.config, device) is None
         if precision == "auto":
             precision = best_precision(source, device, natively)
         made = cls(device, precision, natively)

@@ -14,9 +14,9 @@ from llmfast.inference.decoders import NativeModel
 from llmfast.inference.execution import Execution, check_precision, chosen_backend, device_of
 from llmfast.inference.llm import LLM
 from llmfast.tokenizers import load_tokenizer
-from llmfast.weights.adapter import adapted
 from llmfast.weights.checkpoint import stream
 from llmfast.weights.config_file import end_tokens
+from llmfast.weights.folding import adapted
 from llmfast.weights.loading import formats_of, module_of, quantized_module
 from llmfast.weights.locate import locate_model
 

@@ -15,6 +15,7 @@ import torch
 from llmfast.models import gpt2, llama
 from llmfast.models.architecture import ENDS, MATRICES, Arithmetic, ModelConfig, Parameter, Rotary, Shape
 from llmfast.models.bert import Bert, BertConfig
+from llmfast.models.bottleneck import Bottlenecks
 from llmfast.models.gpt2 import GPT, GPTConfig
 from llmfast.models.language_model import FLOATS, LanguageModel, float_name
 from llmfast.models.llama import Llama, LlamaConfig
@@ -30,6 +31,7 @@ __all__ = [
     "Arithmetic",
     "Bert",
     "BertConfig",
+    "Bottlenecks",
     "GPTConfig",
     "LanguageModel",
     "Llama",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmfast import ops
+from llmfast.adapting import Adaptable
 from llmfast.models.architecture import ModelConfig
 from llmfast.quantization.modules import stored_state
 
@@ -118,8 +119,11 @@ class LanguageModel(nn.Module):
     def save_pretrained(self, path: str | Path, **metadata: Any) -> None:
         """Writes `config.json` and `model.safetensors` as Hugging Face's classes do, and the source's tokenizer.
 
-        Quantised weights are written as `llmfast quantize` writes them.
+        Quantised weights are written as `llmfast quantize` writes them. `ValueError` where adapters are beside them,
+        which would be lost.
         """
+        if any(isinstance(module, Adaptable) and module.adapter is not None for module in self.modules()):
+            raise ValueError("the model has adapters beside its weights, which a checkpoint of it would lose")
         from llmfast.weights.saving import save
 
         save(path, self.config, stored_state(self), self.source, self.quantized_to, **metadata)

@@ -52,11 +52,12 @@ def estimate(
     trained: int | None = None,
     frozen_bytes: int = 0,
     rank: int = 0,
+    bottleneck: int = 0,
 ) -> MemoryEstimate:
     """For `sequences` of `context` tokens computed at once. `shards`: among how many processes the weights, gradients
     and the optimizer's state are divided, one block's weights being whole at a time. `trained`: how many numbers are
     trained, if not all, beside weights of `frozen_bytes` that are not. `rank`: of adapters beside all matrices of
-    the blocks."""
+    the blocks. `bottleneck`: the width of those after both halves of each."""
     N, itemsize = config.num_parameters if trained is None else trained, dtype.itemsize
     copied = itemsize if itemsize < 4 else 0
     states = STATES[optimizer] * N
@@ -64,7 +65,7 @@ def estimate(
         kinds = kinds_of(config)
         states += sum(p.size for p in config.parameters() if kinds[p.name] != "matrix")
     tokens, width = sequences * context, config.width
-    block = kept_by_a_block(config, rank) * itemsize
+    block = kept_by_a_block(config, rank, bottleneck) * itemsize
     if dropout:
         block += 4 * width  # each dropout's mask and what it was applied to
     layers = config.blocks * block
@@ -90,19 +91,22 @@ def check_room(config: ModelConfig, optimizer: str, dtype: torch.dtype, device: 
         )
 
 
-def kept_by_a_block(config: ModelConfig, rank: int = 0) -> int:
+def kept_by_a_block(config: ModelConfig, rank: int = 0, bottleneck: int = 0) -> int:
     """The numbers that a block keeps of each token for backward: the sums and outputs of both norms; query, key, value
     and attention's output; the wide layers, before and after the activation, with a gate also up and the product; and
-    what norms of single heads are given. Beside adapters of `rank` the gate's activation is made again, heads are kept
-    a second time where they stand side by side, and of each matrix x Aᵀ."""
+    what norms of single heads are given. Beside adapters the gate's activation is made again; those of `rank` keep
+    heads a second time where they stand side by side, and of each matrix x Aᵀ. Each of two bottlenecks keeps what it is
+    given, and its inner numbers before and after the activation."""
     heads = 2 * (config.heads + config.key_heads)
     if any(p.role == "query_norm" for p in config.parameters()):
         heads += config.heads + config.key_heads
     wide = 4 if any(p.role == "gate" for p in config.parameters()) else 2
-    if rank:
+    if rank or bottleneck:
         wide = 3 if wide == 4 else wide
+    if rank:
         heads += config.heads
     narrow = rank * sum(p.block == 0 and p.is_matrix for p in config.parameters())
+    narrow += 2 * (config.width + 2 * bottleneck) if bottleneck else 0
     return int(4 * config.width + heads * config.head_dim + wide * config.inner_dim + narrow)
 
 

@@ -10,7 +10,6 @@ alpha / √r where it is rank-stabilised. For GPT-2, whose files hold weights tr
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Collection, Mapping
@@ -23,14 +22,13 @@ from torch import Tensor
 
 from llmfast.files import write_atomic
 from llmfast.models import ModelConfig, Parameter
-from llmfast.quantization.formats import QuantizedWeight
-from llmfast.tokenizers.protocol import TOKENIZER_FILES
 from llmfast.weights.config_file import read_document
-from llmfast.weights.files import Stored, stored_in, write_tensors
-from llmfast.weights.stream import StoredWeight, Stream, complain
+from llmfast.weights.files import stored_in, write_tensors
+from llmfast.weights.stream import complain
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 MOST_RANK = 1 << 16
 SCORE = "score.weight"  # the head of a classifier, (labels, C)
 SCORE_FILE = "score.safetensors"  # which holds it beside a whole model
@@ -90,18 +88,29 @@ def base_of(path: Path) -> str:
     return base
 
 
+def kind_of(directory: Path) -> str:
+    """The adapter's peft_type. `FileNotFoundError` where there is none."""
+    if not (directory / CONFIG).exists():
+        raise FileNotFoundError(f"no adapter in {directory}: it holds no {CONFIG}")
+    return str(read_document(directory / CONFIG).get("peft_type"))
+
+
+def read_kind(directory: Path, kind: str) -> dict[str, Any]:
+    """The configuration of an adapter of this kind; `ValueError` for one of another."""
+    found = kind_of(directory)
+    if found != kind:
+        raise ValueError(f"{directory / CONFIG}: its peft_type is {found!r}, and only {kind} is read here")
+    return read_document(directory / CONFIG)
+
+
 def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
     """The adapter in a directory, checked against the model that it is to be added to.
 
     `FileNotFoundError` or `ValueError` in one line for what is missing, does not fit, or is not computed here.
     """
     directory = Path(path)
-    if not (directory / CONFIG).exists():
-        raise FileNotFoundError(f"no adapter in {directory}: it holds no {CONFIG}")
-    document = read_document(directory / CONFIG)
+    document = read_kind(directory, "LORA")
     rank, alpha = document.get("r"), document.get("lora_alpha")
-    if document.get("peft_type") != "LORA":
-        raise ValueError(f"{directory / CONFIG}: its peft_type is {document.get('peft_type')!r}, and only LORA is read")
     if not isinstance(rank, int) or not 0 < rank <= MOST_RANK:
         raise ValueError(f"{directory / CONFIG}: r must be a whole number up to {MOST_RANK}, got {rank!r:.40}")
     if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
@@ -109,20 +118,19 @@ def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
     for name, neutral in NEUTRAL.items():
         if document.get(name, neutral[0]) not in neutral:
             raise ValueError(f"{directory / CONFIG} sets {name} to {document[name]!r:.80}, which is not computed here")
-    if not (directory / WEIGHTS).exists():
-        raise FileNotFoundError(f"no {WEIGHTS} in {directory}")
     weights = {name_of_layer(p): p for p in config.parameters() if p.is_matrix and p.block is not None}
     if bool(document.get("fan_in_fan_out")) != any(p.transposed for p in weights.values()):
         raise ValueError(
             f"{directory / CONFIG}: fan_in_fan_out is {document.get('fan_in_fan_out')!r}, which is not right for this "
             "model's family"
         )
-    pairs, score = _read(directory, rank, config, weights)
+    shapes = {n: {LORA_A: (rank, p.shape[1]), LORA_B: (p.shape[0], rank)} for n, p in weights.items()}
+    parts, score = read_parts(directory, config, shapes)
     return Adapter(
         base=str(document.get("base_model_name_or_path") or ""),
         rank=rank,
         alpha=float(alpha),
-        pairs=pairs,
+        pairs={weights[layer].name: (of[LORA_A], of[LORA_B]) for layer, of in parts.items()},
         rank_stabilised=bool(document.get("use_rslora")),
         dropout=document["lora_dropout"] if isinstance(document.get("lora_dropout"), float) else 0.0,
         score=score,
@@ -130,34 +138,27 @@ def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
     )
 
 
-def _read(
-    directory: Path, rank: int, config: ModelConfig, weights: Mapping[str, Parameter]
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None]:
-    """The matrices by the names of the weights, after their names and shapes were checked by the header alone."""
+def read_parts(
+    directory: Path, config: ModelConfig, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+) -> tuple[dict[str, dict[str, Tensor]], Tensor | None]:
+    """What a file holds for some of a model's layers, float32, and a classifier's head, if it holds one.
+
+    `shapes` gives those of all parts of every layer that may have them, by the layer's NAME and by what follows it in
+    the name of the part. Names, shapes and dtypes are checked by the file's header alone. `FileNotFoundError` or
+    `ValueError` in one line.
+    """
+    if not (directory / WEIGHTS).exists():
+        raise FileNotFoundError(f"no {WEIGHTS} in {directory}")
     found = {tensor.name: tensor for tensor in stored_in(directory / WEIGHTS)}
-    wanted: dict[str, tuple[int, ...]] = {}
-    layers: list[str] = []
-    score: Stored | None = None
-    surplus: list[str] = []
-    for name in found:
-        layer, _, part = name.removeprefix(PREFIX).rpartition(".lora_")
-        if name == PREFIX + SCORE:
-            score = found[name]
-        elif name.startswith(PREFIX) and layer in weights and part in ("A.weight", "B.weight"):
-            if layer not in layers:
-                layers.append(layer)
-        else:
-            surplus.append(name)
-    for layer in layers:
-        out, within = weights[layer].shape
-        wanted[f"{PREFIX}{layer}.lora_A.weight"] = rank, within
-        wanted[f"{PREFIX}{layer}.lora_B.weight"] = out, rank
+    owners = {f"{PREFIX}{layer}{part}": layer for layer, parts in shapes.items() for part in parts}
+    layers = list(dict.fromkeys(owners[name] for name in found if name in owners))
+    wanted = {f"{PREFIX}{layer}{part}": shape for layer in layers for part, shape in shapes[layer].items()}
+    if PREFIX + SCORE in found:
+        wanted[PREFIX + SCORE] = *found[PREFIX + SCORE].shape[:1], config.width
     floats = ("float32", "bfloat16", "float16")
-    if score is not None:
-        wanted[PREFIX + SCORE] = *score.shape[:1], config.width
     problems: dict[str, Collection[str]] = {
         "missing": wanted.keys() - found.keys(),
-        "not of this model:": surplus,
+        "not of this model:": found.keys() - wanted.keys(),
         "wrongly shaped:": [
             f"{n} is {found[n].shape}, not {shape}"
             for n, shape in wanted.items()
@@ -167,33 +168,41 @@ def _read(
     }
     complain(directory, "model", problems)
 
-    def floats_of(stored: Stored) -> Tensor:
-        tensor = stored.read().to(torch.float32, copy=True)
+    def floats_of(name: str) -> Tensor:
+        tensor = found[name].read().to(torch.float32, copy=True)
         if not tensor.isfinite().all():
-            raise ValueError(f"{directory / WEIGHTS}: {stored.name} holds infinities or NaN")
+            raise ValueError(f"{directory / WEIGHTS}: {name} holds infinities or NaN")
         return tensor
 
-    pairs = {}
-    for layer in layers:
-        a, b = (floats_of(found[f"{PREFIX}{layer}.lora_{part}.weight"]) for part in "AB")
-        pairs[weights[layer].name] = a, b
-    return pairs, None if score is None else floats_of(score)
+    parts = {layer: {part: floats_of(f"{PREFIX}{layer}{part}") for part in shapes[layer]} for layer in layers}
+    return parts, floats_of(PREFIX + SCORE) if PREFIX + SCORE in found else None
+
+
+def write_parts(directory: Path, tensors: Mapping[str, Tensor], score: Tensor | None, document: Any) -> None:
+    """Writes both files, each as a whole or not at all: `tensors` by the names of their layers, `document` but for what
+    all kinds of adapters have in common."""
+    directory.mkdir(parents=True, exist_ok=True)
+    several = {PREFIX + name: tensor for name, tensor in tensors.items()} | (
+        {} if score is None else {PREFIX + SCORE: score}
+    )
+    floats = {name: tensor.detach().float().cpu().contiguous() for name, tensor in several.items()}
+    document |= {
+        "task_type": "CAUSAL_LM" if score is None else "SEQ_CLS",
+        "modules_to_save": None if score is None else ["score"],
+        "inference_mode": True,
+    }
+    write_tensors(directory / WEIGHTS, floats, {"format": "pt"})
+    write_atomic(directory / CONFIG, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def write_adapter(directory: str | Path, adapter: Adapter, config: ModelConfig) -> None:
     """Writes both files, each as a whole or not at all."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name, (a, b) in adapter.pairs.items():
-        layer = PREFIX + name.removesuffix(".weight")
-        tensors |= {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
-    if adapter.score is not None:
-        tensors[PREFIX + SCORE] = adapter.score
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+        layer = name.removesuffix(".weight")
+        tensors |= {layer + LORA_A: a, layer + LORA_B: b}
     document = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if adapter.score is None else "SEQ_CLS",
         "base_model_name_or_path": adapter.base,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
@@ -202,11 +211,8 @@ def write_adapter(directory: str | Path, adapter: Adapter, config: ModelConfig) 
         "target_modules": target_modules(adapter.pairs, config),
         "fan_in_fan_out": any(p.transposed for p in config.parameters()),
         "bias": "none",
-        "modules_to_save": None if adapter.score is None else ["score"],
-        "inference_mode": True,
     }
-    write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
-    write_atomic(directory / CONFIG, (json.dumps(document, indent=2) + "\n").encode())
+    write_parts(Path(directory), tensors, adapter.score, document)
 
 
 def target_modules(names: Mapping[str, Any], config: ModelConfig) -> list[str]:
@@ -221,54 +227,3 @@ def target_modules(names: Mapping[str, Any], config: ModelConfig) -> list[str]:
 
 def name_of_layer(parameter: Parameter) -> str:
     return parameter.name.removesuffix(".weight")
-
-
-@dataclass(frozen=True)
-class Folded:
-    """A stored weight as floats, with what an adapter adds to it, if anything."""
-
-    stored: StoredWeight
-    adapter: Adapter
-    name: str
-
-    format = None
-
-    @property
-    def in_rows(self) -> bool:
-        return self.stored.in_rows
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.stored.nbytes
-
-    @property
-    def stored_as(self) -> str:
-        return self.stored.stored_as
-
-    def read(self, rows: slice | None = None) -> Tensor:
-        """In float32: rounded only once, to what the model is to be."""
-        weight = self.stored.read(rows)
-        floats = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.float()
-        if self.name not in self.adapter.pairs:
-            return floats
-        return floats + self.adapter.delta(self.name, rows or slice(None))
-
-
-def folded(source: Stream, adapter: Adapter) -> Stream:
-    """The model with an adapter in its weights: all of them floats, whatever the file holds."""
-    weights = {
-        name: Folded(weight, adapter, name) if name in adapter.pairs or weight.format is not None else weight
-        for name, weight in source.weights.items()
-    }
-    return dataclasses.replace(source, weights=weights, quantization=None)
-
-
-def adapted(source: Stream, path: Path) -> Stream:
-    """The model with the adapter in a directory, whose tokenizer is taken where it has one."""
-    made = folded(source, read_adapter(path, source.config))
-    has_tokenizer = any((path / name).exists() for name in TOKENIZER_FILES)
-    return dataclasses.replace(made, path=path) if has_tokenizer else made

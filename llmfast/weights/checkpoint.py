@@ -18,9 +18,10 @@ from torch import Tensor
 
 from llmfast.models import ModelConfig
 from llmfast.quantization.formats import QuantizedWeight, layout
-from llmfast.weights.adapter import adapted, base_of, is_adapter
+from llmfast.weights.adapter import base_of, is_adapter
 from llmfast.weights.config_file import config_file, read_config, read_quantization
 from llmfast.weights.files import FLOATS, Stored, dtype_name, stored_in, weight_files
+from llmfast.weights.folding import adapted
 from llmfast.weights.gguf_checkpoint import stream_gguf
 from llmfast.weights.locate import locate_model
 from llmfast.weights.stream import StoredWeight, Stream, complain

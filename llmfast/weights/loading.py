@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from llmfast.models import FAMILIES, Bert, BertConfig, LanguageModel, create
+from llmfast.models import FAMILIES, Bert, BertConfig, LanguageModel, bottleneck, create
 from llmfast.quantization import modules
 from llmfast.quantization.formats import QuantizedWeight, quantize
 from llmfast.quantization.plan import plan
@@ -42,10 +42,9 @@ def module_of(source: Stream, dtype: torch.dtype, precision: str | None = None) 
     with torch.device("meta"):  # no time spent on initial weights that are replaced at once
         model = create(source.config)
     formats = {} if precision is None else formats_of(source, precision)
-    model.load_state_dict(_floats(source, dtype, formats), strict=False, assign=True)
+    model.load_state_dict(_floats(source.alone, dtype, formats), strict=False, assign=True)
     model.tie_head()
-    model.source = source.path
-    return model.eval()
+    return _with_bottlenecks(model, source)
 
 
 def encoder_of(source: Stream, dtype: torch.dtype) -> Bert:
@@ -72,8 +71,15 @@ def quantized_module(
     """The module with its matrices as integers: those of the file, where it was quantised in just this precision."""
     with torch.device("meta"):
         model = create(source.config)
+    weights = in_formats(source.alone, formats_of(source, precision))
+    return _with_bottlenecks(modules.fill(model, precision, weights, dtype, device), source)
+
+
+def _with_bottlenecks(model: Model, source: Stream) -> Model:
     model.source = source.path
-    return modules.fill(model, precision, in_formats(source, formats_of(source, precision)), dtype, device)
+    if source.bottlenecks is not None:
+        bottleneck.load(model, source.bottlenecks)
+    return model.eval()
 
 
 def in_formats(source: Stream, formats: Mapping[str, str]) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Set
@@ -12,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmfast.models import ModelConfig
+from llmfast.models import Bottlenecks, ModelConfig
 from llmfast.quantization.formats import QuantizedWeight, quantize, squared_error
 from llmfast.quantization.plan import Quantization
 from llmfast.weights.config_file import recommended_precision
@@ -70,6 +71,12 @@ class Stream:
     weights: Mapping[str, StoredWeight]  # by this model's names
     tied_head: Stored | None = None  # a copy of the embedding, in files that hold it twice
     config_file: Path | None = None  # None where the weights' file says everything itself
+    bottlenecks: Bottlenecks | None = None  # which a module has beside its weights
+
+    @property
+    def alone(self) -> Stream:
+        """The model without what is beside its weights."""
+        return dataclasses.replace(self, bottlenecks=None)
 
     @property
     def directory(self) -> Path:
@@ -102,8 +109,10 @@ class Stream:
         """The same, where `formats` quantises what would come as floats, the largest a few rows at a time.
 
         Where the file holds it quantised in a way that nothing here multiplies with, and it is to run as it is, one
-        warning at the end says what the rounding cost.
+        warning at the end says what the rounding cost. `ValueError` where the weights are not all that there is.
         """
+        if self.bottlenecks is not None:
+            raise ValueError(f"{self.path} has bottleneck adapters, which can't be merged, converted or quantised")
         if self.tied_head is not None and not same(self.tied_head, self.weights[self.config.head_name]):  # type: ignore[arg-type]
             raise ValueError(
                 f"{self.path}: config.json ties the head to the embedding, but lm_head.weight differs from it"
