@@ -108,9 +108,15 @@ def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 SPLIT = {"test": 0.2, "validation": 0.1}
+# Of the last hidden states of the texts alone logistic regression tells 97.2 % of the rows that are not the test's
+# (cross-validation, seed 0); of those after this template 98.4 %, the most of ten that were tried.
+QUESTION = (
+    "A text message is ham (from a person) or spam (advertising, scams). Is this one ham or spam?\n\n{text}\n\nIt is"
+)
 SMALL = {"lr": 2e-3, "epochs": 6.0}  # of the embedded model, which takes larger steps
 TASKS: dict[str, Task] = {
-    "sms": Task("smollm2", sms, SPLIT | {"epochs": 4.0}),
+    "sms": Task("smollm2", sms, SPLIT | {"epochs": 4.0, "template": QUESTION}),
+    "sms-adapter": Task("smollm2", sms, SPLIT | {"epochs": 4.0, "template": QUESTION, "method": "adapter"}),
     "sms-stories-last-layers": Task("stories", sms, SPLIT | SMALL | {"method": "last-layers"}),
     "sms-stories-lora": Task("stories", sms, SPLIT | SMALL),
     "sms-stories-head": Task("stories", sms, SPLIT | {"method": "head", "epochs": 10.0}),

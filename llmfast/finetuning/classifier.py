@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llmfast.files import write_atomic
 from llmfast.finetuning.examples import ExampleBatches
-from llmfast.finetuning.labels import shortened, unlabelled
+from llmfast.finetuning.labels import TEXT, Wording
 from llmfast.inference.execution import chosen_backend, device_of
 from llmfast.inference.llm import start_token_of
 from llmfast.models import FLOATS, LanguageModel
@@ -66,10 +66,17 @@ class Classifier:
     """A model with its head, and the classes in the order of its outputs."""
 
     def __init__(
-        self, model: LanguageModel, tokenizer: Tokenizer, labels: Sequence[str], max_tokens: int, backend: Any = "auto"
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        labels: Sequence[str],
+        max_tokens: int,
+        backend: Any = "auto",
+        template: str = TEXT,
     ):
         self.model, self.tokenizer, self.labels = model.eval(), tokenizer, tuple(labels)
         self.max_tokens, self.backend = max_tokens, backend
+        self.wording = Wording(tokenizer, start_token_of(model.config, tokenizer), template)
 
     @classmethod
     def load(
@@ -88,7 +95,7 @@ class Classifier:
             precision = best_precision(place)
         if precision not in FLOATS:
             raise ValueError(f"a classifier's precision must be auto, {', '.join(FLOATS)}, got {precision!r}")
-        labels, max_tokens = read_labels(path)
+        labels, max_tokens, template = read_labels(path)
         source = stream(locate_model(path))
         tokenizer = load_tokenizer(source.path)
         if tokenizer is None:
@@ -99,7 +106,7 @@ class Classifier:
         model = module_of(source, FLOATS[precision]).to(place)
         add_head(model, len(labels))
         model.score.weight.data = score.to(place, FLOATS[precision])  # type: ignore[union-attr]
-        return cls(model, tokenizer, labels, max_tokens, backend)
+        return cls(model, tokenizer, labels, max_tokens, backend, template)
 
     def classify(self, texts: str | Sequence[str]) -> Any:
         """A `Verdict` of a text, or a list of those of several. `ValueError` for an empty text."""
@@ -113,14 +120,13 @@ class Classifier:
     @torch.inference_mode()
     def verdicts(self, texts: Sequence[str]) -> Iterator[tuple[int, Verdict]]:
         """The number and the verdict of each text, those of like length together."""
-        start = start_token_of(self.model.config, self.tokenizer)
         examples = []
         for number, text in enumerate(texts, start=1):
             try:
-                example = unlabelled(self.tokenizer, text, start)
+                example = self.wording.example(text)
             except ValueError as error:
                 raise ValueError(f"text {number}: {error}") from None
-            examples.append(shortened(example, self.max_tokens))
+            examples.append(self.wording.shortened(example, self.max_tokens))
         batches = ExampleBatches(examples)
         order = iter(batches.order)
         for index in range(len(batches)):
@@ -132,16 +138,16 @@ class Classifier:
                 yield next(order), Verdict(label, dict(zip(self.labels, row, strict=True)))
 
 
-def write_labels(directory: Path, labels: Sequence[str], max_tokens: int) -> None:
-    document = {"labels": list(labels), "max_tokens": max_tokens}
+def write_labels(directory: Path, labels: Sequence[str], max_tokens: int, template: str) -> None:
+    document = {"labels": list(labels), "max_tokens": max_tokens, "template": template or TEXT}
     write_atomic(directory / CLASSIFIER, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_labels(directory: Path) -> tuple[list[str], int]:
-    """The labels, and the most tokens of a text. `ValueError` where the file is damaged."""
+def read_labels(directory: Path) -> tuple[list[str], int, str]:
+    """The labels, the most tokens of a text, and what it is put into. `ValueError` where the file is damaged."""
     document = read_document(directory / CLASSIFIER)
-    labels, most = document.get("labels"), document.get("max_tokens")
+    labels, most, template = document.get("labels"), document.get("max_tokens"), document.get("template", TEXT)
     right = isinstance(labels, list) and len(labels) > 1 and all(isinstance(label, str) for label in labels)
-    if not right or type(most) is not int or most < 1:
-        raise ValueError(f"{directory / CLASSIFIER} should hold a list of labels, and max_tokens")
-    return labels, most  # type: ignore[return-value]
+    if not right or type(most) is not int or most < 1 or not isinstance(template, str):
+        raise ValueError(f"{directory / CLASSIFIER} should hold a list of labels, max_tokens, and a template")
+    return labels, most, template  # type: ignore[return-value]

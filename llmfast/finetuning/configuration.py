@@ -60,6 +60,7 @@ class DataSettings:
     group: str = setting("", "the field whose rows with one value are all held out or none")
     text_field: str = setting("", "the field of a classifier's text; found by its name if not given")
     label_field: str = setting("", "the field of its label")
+    template: str = setting("", "what a classifier's text is put into: words around {text}")
     also: str = setting("", "a text whose perplexity is measured before and after: what was forgotten")
     system: str = setting("", "what a chat without a system message begins with")
     batch_size: int = setting(16, "examples of an optimizer step, over all processes", least=1)

@@ -91,9 +91,10 @@ def prepare(
     if task == "classify":
         fields = labels.fields_of(path, records, settings.text_field, settings.label_field)
         names = labels.classes(path, records, fields)
-        rows = _each(path, records, lambda record: labels.encode(tokenizer, record, fields, names, start_token))
+        wording = labels.Wording(tokenizer, start_token, settings.template or labels.TEXT)
+        rows = _each(path, records, lambda record: wording.encode(record, fields, names))
         groups = [_group(record, settings.group) or labels.text_of(record, fields) for record, _ in rows]
-        return _divided(path, task, rows, groups, settings, seed, longest, names)
+        return _divided(path, task, rows, groups, settings, seed, longest, names, wording.shortened)
     if task == "preference":
         pairs = _each(
             path, records, lambda r: preferences.encode(r.fields, tokenizer, template, settings.system, r.place)
@@ -175,6 +176,7 @@ def _divided(
     seed: int,
     longest: int,
     names: tuple[str, ...] = (),
+    shortened: Callable[[Example, int], Example] | None = None,
 ) -> Examples:
     """The three parts, without what is too long."""
     fitting: list[tuple[Example, str]] = []
@@ -188,7 +190,7 @@ def _divided(
                 )
             if settings.too_long == "drop":
                 continue
-            example = labels.shortened(example, longest) if task == "classify" else _shortened(example, longest)
+            example = (shortened or _shortened)(example, longest)
             if not example.counted:
                 continue
         fitting.append((example, group))

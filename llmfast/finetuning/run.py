@@ -338,7 +338,7 @@ class Finetuning(Loop):
             self.method.export(self.out, state, FLOATS[self.config.run.saved_precision])
             if self.examples.labels:
                 longest = min(self.config.data.max_tokens, self.trainer.model.config.context)
-                classifier.write_labels(self.out, self.examples.labels, longest)
+                classifier.write_labels(self.out, self.examples.labels, longest, self.config.data.template)
             figures = {f"validation_{name}": value for name, value in (self.best or {}).items() if name != "step"}
             document = {
                 "step": self.trainer.steps_done,
