@@ -163,10 +163,10 @@ def wanderer() -> llmfast.LLM:
 
 @pytest.fixture(scope="session")
 def storyteller() -> llmfast.LLM:
-    """A model of BPE tokens and a context of 96, trained on a few stories."""
+    """A model of BPE tokens and a context of 96, trained on a few stories; the same whichever test asks for it first."""
     tokenizer = BPETokenizer.train(STORY_TEXTS, vocab_size=300)
     end = tokenizer.end_of_text
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), single_thread():
         torch.manual_seed(0)
         config = tiny_config(
             vocab_size=tokenizer.vocab_size, n_positions=96, n_embd=48, n_head=4, bos_token_id=end, eos_token_id=end
