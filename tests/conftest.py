@@ -11,6 +11,11 @@ from pathlib import Path
 from textwrap import indent
 
 import pytest
+
+# Threads that wait for each other sleep, instead of turning round on a processor that the other may need: beside other
+# work, and several tests at once, PyTorch's small operations took up to 60 times as long. Before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
@@ -163,7 +168,7 @@ def wanderer() -> llmfast.LLM:
 
 @pytest.fixture(scope="session")
 def storyteller() -> llmfast.LLM:
-    """A model of BPE tokens and a context of 96, trained on a few stories; the same whichever test asks for it first."""
+    """A model of BPE tokens and a context of 96, trained on a few stories: the same for whichever test comes first."""
     tokenizer = BPETokenizer.train(STORY_TEXTS, vocab_size=300)
     end = tokenizer.end_of_text
     with torch.random.fork_rng(), single_thread():

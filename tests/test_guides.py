@@ -239,7 +239,8 @@ def shell_problem(command: Command, run: bool) -> str | None:
             None if source else f"no {words[1]}"
         )
     if words[0] == "pytest":
-        return None if all((ROOT / word).exists() for word in words[1:2]) else f"no {words[1]}"
+        paths = [word for word in words[1:2] if not word.startswith("-")]
+        return next((f"no {path}" for path in paths if not (ROOT / path).exists()), None)
     assert words[0] == "auditwheel", f"what is {' '.join(words)}?"
     return None
 
