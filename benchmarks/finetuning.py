@@ -35,6 +35,8 @@ import click
 import torch
 
 from llmfast.benchmarking.facts import facts
+from llmfast.evaluation.overlap import rouge_l
+from llmfast.evaluation.summaries import first_turns
 from llmfast.finetuning.directory import EVALUATION
 from llmfast.finetuning.preparing import sides_of
 from llmfast.finetuning.records import read_records
@@ -109,14 +111,14 @@ def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 SPLIT = {"test": 0.2, "validation": 0.1}
 # Of the last hidden states of the texts alone logistic regression tells 97.2 % of the rows that are not the test's
-# (cross-validation, seed 0); of those after this template 98.4 %, the most of ten that were tried.
+# (cross-validation, seed 0); of those after this template 98.4 %, the most of ten that were tried. Adapters that are
+# trained with it do no better than those without: 97.5 % of the test's on seeds 0 and 1, as before.
 QUESTION = (
     "A text message is ham (from a person) or spam (advertising, scams). Is this one ham or spam?\n\n{text}\n\nIt is"
 )
 SMALL = {"lr": 2e-3, "epochs": 6.0}  # of the embedded model, which takes larger steps
 TASKS: dict[str, Task] = {
     "sms": Task("smollm2", sms, SPLIT | {"epochs": 4.0, "template": QUESTION}),
-    "sms-adapter": Task("smollm2", sms, SPLIT | {"epochs": 4.0, "template": QUESTION, "method": "adapter"}),
     "sms-stories-last-layers": Task("stories", sms, SPLIT | SMALL | {"method": "last-layers"}),
     "sms-stories-lora": Task("stories", sms, SPLIT | SMALL),
     "sms-stories-head": Task("stories", sms, SPLIT | {"method": "head", "epochs": 10.0}),
@@ -137,6 +139,13 @@ TASKS: dict[str, Task] = {
 }
 
 
+# What stands beside a task: what the table calls it, and where a run has it.
+BASELINES = (
+    ("test accuracy of n-grams", "n_grams", "accuracy"),
+    ("rouge-l of the first three turns", "first_turns", "rouge_l"),
+)
+
+
 def run(task: Task, data: Path, seed: int, quiet: bool) -> dict[str, Any]:
     """What one run measured, and the same of the simplest baseline where there is one."""
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +161,18 @@ def run(task: Task, data: Path, seed: int, quiet: bool) -> dict[str, Any]:
         found |= {"seconds": time.perf_counter() - begun, "tokens_per_second": outcome.tokens_per_second}
         if file.suffix == ".tsv":
             found["n_grams"] = n_grams(file, settings)
+        if task.make is summaries:
+            found["first_turns"] = first_turns_overlap(file, settings)
     return found
+
+
+def first_turns_overlap(file: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """ROUGE-L of the first three turns of each dialogue of the test part, as its summary."""
+    records = read_records(file)
+    groups = [json.dumps(record.fields, sort_keys=True) for record in records]
+    sides = sides_of(groups, settings["validation"], settings["test"], settings["seed"])
+    tested = [record.fields for record, side in zip(records, sides, strict=True) if side == "test"]
+    return {"rouge_l": statistics.mean(rouge_l(first_turns(row["input"]), row["output"]) for row in tested)}
 
 
 def n_grams(file: Path, settings: dict[str, Any]) -> dict[str, float] | None:
@@ -187,10 +207,11 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
                 if values:
                     spread = statistics.stdev(values) if len(values) > 1 else None
                     made[f"{when} {part} {name}"] = {"mean": statistics.mean(values), "spread": spread}
-    values = [run["n_grams"]["accuracy"] for run in runs if run.get("n_grams")]
-    if values:
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        made["n-grams test accuracy"] = {"mean": statistics.mean(values), "spread": spread}
+    for label, baseline, name in BASELINES:
+        values = [run[baseline][name] for run in runs if run.get(baseline)]
+        if values:
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            made[label] = {"mean": statistics.mean(values), "spread": spread}
     return made
 
 
@@ -212,9 +233,9 @@ def table(document: dict[str, Any]) -> str:
                 of = name.split()[1]
                 cells.append(in_words(of, mean) + ("" if spread is None else f" ± {in_words(of, spread)}"))
             lines.append(f"| {task} | {seeds} | {name.replace('_', '-')} | {cells[0]} | {cells[1]} |")
-        if "n-grams test accuracy" in figures:
-            mean = in_words("accuracy", figures["n-grams test accuracy"]["mean"])
-            lines.append(f"| {task} | {seeds} | test accuracy of n-grams | | {mean} |")
+        for label, _, name in BASELINES:
+            if label in figures:
+                lines.append(f"| {task} | {seeds} | {label} | | {in_words(name, figures[label]['mean'])} |")
     return "\n".join(lines)
 
 
