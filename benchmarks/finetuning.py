@@ -125,6 +125,9 @@ TASKS: dict[str, Task] = {
     "instructions": Task(
         "smollm2", instructions, {"test": 0.1, "validation": 0.05, "answers": 110, "epochs": 2.0, "lr": 2e-4}
     ),
+    "instructions-adapter": Task(
+        "smollm2", instructions, {"test": 0.1, "validation": 0.05, "answers": 0, "epochs": 2.0, "method": "adapter"}
+    ),
     "dialogue": Task("smollm2", dialogues, {"test": 0.1, "validation": 0.05, "answers": 0, "epochs": 1.0}),
     "dialogue-full": Task(
         "smollm2", dialogues, {"test": 0.1, "validation": 0.05, "answers": 0, "epochs": 1.0, "method": "full"}
