@@ -56,9 +56,13 @@ from llmfast.weights.stream import Stream
 SAMPLE_TOKENS = 80
 # What a name of something added ends with, and what `MasterWeights` calls it.
 KINDS_OF_ADDED = {
-    **{".adapter.a": "adapter_a", ".adapter.down.weight": "adapter_a"},
-    **{".adapter.b": "adapter_b", ".adapter.up.weight": "adapter_b"},
-    **{".adapter.down.bias": "vector", ".adapter.up.bias": "vector", SCORE: "head"},
+    ".adapter.a": "adapter_a",
+    ".adapter.b": "adapter_b",
+    ".adapter.down.weight": "adapter_a",
+    ".adapter.down.bias": "vector",
+    ".adapter.up.weight": "adapter_b",
+    ".adapter.up.bias": "vector",
+    SCORE: "head",
 }
 
 

@@ -102,7 +102,7 @@ def kept_by_a_block(config: ModelConfig, rank: int = 0, bottleneck: int = 0) -> 
         heads += config.heads + config.key_heads
     wide = 4 if any(p.role == "gate" for p in config.parameters()) else 2
     if rank or bottleneck:
-        wide = 3 if wide == 4 else wide
+        wide = min(wide, 3)
     if rank:
         heads += config.heads
     narrow = rank * sum(p.block == 0 and p.is_matrix for p in config.parameters())

@@ -182,10 +182,8 @@ def write_parts(directory: Path, tensors: Mapping[str, Tensor], score: Tensor | 
     """Writes both files, each as a whole or not at all: `tensors` by the names of their layers, `document` but for what
     all kinds of adapters have in common."""
     directory.mkdir(parents=True, exist_ok=True)
-    several = {PREFIX + name: tensor for name, tensor in tensors.items()} | (
-        {} if score is None else {PREFIX + SCORE: score}
-    )
-    floats = {name: tensor.detach().float().cpu().contiguous() for name, tensor in several.items()}
+    several = dict(tensors) if score is None else {**tensors, SCORE: score}
+    floats = {PREFIX + name: tensor.detach().float().cpu().contiguous() for name, tensor in several.items()}
     document |= {
         "task_type": "CAUSAL_LM" if score is None else "SEQ_CLS",
         "modules_to_save": None if score is None else ["score"],
