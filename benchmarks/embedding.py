@@ -28,7 +28,6 @@ MOST_TOKENS = 256
 TOKENS_AT_ONCE = 2048  # of a batch, for engines that leave it to their caller
 BATCH = 32  # texts, sentence-transformers' default
 TOLERANCE = 1e-5
-PAUSE = 0.4  # seconds between two turns: threads of OpenMP and ONNX Runtime spin on for a while after their work
 Encode = Callable[[list[str]], np.ndarray]
 
 
@@ -253,7 +252,6 @@ def one_round(workers: dict[str, Worker], record: dict[str, Any], turn: int) -> 
     names = list(workers)
     for what in SETS:
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            time.sleep(PAUSE)
             record["engines"][name]["seconds"][what].append(workers[name].seconds(what))
 
 

@@ -1,11 +1,14 @@
 """An engine in a process of its own, so that no library shares another's memory, threads or packages: it is told what
-to do line by line, and answers each line with one of JSON.
+to do line by line, and answers each line with one of JSON. Between an answer and the next line it is stopped: threads
+of OpenMP and ONNX Runtime would turn round and round for a while, on processors that another engine is measured on.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +32,7 @@ class EngineProcess:
             text=True,
             env=environment | ({"PYTHONPATH": str(ROOT)} if own else {}),
         )
+        atexit.register(self.kill)  # what is stopped does not see that nobody is left to ask
 
     def read(self) -> dict[str, Any]:
         """Its next answer. `SystemExit` with the end of its errors where there is none."""
@@ -37,11 +41,13 @@ class EngineProcess:
         if not line:
             self._errors.seek(0)
             raise SystemExit(f"an engine has ended:\n{self._errors.read()[-2000:]}")
+        self._process.send_signal(signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def ask(self, what: object) -> dict[str, Any]:
         assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
         print(what, file=self._process.stdin, flush=True)
         return self.read()
 
