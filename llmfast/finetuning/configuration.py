@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from llmfast.finetuning.head import POOLINGS
 from llmfast.quantization.plan import PRECISIONS
 from llmfast.training.configuration import OptimizationSettings, RunSettings
 from llmfast.training.settings import Configuration, setting
@@ -60,6 +61,9 @@ class DataSettings:
     group: str = setting("", "the field whose rows with one value are all held out or none")
     text_field: str = setting("", "the field of a classifier's text; found by its name if not given")
     label_field: str = setting("", "the field of its label")
+    pooling: str = setting(
+        "both", "which hidden states a classifier reads: the last token's, the mean over all, or both", options=POOLINGS
+    )
     template: str = setting("", "what a classifier's text is put into: words around {text}")
     also: str = setting("", "a text whose perplexity is measured before and after: what was forgotten")
     system: str = setting("", "what a chat without a system message begins with")

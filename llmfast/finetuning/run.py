@@ -17,7 +17,7 @@ from torch import Tensor
 from llmfast import ops
 from llmfast.chat.template import ChatTemplate
 from llmfast.files import file_sha256, write_atomic
-from llmfast.finetuning import classifier, preferences, preparing
+from llmfast.finetuning import classifier, head, preferences, preparing
 from llmfast.finetuning.answers import Answer, answer, overlap, questions
 from llmfast.finetuning.configuration import BESIDE, LEARNING_RATES, PREFERENCE_LEARNING_RATE, FinetuningConfig
 from llmfast.finetuning.confusion import Confusion
@@ -212,7 +212,7 @@ class Finetuning(Loop):
             model = module_of(task.source, torch.float32 if self.method.whole_weights else self.dtype)
         self.method.apply(model)
         if self.examples.labels:
-            classifier.add_head(model, len(self.examples.labels))
+            head.add_head(model, len(self.examples.labels), config.data.pooling)
         added = {
             n: kind for n, _ in model.named_parameters() for end, kind in KINDS_OF_ADDED.items() if n.endswith(end)
         }
@@ -245,17 +245,21 @@ class Finetuning(Loop):
 
     def loss_of(self, model: LanguageModel) -> Any:
         """The mean loss of the targets, for which alone the head is computed."""
-        labelled = bool(self.examples.labels)
         if self.examples.pairs:
             return functools.partial(preferences.loss, model, beta=self.record.config.method.dpo_beta)
+        pooling = self.record.config.data.pooling
 
-        def loss(ids: Tensor, targets: Tensor) -> Tensor:
+        def of_classes(ids: Tensor, targets: Tensor) -> Tensor:
+            score: Any = model.score
+            found, classes = head.features(model, ids, targets, pooling)
+            return ops.linear_cross_entropy(found, score.weight, classes)
+
+        def of_tokens(ids: Tensor, targets: Tensor) -> Tensor:
             chosen = (targets != IGNORED).flatten().nonzero().squeeze(1)
             hidden = model.hidden(ids).flatten(0, 1).index_select(0, chosen)
-            head: Any = model.score if labelled else model.lm_head
-            return ops.linear_cross_entropy(hidden, head.weight, targets.flatten()[chosen])
+            return ops.linear_cross_entropy(hidden, model.lm_head.weight, targets.flatten()[chosen])
 
-        return loss
+        return of_classes if self.examples.labels else of_tokens
 
     # --- what the loop asks ---------------------------------------------------------------------------------------
 
@@ -291,9 +295,23 @@ class Finetuning(Loop):
     def begin(self) -> None:
         self.report.begin([*self.examples.notes, *self.description()], self.expected_memory())
         if self.trainer.steps_done == 0 and not self.before:
+            if self.examples.labels:
+                self.fit_head()
             self.before = self.measured()
             for part, figures in self.before.items():
                 self.report.say(f"before: {part} {in_words(figures)}")
+
+    def fit_head(self) -> None:
+        """Makes a classifier's head the best one for the model as it is; each process the same."""
+        model, parts = self.trainer.model.eval(), [self.examples.train, self.examples.validation]
+        train, *held_out = (
+            head.features_of(model, ExampleBatches(part[: head.MOST_FITTED], self.padding), self.config.data.pooling)
+            for part in parts
+            if part
+        )
+        score = head.best_fitted(train, held_out[0] if held_out else None, len(self.examples.labels))
+        self.trainer.weights.load(self.trainer.weights.state() | {SCORE: score})
+        model.train()
 
     @property
     def evaluating(self) -> bool:
@@ -322,7 +340,7 @@ class Finetuning(Loop):
         said: list[int] = []
         for index in range(len(batches)):
             ids, targets = (t.to(model.device) for t in batches[index])
-            logits, labels = classifier.last_logits(model, ids, targets), targets[targets != IGNORED]
+            logits, labels = head.logits(model, ids, targets, self.config.data.pooling)
             nats += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
             actual += labels.tolist()
             said += logits.argmax(dim=-1).tolist()
@@ -342,7 +360,8 @@ class Finetuning(Loop):
             self.method.export(self.out, state, FLOATS[self.config.run.saved_precision])
             if self.examples.labels:
                 longest = min(self.config.data.max_tokens, self.trainer.model.config.context)
-                classifier.write_labels(self.out, self.examples.labels, longest, self.config.data.template)
+                data = self.config.data
+                classifier.write_labels(self.out, self.examples.labels, longest, data.template, data.pooling)
             figures = {f"validation_{name}": value for name, value in (self.best or {}).items() if name != "step"}
             document = {
                 "step": self.trainer.steps_done,

@@ -22,7 +22,7 @@ from llmfast.training.settings import Configuration
 from llmfast.training.trainer import Diverged, Trainer
 
 SMALLEST_SCALE = 1e-3  # below it fp16's gradients overflow for another reason than their scale
-FAR_OFF = 1.5, 1.0  # a loss above 1.5 times the first one, and one nat, is not coming back
+FAR_OFF = 1.5, 2.0  # a loss above 1.5 times the first one, and two nats, is not coming back
 
 
 @dataclass(frozen=True)

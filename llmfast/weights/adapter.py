@@ -30,7 +30,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 MOST_RANK = 1 << 16
-SCORE = "score.weight"  # the head of a classifier, (labels, C)
+SCORE = "score.weight"  # the head of a classifier, (labels, C), or (labels, 2 C) where it reads two states of a text
 SCORE_FILE = "score.safetensors"  # which holds it beside a whole model
 # What would change the arithmetic, with the values under which it does not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -49,7 +49,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 @dataclass(frozen=True)
 class Adapter:
     """Two thin matrices for each of some linear layers, float32: `pairs` holds A (r, in) and B (out, r) by the name of
-    the weight that s B A is added to. `score` is the head of a classifier (labels, C), where it has one."""
+    the weight that s B A is added to. `score` is the head of a classifier, where it has one."""
 
     base: str  # the name, or the path, of the model that it adapts
     rank: int
@@ -154,7 +154,8 @@ def read_parts(
     layers = list(dict.fromkeys(owners[name] for name in found if name in owners))
     wanted = {f"{PREFIX}{layer}{part}": shape for layer in layers for part, shape in shapes[layer].items()}
     if PREFIX + SCORE in found:
-        wanted[PREFIX + SCORE] = *found[PREFIX + SCORE].shape[:1], config.width
+        shape = found[PREFIX + SCORE].shape
+        wanted[PREFIX + SCORE] = *shape[:1], 2 * config.width if shape[1:] == (2 * config.width,) else config.width
     floats = ("float32", "bfloat16", "float16")
     problems: dict[str, Collection[str]] = {
         "missing": wanted.keys() - found.keys(),
