@@ -41,6 +41,10 @@ from llmfast.finetuning.directory import EVALUATION
 from llmfast.finetuning.preparing import sides_of
 from llmfast.finetuning.records import read_records
 from llmfast.finetuning.run import finetune
+from llmfast.models import create
+from llmfast.weights.checkpoint import stream
+from llmfast.weights.locate import locate_model
+from llmfast.weights.saving import save
 
 sys.path.insert(0, str(Path(__file__).parent))
 import readme  # noqa: E402
@@ -57,6 +61,7 @@ class Task:
     make: Callable[[Path, Path, int], Path]
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: int = 5
+    random: bool = False  # whether only the model's shape is taken, with weights drawn anew
 
 
 def sms(data: Path, place: Path, seed: int) -> Path:
@@ -110,18 +115,12 @@ def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 SPLIT = {"test": 0.2, "validation": 0.1}
-# Of the last hidden states of the texts alone logistic regression tells 97.2 % of the rows that are not the test's
-# (cross-validation, seed 0); of those after this template 98.4 %, the most of ten that were tried. Adapters that are
-# trained with it do no better than those without: 97.5 % of the test's on seeds 0 and 1, as before.
-QUESTION = (
-    "A text message is ham (from a person) or spam (advertising, scams). Is this one ham or spam?\n\n{text}\n\nIt is"
-)
-SMALL = {"lr": 2e-3, "epochs": 6.0}  # of the embedded model, which takes larger steps
+SMALL = {"lr": 1e-3}  # of the embedded model, which takes larger steps
 TASKS: dict[str, Task] = {
-    "sms": Task("smollm2", sms, SPLIT | {"epochs": 4.0, "template": QUESTION}),
+    "sms": Task("smollm2", sms, SPLIT),
     "sms-stories-last-layers": Task("stories", sms, SPLIT | SMALL | {"method": "last-layers"}),
     "sms-stories-lora": Task("stories", sms, SPLIT | SMALL),
-    "sms-stories-head": Task("stories", sms, SPLIT | {"method": "head", "epochs": 10.0}),
+    "sms-stories-random": Task("stories", sms, SPLIT | {"method": "full", "lr": 1e-3, "epochs": 6.0}, random=True),
     "instructions": Task(
         "smollm2", instructions, {"test": 0.1, "validation": 0.05, "answers": 110, "epochs": 2.0, "lr": 2e-4}
     ),
@@ -157,8 +156,9 @@ def run(task: Task, data: Path, seed: int, quiet: bool) -> dict[str, Any]:
         settings = task.settings | {"seed": seed}
         if "also" in settings:
             settings["also"] = str(data / settings["also"])
+        model = drawn(task.model, place / "drawn", seed) if task.random else task.model
         begun = time.perf_counter()
-        outcome = finetune(task.model, file, place / "out", changes=settings, quiet=quiet)
+        outcome = finetune(model, file, place / "out", changes=settings, quiet=quiet)
         found = json.loads((place / "out" / EVALUATION).read_text(encoding="utf-8"))
         found |= {"seed": seed, "step": (outcome.validation or {}).get("step"), "training_seconds": outcome.seconds}
         found |= {"seconds": time.perf_counter() - begun, "tokens_per_second": outcome.tokens_per_second}
@@ -167,6 +167,14 @@ def run(task: Task, data: Path, seed: int, quiet: bool) -> dict[str, Any]:
         if task.make is summaries:
             found["first_turns"] = first_turns_overlap(file, settings)
     return found
+
+
+def drawn(model: str, place: Path, seed: int) -> Path:
+    """A model of the same shape, and with the same tokenizer, whose weights are drawn anew."""
+    source = stream(locate_model(model))
+    torch.manual_seed(seed)
+    save(place, source.config, create(source.config).state_dict(), tokenizer_from=source.path)
+    return place
 
 
 def first_turns_overlap(file: Path, settings: dict[str, Any]) -> dict[str, float]:

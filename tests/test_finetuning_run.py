@@ -338,25 +338,6 @@ def test_classes_are_told_apart(method, lr, storyteller_directory, labelled, tmp
     assert float(chances[1]) == pytest.approx(verdicts[0].probabilities["good"], abs=1e-4)
 
 
-def test_words_around_a_text_are_those_that_were_trained_with(storyteller_directory, labelled, tmp_path):
-    template = "Is this good or bad? {text} It is"
-    tuned(storyteller_directory, labelled, tmp_path / "a", epochs=10.0, template=template, max_tokens=48)
-    assert evaluation(tmp_path / "a")["after"]["validation"]["accuracy"] > 0.8
-    classifier = Classifier.load(tmp_path / "a", precision="fp32", device="cpu")
-    decode = classifier.tokenizer.decode
-    seen = classifier.wording.example("sun sun {text}")
-    assert decode(seen.ids.tolist()).endswith("Is this good or bad? sun sun {text} It is")
-    long = classifier.wording.shortened(classifier.wording.example("sun " * 99), 48)
-    assert len(long.ids) == 48 and decode(long.ids.tolist()).endswith(" sun sun It is")
-    assert (long.targets[:-1] == -100).all() and long.targets[-1] == 0
-    assert [v.label for v in classifier.classify(["happy sun sing cat", "cry rain sad dog" * 30])] == ["good", "bad"]
-    for wrong in ("no place", "{text} or {text}"):
-        with pytest.raises(ValueError, match="the template must contain {text} once"):
-            tuned(storyteller_directory, labelled, tmp_path / "b", template=wrong)
-    with pytest.raises(ValueError, match="leave none for it: max_tokens"):
-        tuned(storyteller_directory, labelled, tmp_path / "b", template="{text} " + "It is " * 20, max_tokens=8)
-
-
 def test_a_classifier_that_is_not_whole_is_refused(storyteller_directory, labelled, tmp_path):
     with pytest.raises(FileNotFoundError, match="no classifier in"):
         Classifier.load(storyteller_directory)
@@ -366,7 +347,7 @@ def test_a_classifier_that_is_not_whole_is_refused(storyteller_directory, labell
     with pytest.raises(ValueError, match="no head for its 3 labels"):
         Classifier.load(out)
     (out / "classifier.json").write_text('{"labels": ["x"], "max_tokens": 9}')
-    with pytest.raises(ValueError, match="should hold a list of labels, max_tokens, a template"):
+    with pytest.raises(ValueError, match="should hold a list of labels, max_tokens, and a pooling"):
         Classifier.load(out)
 
 

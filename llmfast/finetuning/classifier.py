@@ -17,7 +17,7 @@ import torch
 from llmfast.files import write_atomic
 from llmfast.finetuning import head
 from llmfast.finetuning.examples import ExampleBatches
-from llmfast.finetuning.labels import TEXT, Wording
+from llmfast.finetuning.labels import shortened, unlabelled
 from llmfast.inference.execution import chosen_backend, device_of
 from llmfast.inference.llm import start_token_of
 from llmfast.models import FLOATS, LanguageModel
@@ -56,12 +56,10 @@ class Classifier:
         labels: Sequence[str],
         max_tokens: int,
         backend: Any = "auto",
-        template: str = TEXT,
         pooling: str = "last",
     ):
         self.model, self.tokenizer, self.labels = model.eval(), tokenizer, tuple(labels)
         self.max_tokens, self.backend, self.pooling = max_tokens, backend, pooling
-        self.wording = Wording(tokenizer, start_token_of(model.config, tokenizer), template)
 
     @classmethod
     def load(
@@ -80,7 +78,7 @@ class Classifier:
             precision = best_precision(place)
         if precision not in FLOATS:
             raise ValueError(f"a classifier's precision must be auto, {', '.join(FLOATS)}, got {precision!r}")
-        labels, max_tokens, template, pooling = read_labels(path)
+        labels, max_tokens, pooling = read_labels(path)
         source = stream(locate_model(path))
         tokenizer = load_tokenizer(source.path)
         if tokenizer is None:
@@ -91,7 +89,7 @@ class Classifier:
             raise ValueError(f"{path} has no head for its {len(labels)} labels")
         head.add_head(model, len(labels), pooling)
         model.score.weight.data = score.to(place, FLOATS[precision])  # type: ignore[union-attr]
-        return cls(model, tokenizer, labels, max_tokens, backend, template, pooling)
+        return cls(model, tokenizer, labels, max_tokens, backend, pooling)
 
     def classify(self, texts: str | Sequence[str]) -> Any:
         """A `Verdict` of a text, or a list of those of several. `ValueError` for an empty text."""
@@ -105,13 +103,14 @@ class Classifier:
     @torch.inference_mode()
     def verdicts(self, texts: Sequence[str]) -> Iterator[tuple[int, Verdict]]:
         """The number and the verdict of each text, those of like length together."""
+        start = start_token_of(self.model.config, self.tokenizer)
         examples = []
         for number, text in enumerate(texts, start=1):
             try:
-                example = self.wording.example(text)
+                example = unlabelled(self.tokenizer, text, start)
             except ValueError as error:
                 raise ValueError(f"text {number}: {error}") from None
-            examples.append(self.wording.shortened(example, self.max_tokens))
+            examples.append(shortened(example, self.max_tokens))
         batches = ExampleBatches(examples)
         order = iter(batches.order)
         for index in range(len(batches)):
@@ -124,21 +123,16 @@ class Classifier:
                 yield next(order), Verdict(label, dict(zip(self.labels, row, strict=True)))
 
 
-def write_labels(directory: Path, labels: Sequence[str], max_tokens: int, template: str, pooling: str) -> None:
-    document = {"labels": list(labels), "max_tokens": max_tokens, "template": template or TEXT, "pooling": pooling}
+def write_labels(directory: Path, labels: Sequence[str], max_tokens: int, pooling: str) -> None:
+    document = {"labels": list(labels), "max_tokens": max_tokens, "pooling": pooling}
     write_atomic(directory / CLASSIFIER, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_labels(directory: Path) -> tuple[list[str], int, str, str]:
-    """The labels, the most tokens of a text, what it is put into, and what is read of it. `ValueError` where the file
-    is damaged."""
+def read_labels(directory: Path) -> tuple[list[str], int, str]:
+    """The labels, the most tokens of a text, and what is read of it. `ValueError` where the file is damaged."""
     document = read_document(directory / CLASSIFIER)
-    labels, most, template = document.get("labels"), document.get("max_tokens"), document.get("template", TEXT)
-    pooling = document.get("pooling", "last")
+    labels, most, pooling = document.get("labels"), document.get("max_tokens"), document.get("pooling", "last")
     right = isinstance(labels, list) and len(labels) > 1 and all(isinstance(label, str) for label in labels)
-    right = right and type(most) is int and most > 0 and isinstance(template, str) and pooling in head.POOLINGS
-    if not right:
-        raise ValueError(
-            f"{directory / CLASSIFIER} should hold a list of labels, max_tokens, a template, and a pooling"
-        )
-    return labels, most, template, pooling  # type: ignore[return-value]
+    if not right or type(most) is not int or most < 1 or pooling not in head.POOLINGS:
+        raise ValueError(f"{directory / CLASSIFIER} should hold a list of labels, max_tokens, and a pooling")
+    return labels, most, pooling  # type: ignore[return-value]

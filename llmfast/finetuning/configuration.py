@@ -16,6 +16,7 @@ TASKS = ("text", "chat", "classify", "preference")
 # The peak learning rate that suits a method, where none is given.
 LEARNING_RATES = {"lora": 5e-4, "adapter": 5e-4, "full": 5e-5, "last-layers": 1e-4, "head": 5e-3}
 PREFERENCE_LEARNING_RATE = 5e-5
+CLASSIFIER_LEARNING_RATE = 1e-4  # at most: its head suits the model from the first step on
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ class DataSettings:
     pooling: str = setting(
         "both", "which hidden states a classifier reads: the last token's, the mean over all, or both", options=POOLINGS
     )
-    template: str = setting("", "what a classifier's text is put into: words around {text}")
     also: str = setting("", "a text whose perplexity is measured before and after: what was forgotten")
     system: str = setting("", "what a chat without a system message begins with")
     batch_size: int = setting(16, "examples of an optimizer step, over all processes", least=1)

@@ -1,15 +1,11 @@
 """Labelled texts: which field is the label, which classes there are, and an example of each row.
 
-A classifier looks at a whole text, and says its class at the last token, the only one that has seen all others. A
-template may put words around the text: with a question before it, or words behind it that want an answer, the last
-token knows what it is asked.
+A classifier looks at a whole text, and says its class at its last token, the only one that has seen all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +32,6 @@ TEXT_NAMES = (
     "x",
 )
 MOST_CLASSES = 1000
-TEXT = "{text}"  # stands for it in a template
 
 
 class Fields(NamedTuple):
@@ -95,52 +90,31 @@ def classes(path: Path, records: Sequence[Record], fields: Fields) -> tuple[str,
     return tuple(sorted(first))
 
 
-@dataclass(frozen=True)
-class Wording:
-    """How a text is written for a classifier: `template` with the text in the place of `{text}`. `ValueError` for one
-    without that, or with more of it."""
+def encode(
+    tokenizer: Tokenizer, record: Record, fields: Fields, names: Sequence[str], start_token: int | None
+) -> Example:
+    """A row's text, whose last token is to say its class. `ValueError` says what is wrong with it."""
+    if not (label := label_of(record, fields)):
+        raise ValueError(f"its label ({fields.label}) is empty")
+    return unlabelled(tokenizer, text_of(record, fields), start_token, names.index(label), record.place)
 
-    tokenizer: Tokenizer
-    start_token: int | None
-    template: str = TEXT
 
-    def __post_init__(self) -> None:
-        if self.template.count(TEXT) != 1:
-            raise ValueError(f"the template must contain {TEXT} once, got {self.template!r:.80}")
+def unlabelled(tokenizer: Tokenizer, text: str, start_token: int | None, target: int = 0, place: str = "") -> Example:
+    """A text as a classifier is given it."""
+    if not text.strip():
+        raise ValueError("its text is empty")
+    start = [] if start_token is None else [start_token]
+    ids = np.array([*start, *tokenizer.encode(encodable(text))], dtype=np.int32)
+    if not len(ids):
+        raise ValueError("its text has no token that the model knows")
+    targets = np.full(len(ids), IGNORED, dtype=np.int32)
+    targets[-1] = target
+    return Example(ids, targets, place)
 
-    @cached_property
-    def ending(self) -> list[int]:
-        """The tokens behind the text."""
-        return self.tokenizer.encode(encodable(self.template.partition(TEXT)[2]))
 
-    def example(self, text: str, target: int = 0, place: str = "") -> Example:
-        """A text as a classifier is given it; `ValueError` for an empty one."""
-        if not text.strip():
-            raise ValueError("its text is empty")
-        start = [] if self.start_token is None else [self.start_token]
-        words = self.tokenizer.encode(encodable(self.template.partition(TEXT)[0] + text))
-        if not words:
-            raise ValueError("its text has no token that the model knows")
-        ids = np.array([*start, *words, *self.ending], dtype=np.int32)
-        targets = np.full(len(ids), IGNORED, dtype=np.int32)
-        targets[-1] = target
-        return Example(ids, targets, place)
-
-    def encode(self, record: Record, fields: Fields, names: Sequence[str]) -> Example:
-        """A row's text, whose last token is to say its class. `ValueError` says what is wrong with it."""
-        if not (label := label_of(record, fields)):
-            raise ValueError(f"its label ({fields.label}) is empty")
-        return self.example(text_of(record, fields), names.index(label), record.place)
-
-    def shortened(self, example: Example, longest: int) -> Example:
-        """The beginning of a text, which is then all that its class is told by, and what stands behind it."""
-        kept = longest - len(self.ending)
-        if kept < 1:
-            raise ValueError(f"the template's {len(self.ending)} tokens behind the text leave none for it: max_tokens")
-        if len(example.ids) <= longest:
-            return example
-        ids = np.concatenate([example.ids[:kept], example.ids[len(example.ids) - len(self.ending) :]])
-        return Example(ids, example.targets[-longest:], example.place)
+def shortened(example: Example, longest: int) -> Example:
+    """The beginning of a text, which is then all that its class is told by."""
+    return Example(example.ids[:longest], example.targets[-longest:], example.place)
 
 
 def text_of(record: Record, fields: Fields) -> str:

@@ -91,10 +91,9 @@ def prepare(
     if task == "classify":
         fields = labels.fields_of(path, records, settings.text_field, settings.label_field)
         names = labels.classes(path, records, fields)
-        wording = labels.Wording(tokenizer, start_token, settings.template or labels.TEXT)
-        rows = _each(path, records, lambda record: wording.encode(record, fields, names))
+        rows = _each(path, records, lambda record: labels.encode(tokenizer, record, fields, names, start_token))
         groups = [_group(record, settings.group) or labels.text_of(record, fields) for record, _ in rows]
-        return _divided(path, task, rows, groups, settings, seed, longest, names, wording.shortened)
+        return _divided(path, task, rows, groups, settings, seed, longest, names)
     if task == "preference":
         pairs = _each(
             path, records, lambda r: preferences.encode(r.fields, tokenizer, template, settings.system, r.place)
@@ -176,7 +175,6 @@ def _divided(
     seed: int,
     longest: int,
     names: tuple[str, ...] = (),
-    shortened: Callable[[Example, int], Example] | None = None,
 ) -> Examples:
     """The three parts, without what is too long."""
     fitting: list[tuple[Example, str]] = []
@@ -190,7 +188,7 @@ def _divided(
                 )
             if settings.too_long == "drop":
                 continue
-            example = (shortened or _shortened)(example, longest)
+            example = labels.shortened(example, longest) if task == "classify" else _shortened(example, longest)
             if not example.counted:
                 continue
         fitting.append((example, group))

@@ -19,7 +19,13 @@ from llmfast.chat.template import ChatTemplate
 from llmfast.files import file_sha256, write_atomic
 from llmfast.finetuning import classifier, head, preferences, preparing
 from llmfast.finetuning.answers import Answer, answer, overlap, questions
-from llmfast.finetuning.configuration import BESIDE, LEARNING_RATES, PREFERENCE_LEARNING_RATE, FinetuningConfig
+from llmfast.finetuning.configuration import (
+    BESIDE,
+    CLASSIFIER_LEARNING_RATE,
+    LEARNING_RATES,
+    PREFERENCE_LEARNING_RATE,
+    FinetuningConfig,
+)
 from llmfast.finetuning.confusion import Confusion
 from llmfast.finetuning.conversations import PLAIN_TEMPLATE
 from llmfast.finetuning.directory import EVALUATION, Record, check_free, lasting_name
@@ -134,8 +140,11 @@ def resolved(config: FinetuningConfig, examples: Examples, group: Processes) -> 
     if examples.pairs and (config.method.method not in ("lora", "adapter") or config.data.accumulation > 1):
         raise ValueError("preferences are learned by adapters (lora, adapter), a whole batch at once (accumulation 1)")
     if config.optimization.lr == 0:
-        preferring = bool(examples.pairs)
-        changes["lr"] = PREFERENCE_LEARNING_RATE if preferring else LEARNING_RATES[config.method.method]
+        changes["lr"] = LEARNING_RATES[config.method.method]
+        if examples.pairs:
+            changes["lr"] = PREFERENCE_LEARNING_RATE
+        elif examples.labels:
+            changes["lr"] = min(changes["lr"], CLASSIFIER_LEARNING_RATE)
     epoch = math.ceil(len(examples.train) / config.data.batch_size)
     if config.run.steps == 0:
         changes["steps"] = max(1, round(config.data.epochs * epoch))
@@ -360,8 +369,7 @@ class Finetuning(Loop):
             self.method.export(self.out, state, FLOATS[self.config.run.saved_precision])
             if self.examples.labels:
                 longest = min(self.config.data.max_tokens, self.trainer.model.config.context)
-                data = self.config.data
-                classifier.write_labels(self.out, self.examples.labels, longest, data.template, data.pooling)
+                classifier.write_labels(self.out, self.examples.labels, longest, self.config.data.pooling)
             figures = {f"validation_{name}": value for name, value in (self.best or {}).items() if name != "step"}
             document = {
                 "step": self.trainer.steps_done,
