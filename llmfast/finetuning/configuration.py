@@ -14,7 +14,7 @@ METHODS = ("lora", "adapter", "full", "last-layers", "head")
 BESIDE = ("lora", "adapter", "head")  # the model's own weights stay as they are
 TASKS = ("text", "chat", "classify", "preference")
 # The peak learning rate that suits a method, where none is given.
-LEARNING_RATES = {"lora": 5e-4, "adapter": 5e-4, "full": 5e-5, "last-layers": 1e-4, "head": 5e-3}
+LEARNING_RATES = {"lora": 5e-4, "adapter": 5e-4, "full": 5e-5, "last-layers": 1e-4, "head": 1e-4}
 PREFERENCE_LEARNING_RATE = 5e-5
 CLASSIFIER_LEARNING_RATE = 1e-4  # at most: its head suits the model from the first step on
 
