@@ -211,4 +211,4 @@ check("12.3", answer_targets)
 # Solutions are in `lessons/solutions/12_fine_tuning.py`.
 #
 # **Read next**: `llmfast/finetuning/lora.py`, `llmfast/finetuning/conversations.py` (which tokens are learned from),
-# `llmfast/finetuning/classifier.py`; `docs/fine-tuning.md`.
+# `llmfast/finetuning/head.py`, `llmfast/finetuning/classifier.py`; `docs/fine-tuning.md`.
