@@ -74,7 +74,8 @@ def tuning(work: Path, changes: dict[str, Any], steps: int) -> Any:
     """The run that `llmfast finetune` would begin."""
     from llmfast.finetuning.configuration import FinetuningConfig
     from llmfast.finetuning.directory import Record
-    from llmfast.finetuning.run import Finetuning, Task, resolved
+    from llmfast.finetuning.run import Finetuning
+    from llmfast.finetuning.task import Task, resolved
     from llmfast.training.interruption import Interruption
     from llmfast.training.processes import Processes
 

@@ -13,7 +13,8 @@ from typing import Any
 from llmfast.finetuning.configuration import FinetuningConfig
 from llmfast.finetuning.directory import Record, lasting_name
 from llmfast.finetuning.examples import Example
-from llmfast.finetuning.run import Finetuning, Task, resolved
+from llmfast.finetuning.run import Finetuning
+from llmfast.finetuning.task import Task, resolved
 from llmfast.inference.execution import chosen_backend
 from llmfast.tokenizers import Tokenizer
 from llmfast.training.interruption import Interruption
