@@ -82,7 +82,7 @@ def test_a_chat_is_learned_and_the_result_is_a_model_by_itself(storyteller_direc
     assert {path.name for path in out.iterdir()} >= {"adapter_config.json", WEIGHTS, "chat_template.jinja", "run.json"}
     assert not (out / "model.safetensors").exists()
     shown = capsys.readouterr().err
-    assert "parameters are trained" in shown and "before: validation loss" in shown
+    assert "parameters are trained" in shown and "step 0: validation loss" in shown
     assert f"llmfast chat --model {out}" in shown
     assert found["after"]["answers"] == {"exact_match": 1.0, "rouge_l": 1.0, "count": 8}
     assert found["before"]["answers"]["rouge_l"] < 0.5
@@ -305,6 +305,19 @@ def test_a_run_stops_when_it_has_waited_enough_and_keeps_the_best(storyteller_di
     assert json.loads((tmp_path / "a" / "training.json").read_text())["step"] == 10
 
 
+@pytest.mark.parametrize("method", ("lora", "full"))
+def test_a_run_that_only_does_harm_leaves_what_there_was(method, storyteller_directory, tmp_path):
+    teller = llmfast.load(storyteller_directory, precision="fp32", device="cpu")
+    said = "".join(teller.generate(who, temperature=0, max_new_tokens=30) for who in ("Tom", "Lily", "The cat"))
+    (tmp_path / "own.txt").write_text(said * 20, "utf-8")  # nobody says it better
+    changes = {"method": method, "lr": 3.0, "steps": 1, "warmup": 0}
+    outcome = tuned(storyteller_directory, tmp_path / "own.txt", tmp_path / "a", **changes)
+    found = evaluation(tmp_path / "a")
+    assert outcome.validation["step"] == 0 and found["after"]["validation"] == found["before"]["validation"]
+    tuned_teller = llmfast.load(tmp_path / "a", precision="fp32", device="cpu")
+    assert tuned_teller.score("Tom has a cat.").total == pytest.approx(teller.score("Tom has a cat.").total, rel=1e-4)
+
+
 # --- classifiers --------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +349,15 @@ def test_classes_are_told_apart(method, lr, storyteller_directory, labelled, tmp
     with torch.no_grad():
         chances = theirs(ids).logits.softmax(-1)[0]
     assert float(chances[1]) == pytest.approx(verdicts[0].probabilities["good"], abs=1e-4)
+
+
+def test_a_merged_classifier_is_the_same_classifier(storyteller_directory, labelled, tmp_path):
+    tuned(storyteller_directory, labelled, tmp_path / "a", epochs=2.0)
+    merge(tmp_path / "a", tmp_path / "b")
+    one, other = (Classifier.load(tmp_path / name, precision="fp32", device="cpu") for name in "ab")
+    texts = ["happy sun sing cat", "cry rain sad dog"]
+    for verdict, merged in zip(one.classify(texts), other.classify(texts), strict=True):
+        assert merged.probabilities == pytest.approx(verdict.probabilities, rel=1e-3)
 
 
 def test_a_classifier_that_is_not_whole_is_refused(storyteller_directory, labelled, tmp_path):

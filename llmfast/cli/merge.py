@@ -19,6 +19,6 @@ from llmfast.models import FLOATS
 @common_options
 def merge(adapter: Path, model: str | None, out: Path, dtype: str) -> None:
     """Write the model that ADAPTER (a directory) was made for, with the adapter in its weights: an ordinary checkpoint,
-    to be quantised, converted or used elsewhere."""
+    to be quantised, converted or used elsewhere. A classifier stays one."""
     merge_adapter(adapter, out, model, FLOATS[dtype])
     click.echo(f"the model with its adapter is in {out}")

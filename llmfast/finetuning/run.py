@@ -223,7 +223,10 @@ class Finetuning(Loop):
                 self.fit_head()
             self.before = self.measured()
             for part, figures in self.before.items():
-                self.report.say(f"before: {part} {in_words(figures)}")
+                if part != "validation":
+                    self.report.say(f"before: {part} {in_words(figures)}")
+            if self.evaluating:
+                self.judge(shown(self.before["validation"]))
 
     def fit_head(self) -> None:
         """Makes a classifier's head the best one for the model as it is; each process the same."""
@@ -242,7 +245,7 @@ class Finetuning(Loop):
         return bool(self.examples.validation)
 
     def figures(self) -> dict[str, float]:
-        return {name: value for name, value in self.figures_of("validation").items() if name in SHOWN}
+        return shown(self.figures_of("validation"))
 
     def figures_of(self, part: str) -> dict[str, Any]:
         """The loss of what counts, and what follows from it; of a classifier also which class was taken for which."""
@@ -363,5 +366,9 @@ class Finetuning(Loop):
 SHOWN = ("loss", "perplexity", "accuracy", "macro_f1", "margin", "exact_match", "rouge_l")
 
 
+def shown(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: figures[name] for name in SHOWN if name in figures}
+
+
 def in_words(figures: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in SHOWN if name in figures)
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown(figures).items())

@@ -170,7 +170,7 @@ class Loop(ABC):
             return None
         self._log()
         if evaluating:
-            self._evaluate()
+            self.judge(self.figures())
         if sampling:
             self.sample()
         if saving or stopped or self._waited_enough:
@@ -204,8 +204,8 @@ class Loop(ABC):
         if self.trainer.scaler.is_enabled() and self.trainer.scaler.get_scale() < SMALLEST_SCALE:
             raise Diverged(f"fp16 overflows at step {self.trainer.steps_done:,} however it is scaled; {self._newest()}")
 
-    def _evaluate(self) -> None:
-        figures = self.figures()
+    def judge(self, figures: dict[str, float]) -> None:
+        """Keeps the weights as they are now where these figures are the best so far."""
         better = self.best is None or figures["loss"] < self.best["loss"]
         with self.writing("the measurements"):
             self.report.evaluation(figures, better)
