@@ -117,7 +117,7 @@ def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 SPLIT = {"test": 0.2, "validation": 0.1}
 SMALL = {"lr": 1e-3}  # of the embedded model, which takes larger steps
 TASKS: dict[str, Task] = {
-    "sms": Task("smollm2", sms, SPLIT),
+    "sms": Task("smollm2", sms, SPLIT | {"epochs": 2.0}),
     "sms-stories-last-layers": Task("stories", sms, SPLIT | SMALL | {"method": "last-layers"}),
     "sms-stories-lora": Task("stories", sms, SPLIT | SMALL),
     "sms-stories-random": Task("stories", sms, SPLIT | {"method": "full", "lr": 1e-3, "epochs": 6.0}, random=True),
