@@ -159,6 +159,8 @@ def run(task: Task, data: Path, seed: int, quiet: bool) -> dict[str, Any]:
         model = drawn(task.model, place / "drawn", seed) if task.random else task.model
         begun = time.perf_counter()
         outcome = finetune(model, file, place / "out", changes=settings, quiet=quiet)
+        if outcome.interrupted is not None:
+            raise SystemExit(128 + outcome.interrupted)
         found = json.loads((place / "out" / EVALUATION).read_text(encoding="utf-8"))
         found |= {"seed": seed, "step": (outcome.validation or {}).get("step"), "training_seconds": outcome.seconds}
         found |= {"seconds": time.perf_counter() - begun, "tokens_per_second": outcome.tokens_per_second}
