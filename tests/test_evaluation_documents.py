@@ -66,6 +66,7 @@ def test_sentences_begin_where_they_stand():
         "Done",
     ]
     assert all(text[start:].startswith(sentence) for start, sentence in sentences(text))
+    assert sentences("A title\n \nand a line\nwith more.\n") == [(0, "A title"), (10, "and a line\nwith more.")]
 
 
 def test_the_right_sentence_holds_the_answer(file):

@@ -9,7 +9,7 @@ pytest.importorskip("pypdf")
 pytest.importorskip("bs4")
 import llmfast
 from llmfast.retrieval import Index, Questions, answering, ask, summarize
-from llmfast.retrieval.answering import NOT_THERE, quotes, turn
+from llmfast.retrieval.answering import NOT_THERE, turn
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 
@@ -110,8 +110,8 @@ def test_sources_are_as_many_as_fit(index, echo, monkeypatch):
 def test_what_is_much_farther_from_the_question_is_no_source(index, echo):
     answer = Questions(echo, index).ask("Does the night train to Vienna leave at nine?")
     assert [hit.found.kind for hit in answer.sources] == ["html"] and len(answer.hits) == 5
-    assert quotes(index, answer) == ["The night train to Vienna leaves at nine."]
-    assert quotes(index, Questions(echo, index).ask("Who wrote the symphony of psalms?")) == []
+    assert [hit.quote for hit in answer.sources] == ["The night train to Vienna leaves at nine."]
+    assert Questions(echo, index).ask("Who wrote the symphony of psalms?").sources == []
 
 
 def test_one_source_has_no_number():
@@ -181,7 +181,7 @@ def test_the_commands(index, tmp_path, monkeypatch):
 def test_a_real_model_answers_from_its_sources(index, smollm2):
     llm = llmfast.load(smollm2)
     answer = ask(llm, index, "How long do I hold the button on the back?", max_new_tokens=20)
-    assert "ten seconds" in answer.text and quotes(index, answer)[0].startswith("Hold the button"), answer.text
+    assert "ten seconds" in answer.text and answer.sources[0].quote.startswith("Hold the button"), answer.text
     about = Questions(llm, index)
     assert "".join(about.ask("When does the night train to Vienna leave?", 20, temperature=0))
     list(about.ask("And how much are bicycles on the train?", 20, temperature=0))

@@ -189,6 +189,31 @@ def test_empty_rows_are_given_back(tmp_path):
         assert names(found.search("short now", by=by))[0] == "a.txt"
 
 
+def test_a_piece_about_many_things_is_as_near_as_its_nearest_sentence(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "much.txt").write_text("Cats like milk and fish. Owls hunt mice at night. Bees make honey from flowers.")
+    (folder / "little.txt").write_text("Owls are birds.")
+    found = index.Index(tmp_path / "made", ToyEmbedder())
+    found.add(folder)
+    query = "hunt mice at night"
+    hits = found.search(query)
+    far, near = (dict(zip(names(some), some, strict=True)) for some in (hits, found.look_closer(query, hits)))
+    much, before = near["much.txt"], far["much.txt"]
+    sentence = "Owls hunt mice at night."
+    vectors = ToyEmbedder().embed([sentence, query])
+    assert much.quote == sentence and before.quote == ""
+    assert (
+        much.similarity == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-5)
+        and much.similarity > before.similarity
+    )
+    assert much.score == much.evidence == pytest.approx(much.similarity + before.share)
+    assert near["little.txt"].similarity == pytest.approx(far["little.txt"].similarity)  # it is one sentence
+    backwards = sorted(far.values(), key=lambda hit: hit.score)
+    assert [hit.quote for hit in found.look_closer(query, backwards)] == [sentence, "Owls are birds."]
+    assert found.look_closer(query, []) == []
+
+
 def test_both_rankings_are_ordered_by_their_evidence(made):
     found, _ = made
     hits = found.search("the night train to Vienna", 9)

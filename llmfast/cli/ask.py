@@ -47,7 +47,7 @@ def ask(
     """
     from llmfast.cli.index import pairs
     from llmfast.retrieval import Index, Questions
-    from llmfast.retrieval.answering import THRESHOLD, quotes
+    from llmfast.retrieval.answering import THRESHOLD
 
     index = Index.open(place)
     llm = llmfast.load(model, backend=backend_option(backend), precision=precision, device=device, adapter=adapter)
@@ -62,7 +62,8 @@ def ask(
         if as_json:
             whole = "".join(made)
             shown = [
-                {"source": number, "name": hit.name, "text": hit.text} for number, hit in enumerate(made.sources, 1)
+                {"source": number, "name": hit.name, "text": hit.text, "quote": hit.quote}
+                for number, hit in enumerate(made.sources, 1)
             ]
             record = {"question": text, "answer": whole, "answered": made.answered, "evidence": made.evidence}
             click.echo(json.dumps(record | {"sources": shown}, ensure_ascii=False))
@@ -74,8 +75,8 @@ def ask(
         finally:
             made.close()
             click.echo()
-        for number, (hit, quote) in enumerate(zip(made.sources, quotes(index, made), strict=True), start=1):
-            click.echo(f"  [{number}] {hit.name}: “{' '.join(quote.split())}”")
+        for number, hit in enumerate(made.sources, start=1):
+            click.echo(f"  [{number}] {hit.name}: “{' '.join(hit.quote.split())}”")
 
     if question is not None:
         answer(question)

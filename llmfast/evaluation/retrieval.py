@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from llmfast.evaluation.intervals import Mean, mean_of
 from llmfast.evaluation.squad import Squad
@@ -17,7 +19,9 @@ from llmfast.retrieval.index import Hit, Index
 from llmfast.retrieval.pieces import sentences
 
 RANKINGS = ("words", "vectors", "both")
+CLOSER = "both, closer"  # the first of them by their sentences, too, as a question is answered
 DEPTH = 30  # pieces looked at for each question
+FIRST = 5
 Progress = Callable[[str, int, int], None]
 
 
@@ -72,19 +76,21 @@ def passages_of(squad: Squad, by_sentence: bool = False) -> tuple[list[str], lis
 
 
 class Remembering:
-    """An embedder that computes the vectors of many queries together, beforehand."""
+    """An embedder that computes no vector twice, and those of the queries together, beforehand."""
 
     def __init__(self, embedder: Any, queries: Sequence[str]):
-        self._embedder = embedder
-        unique = list(dict.fromkeys(queries))
-        self._vectors = dict(zip(unique, embedder.embed(unique), strict=True))
+        self._embedder, self._vectors = embedder, dict[str, Tensor]()
+        self.embed(queries)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._embedder, name)
 
-    def embed(self, texts: str | Sequence[str]) -> Any:
-        known = isinstance(texts, str) and texts in self._vectors
-        return self._vectors[texts] if known else self._embedder.embed(texts)  # type: ignore[index]
+    def embed(self, texts: str | Sequence[str]) -> Tensor:
+        if isinstance(texts, str):
+            return self.embed([texts])[0]
+        if new := [text for text in dict.fromkeys(texts) if text not in self._vectors]:
+            self._vectors |= zip(new, self._embedder.embed(new), strict=True)
+        return torch.stack([self._vectors[text] for text in texts])
 
 
 def evaluate(
@@ -104,14 +110,19 @@ def evaluate(
             (folder / f"{number:06}.txt").write_text(passage, encoding="utf-8")
         index = Index(Path(temporary) / "index", Remembering(embedder, questions))  # type: ignore[arg-type]
         index.add(folder, progress=progress)
-        rankings: dict[str, list[int | None]] = {name: [] for name in RANKINGS}
+        rankings: dict[str, list[int | None]] = {name: [] for name in (*RANKINGS, CLOSER)}
+
+        def rank(name: str, hits: Sequence[Hit]) -> None:
+            order = list(dict.fromkeys(map(_number, hits)))
+            rankings[name].append(order.index(wanted) + 1 if wanted in order else None)
+
         evidence: tuple[list[float], list[float], list[float]] = [], [], []
         for number, (question, wanted) in enumerate(zip(questions, right, strict=True)):
             progress("questions", number, len(questions))
             for by in RANKINGS:
                 hits = index.search(question, DEPTH, by=by)
-                order = list(dict.fromkeys(map(_number, hits)))
-                rankings[by].append(order.index(wanted) + 1 if wanted in order else None)
+                rank(by, hits)
+            rank(CLOSER, [*index.look_closer(question, hits[:FIRST]), *hits[FIRST:]])
             article = articles[wanted]
             for kept, values in zip(
                 (
@@ -122,7 +133,8 @@ def evaluate(
                 evidence,
                 strict=True,
             ):
-                values.append(max((hit.evidence for hit in kept[:5]), default=0.0))
+                closer = index.look_closer(question, kept[:FIRST])
+                values.append(max((hit.evidence for hit in closer), default=0.0))
         index.close()
     return Found({name: Ranked(ranks) for name, ranks in rankings.items()}, *evidence)
 

