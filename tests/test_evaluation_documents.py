@@ -11,7 +11,7 @@ from llmfast.evaluation.intervals import mean_of
 from llmfast.evaluation.retrieval import Ranked, passages_of
 from llmfast.evaluation.squad import exact, f1, read_squad
 from llmfast.retrieval import answering
-from llmfast.retrieval.pieces import sentences
+from llmfast.retrieval.pieces import sentences, statements
 
 PARAGRAPHS = [
     "The tower was built in 1889. It is 330 metres tall. Mr. Eiffel built it.",
@@ -66,6 +66,11 @@ def test_sentences_begin_where_they_stand():
         "Done",
     ]
     assert all(text[start:].startswith(sentence) for start, sentence in sentences(text))
+    assert statements("Lights. Green: all is well. Red. Call for help at once! Thanks.") == [
+        "Lights. Green: all is well.",
+        "Red. Call for help at once! Thanks.",
+    ]
+    assert statements("Two words.") == ["Two words."] and statements(" ") == []
     assert sentences("A title\n \nand a line\nwith more.\n") == [(0, "A title"), (10, "and a line\nwith more.")]
 
 

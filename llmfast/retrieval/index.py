@@ -17,7 +17,7 @@ from torch import Tensor
 from llmfast.inference.embedding import Embedder
 from llmfast.retrieval.blocks import read_blocks
 from llmfast.retrieval.files import documents_below, read_file, root_of
-from llmfast.retrieval.pieces import OVERLAP, TOKENS, pieces_of, sentences
+from llmfast.retrieval.pieces import OVERLAP, TOKENS, pieces_of, statements
 from llmfast.retrieval.postgres_store import PostgresStore, is_address, without_password
 from llmfast.retrieval.sqlite_store import SQLiteStore
 from llmfast.retrieval.store import Document, Found, Occurrence, Store, shares, words_of
@@ -246,7 +246,7 @@ class Index:
         of the questions instead of 95.1 %, and of those that have none 88 % are told instead of 85 %. It takes as long
         as the embedder takes for the sentences.
         """
-        parts = [[sentence for _, sentence in sentences(hit.text)] for hit in hits]
+        parts = [statements(hit.text) for hit in hits]
         every = [sentence for part in parts for sentence in part]
         if not every:
             return list(hits)

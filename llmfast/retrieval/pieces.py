@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from llmfast.retrieval.blocks import Block
 
 TOKENS = 250  # of a piece with its headings: a vector of minilm looks at 256, two of them its own
+FEW = 3  # words: fewer are too few to say something by themselves
 OVERLAP = 32  # tokens of the end of a piece that begin the next one again
 SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s+|\n+")
 
@@ -87,6 +88,20 @@ def sentences(text: str) -> list[tuple[int, str]]:
         if text[start : match.end()].strip():
             found.append((start, text[start : match.end()].strip()))
         start = match.end()
+    return found
+
+
+def statements(text: str) -> list[str]:
+    """The sentences of a text, those of fewer than `FEW` words (a title, a label) together with what follows them."""
+    found: list[str] = []
+    begun = ""
+    for _, sentence in sentences(text):
+        begun = f"{begun} {sentence}".lstrip()
+        if len(begun.split()) >= FEW:
+            found.append(begun)
+            begun = ""
+    if begun:
+        found[-1:] = [" ".join([*found[-1:], begun])]
     return found
 
 
