@@ -120,7 +120,7 @@ TASKS: dict[str, Task] = {
     "sms": Task("smollm2", sms, SPLIT | {"epochs": 2.0}),
     "sms-stories-last-layers": Task("stories", sms, SPLIT | SMALL | {"method": "last-layers"}),
     "sms-stories-lora": Task("stories", sms, SPLIT | SMALL),
-    "sms-stories-random": Task("stories", sms, SPLIT | {"method": "full", "lr": 1e-4, "warmup": 100}, random=True),
+    "sms-stories-random": Task("stories", sms, SPLIT | {"method": "full", "lr": 3e-5, "warmup": 30}, random=True),
     "instructions": Task(
         "smollm2", instructions, {"test": 0.1, "validation": 0.05, "answers": 110, "epochs": 2.0, "lr": 2e-4}
     ),
