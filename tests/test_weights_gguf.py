@@ -208,6 +208,16 @@ def test_a_token_that_is_not_utf_8_is_an_error_where_it_is_read(tmp_path):
         tokens.tolist()
 
 
+def test_a_truth_value_that_is_none_is_an_error_where_it_is_read(tmp_path):
+    path = tmp_path / "flags.gguf"
+    path.write_bytes(header([value("a", ARRAY, struct.pack("<IQ", BOOL, 3) + b"\x01\x00\x02")]))
+    flags = GGUFFile(path).metadata["a"]
+    with pytest.raises(ValueError, match="flags.gguf is damaged: a truth value is neither 0 nor 1"):
+        flags.tolist()
+    path.write_bytes(header([value("a", ARRAY, struct.pack("<IQ", BOOL, 2) + b"\x01\x00")]))
+    assert GGUFFile(path).metadata["a"].tolist() == [True, False]
+
+
 def test_a_file_that_became_shorter_is_a_value_error(tmp_path):
     path = tmp_path / "cut.gguf"
     written(path)

@@ -88,14 +88,16 @@ class GGUFArray:
         return f"<{self._count} {'strings' if self._kind == STRING else 'numbers'} of {self._header.path.name}>"
 
     def tolist(self) -> list[Any]:
-        """All elements, made anew. `ValueError` for a string that is not UTF-8."""
+        """All elements, made anew. `ValueError` for a string that is not UTF-8, or a truth value that is none."""
         self._header.position = self._start
-        if self._kind != STRING:
-            return list(self._header.numbers(self._kind, self._count))
         try:
+            if self._kind != STRING:
+                return list(self._header.numbers(self._kind, self._count))
             return [str(string, "utf-8") for string in self._header.strings(self._count)]
         except UnicodeDecodeError as error:
             raise ValueError(f"{self._header.path} holds a string that is not UTF-8: {error.object!r:.60}") from None
+        except _Damaged as error:
+            raise ValueError(f"{self._header.path} is damaged: {error}") from None
 
 
 class GGUFFile:
