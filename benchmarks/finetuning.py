@@ -41,10 +41,6 @@ from llmfast.finetuning.directory import EVALUATION
 from llmfast.finetuning.preparing import sides_of
 from llmfast.finetuning.records import read_records
 from llmfast.finetuning.run import finetune
-from llmfast.models import create
-from llmfast.weights.checkpoint import stream
-from llmfast.weights.locate import locate_model
-from llmfast.weights.saving import save
 
 sys.path.insert(0, str(Path(__file__).parent))
 import readme  # noqa: E402
@@ -61,7 +57,6 @@ class Task:
     make: Callable[[Path, Path, int], Path]
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: int = 5
-    random: bool = False  # whether only the model's shape is taken, with weights drawn anew
 
 
 def sms(data: Path, place: Path, seed: int) -> Path:
@@ -120,7 +115,6 @@ TASKS: dict[str, Task] = {
     "sms": Task("smollm2", sms, SPLIT | {"epochs": 2.0}),
     "sms-stories-last-layers": Task("stories", sms, SPLIT | SMALL | {"method": "last-layers"}),
     "sms-stories-lora": Task("stories", sms, SPLIT | SMALL),
-    "sms-stories-random": Task("stories", sms, SPLIT | {"method": "full", "lr": 3e-5, "warmup": 30}, random=True),
     "instructions": Task(
         "smollm2", instructions, {"test": 0.1, "validation": 0.05, "answers": 110, "epochs": 2.0, "lr": 2e-4}
     ),
@@ -156,9 +150,8 @@ def run(task: Task, data: Path, seed: int, quiet: bool) -> dict[str, Any]:
         settings = task.settings | {"seed": seed}
         if "also" in settings:
             settings["also"] = str(data / settings["also"])
-        model = drawn(task.model, place / "drawn", seed) if task.random else task.model
         begun = time.perf_counter()
-        outcome = finetune(model, file, place / "out", changes=settings, quiet=quiet)
+        outcome = finetune(task.model, file, place / "out", changes=settings, quiet=quiet)
         if outcome.interrupted is not None:
             raise SystemExit(128 + outcome.interrupted)
         found = json.loads((place / "out" / EVALUATION).read_text(encoding="utf-8"))
@@ -169,14 +162,6 @@ def run(task: Task, data: Path, seed: int, quiet: bool) -> dict[str, Any]:
         if task.make is summaries:
             found["first_turns"] = first_turns_overlap(file, settings)
     return found
-
-
-def drawn(model: str, place: Path, seed: int) -> Path:
-    """A model of the same shape, and with the same tokenizer, whose weights are drawn anew."""
-    source = stream(locate_model(model))
-    torch.manual_seed(seed)
-    save(place, source.config, create(source.config).state_dict(), tokenizer_from=source.path)
-    return place
 
 
 def first_turns_overlap(file: Path, settings: dict[str, Any]) -> dict[str, float]:
