@@ -53,6 +53,13 @@ def test_features_of_several_batches_are_those_of_one():
     assert whole[0].shape == (4, 10) and whole[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("count", (1, 9, 10, 11, 20, 99))
+def test_a_head_is_fitted_on_texts_of_the_whole_file(count, monkeypatch):
+    monkeypatch.setattr(head, "MOST_FITTED", 10)
+    chosen = head.some_of(list(range(count)))
+    assert min(count, 5) <= len(chosen) <= 10 and chosen[0] == 0 and chosen[-1] >= 0.8 * (count - 1)
+
+
 def toy(n=400, scale=(1.0, 100.0, 0.01), seed=0):
     """Three classes told by two features of very different size; the third is noise."""
     generator = torch.Generator().manual_seed(seed)

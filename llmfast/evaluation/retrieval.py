@@ -90,7 +90,7 @@ class Remembering:
             return self.embed([texts])[0]
         if new := [text for text in dict.fromkeys(texts) if text not in self._vectors]:
             self._vectors |= zip(new, self._embedder.embed(new), strict=True)
-        return torch.stack([self._vectors[text] for text in texts])
+        return torch.stack([self._vectors[text] for text in texts]) if texts else self._embedder.embed([])
 
 
 def evaluate(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from llmfast.finetuning.examples import Example
 from llmfast.models import LanguageModel
 from llmfast.training.dataset import IGNORED
 
@@ -68,6 +69,11 @@ def features_of(model: LanguageModel, batches: Sequence[tuple[Tensor, Tensor]], 
     device = model.device
     parts = [features(model, batch[0].to(device), batch[1].to(device), pooling) for batch in batches]
     return torch.cat([found.float() for found, _ in parts]), torch.cat([classes for _, classes in parts])
+
+
+def some_of(examples: Sequence[Example]) -> Sequence[Example]:
+    """At most `MOST_FITTED`, spread over all: files may be sorted by their labels."""
+    return examples[:: max(1, -(-len(examples) // MOST_FITTED))]
 
 
 def fitted(x: Tensor, classes: Tensor, labels: int, penalty: float) -> Tensor:

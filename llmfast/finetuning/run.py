@@ -232,7 +232,7 @@ class Finetuning(Loop):
         """Makes a classifier's head the best one for the model as it is; each process the same."""
         model, parts = self.trainer.model.eval(), [self.examples.train, self.examples.validation]
         train, *held_out = (
-            head.features_of(model, ExampleBatches(part[: head.MOST_FITTED], self.padding), self.config.data.pooling)
+            head.features_of(model, ExampleBatches(head.some_of(part), self.padding), self.config.data.pooling)
             for part in parts
             if part
         )
