@@ -6,7 +6,7 @@ import math
 import pytest
 
 from llmfast.training.display import Display, duration
-from llmfast.training.metrics import METRICS, Metrics, read
+from llmfast.training.metrics import METRICS, Metrics, read, top_of
 
 
 def row(step, **figures):
@@ -53,3 +53,9 @@ def test_the_display_says_how_fast_and_how_much_longer(capsys):
     with display:
         display.update(50, 2.5, steps=10, tokens=1000, seconds=0.5)
     assert "step 50 of 100  loss 2.5000  2,000 tokens/s  20% of peak  2 s left" in capsys.readouterr().err
+
+
+def test_no_evaluation_is_above_the_picture():
+    assert top_of([0.1, 0.02], [0.5, float("nan"), 0.4]) == pytest.approx(0.51)
+    assert top_of([9.0, *[1.0] * 99], [1.5]) == pytest.approx(1.53)  # the first losses may be
+    assert top_of([float("nan")], []) > 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,10 @@ class Metrics:
         steps, losses = _series(self.rows, "loss")
         axes.plot(steps, losses, color="0.8", linewidth=0.8, label="training, each batch")
         axes.plot(steps, _smoothed(losses), color="C0", label="training, smoothed")
-        axes.plot(*_series(self.rows, "validation_loss"), "o-", color="C1", markersize=4, label="validation")
+        evaluated, validation = _series(self.rows, "validation_loss")
+        axes.plot(evaluated, validation, "o-", color="C1", markersize=4, label="validation")
         if losses:
-            tail = sorted(losses[len(losses) // 50 :])
-            axes.set_ylim(top=tail[-1] * 1.02 + 1e-9)
+            axes.set_ylim(top=top_of(losses, validation))
         axes.set(xlabel="step", ylabel="nats a token")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -84,6 +84,12 @@ def _line(row: Mapping[str, Any]) -> str:
 def _series(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
     points = [(row["step"], row[name]) for row in rows if name in row]
     return [step for step, _ in points], [value for _, value in points]
+
+
+def top_of(losses: Sequence[float], validation: Sequence[float]) -> float:
+    """Up to where curves are shown: all evaluations, and the losses without the first fiftieth, which are far above."""
+    seen = [loss for loss in (*losses[len(losses) // 50 :], *validation) if math.isfinite(loss)]
+    return max(seen, default=1.0) * 1.02 + 1e-9
 
 
 def _smoothed(values: list[float]) -> list[float]:
