@@ -84,9 +84,9 @@ class Classifier:
         if tokenizer is None:
             raise ValueError(f"{path} has no tokenizer")
         score = read_any(path, source.config).score if is_adapter(path) else load_tensors(path / SCORE_FILE).get(SCORE)
-        model = module_of(source, FLOATS[precision]).to(place)
-        if score is None or tuple(score.shape) != (len(labels), head.width(model, pooling)):
+        if score is None or tuple(score.shape) != (len(labels), head.width(source.config, pooling)):
             raise ValueError(f"{path} has no head for its {len(labels)} labels")
+        model = module_of(source, FLOATS[precision]).to(place)
         head.add_head(model, len(labels), pooling)
         model.score.weight.data = score.to(place, FLOATS[precision])  # type: ignore[union-attr]
         return cls(model, tokenizer, labels, max_tokens, backend, pooling)

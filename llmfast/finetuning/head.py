@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmfast.finetuning.examples import Example
-from llmfast.models import LanguageModel
+from llmfast.models import LanguageModel, ModelConfig
 from llmfast.training.dataset import IGNORED
 
 POOLINGS = ("both", "last", "mean")
@@ -24,14 +24,14 @@ PENALTIES = (3e-3, 1e-2, 3e-2, 1e-1)
 MOST_FITTED = 16_384  # texts: more tell a matrix this small little
 
 
-def width(model: LanguageModel, pooling: str) -> int:
+def width(config: ModelConfig, pooling: str) -> int:
     """How many features a text has."""
-    return model.config.width * (2 if pooling == "both" else 1)
+    return config.width * (2 if pooling == "both" else 1)
 
 
 def add_head(model: LanguageModel, labels: int, pooling: str) -> None:
     """Gives the model a head `score` (Hugging Face's name for it), drawn from torch's generator."""
-    head = nn.Linear(width(model, pooling), labels, bias=False)
+    head = nn.Linear(width(model.config, pooling), labels, bias=False)
     nn.init.normal_(head.weight, std=0.02)
     model.score = head.to(model.device)
 

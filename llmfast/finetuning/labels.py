@@ -1,6 +1,6 @@
 """Labelled texts: which field is the label, which classes there are, and an example of each row.
 
-A classifier looks at a whole text, and says its class at its last token, the only one that has seen all others.
+A classifier looks at a whole text; its class stands at the last token, where the text ends.
 """
 
 from __future__ import annotations

@@ -40,10 +40,8 @@ def merge(
         assert isinstance(weight, Tensor)  # as all are of a model with an adapter
         state[name] = weight.to(dtype, copy=True, memory_format=torch.contiguous_format)
     save(out, source.config, state, tokenizer_from=source.path)
-    if (path / CLASSIFIER).exists():
-        score = read_any(path, source.config).score
-        if score is not None:
-            save_tensors(out / SCORE_FILE, {SCORE: score.to(dtype)})
+    if (path / CLASSIFIER).exists() and (score := read_any(path, source.config).score) is not None:
+        save_tensors(out / SCORE_FILE, {SCORE: score.to(dtype)})
         (out / CLASSIFIER).write_bytes((path / CLASSIFIER).read_bytes())
     ends = None if source.config_file is None else config_file(source.config_file.parent).with_name(GENERATION)
     if ends is not None and ends.exists():
