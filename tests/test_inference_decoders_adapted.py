@@ -110,6 +110,28 @@ def test_logits_are_those_of_the_module_however_many_rows_a_step_has(base, lengt
         torch.testing.assert_close(logits[0], folded.model(ids[None])[0, -1], rtol=1e-4, atol=2e-4)
 
 
+@native
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_an_adapter_in_8_bits_adds_what_it_adds_in_float32(base, precision, name):
+    """Beside weights of fewer bits: what is lost is little beside what the adapter changes."""
+    llm = llmfast.load(base / "base", backend="cpp", device="cpu", precision=precision)
+    llm.add_adapter(name, base / name)
+    model = llm.native()
+    prompts = [list(range(i, i + 20)) for i in range(0, 40, 5)]
+
+    def logits(adapter: NativeAdapter | None) -> torch.Tensor:
+        decoder = NativeDecoder(model, len(prompts), 64)
+        decoder.adapt([adapter] * len(prompts))
+        return decoder.prefill(prompts)
+
+    rounded = NativeAdapter(model, llm.runner.adapters[name])
+    exact = NativeAdapter(model, llm.runner.adapters[name], rounded=False)
+    changed, lost = logits(exact) - logits(None), logits(rounded) - logits(exact)
+    assert 0 < lost.norm() < 0.05 * changed.norm()
+    assert rounded.nbytes < 0.4 * exact.nbytes
+
+
 def test_streams_and_replaced_adapters(base):
     llm = loaded(base, "auto")
     llm.add_adapter("a", base / "a")
@@ -143,7 +165,7 @@ def test_an_adapter_that_does_not_fit_is_an_error_in_cpp():
     for parameters, rank, a, b in [
         ([number], 2, torch.zeros(47), ok), ([number], 2, ok, torch.zeros(49)), ([number], 2**62, ok, ok),
         ([number, number], 2, torch.zeros(96), torch.zeros(96)), ([number], 0, ok, ok), ([number], 2, ok.double(), ok),
-        ([0], 2, ok, ok), ([-1], 2, ok, ok), ([999], 2, ok, ok),
+        ([0], 2, ok, ok), ([-1], 2, ok, ok), ([999], 2, ok, ok), ([number], 2, ok / 0, ok), ([number], 2, ok, ok / 0),
     ]:  # fmt: skip
         with pytest.raises(RuntimeError):
             make(models[0]._number, parameters, rank, 1.0, a, b, False)

@@ -94,6 +94,9 @@ struct Narrow {
     if (const DecoderAdapter* a = any ? adapter(row) : nullptr)
       adapter_widen(*a, a->matrix[4 * block + number], (owned ? own : w.d.narrow) + row * width(), panel, tile);
   }
+  void ahead(i64 row, i64 panel) const {
+    if (const DecoderAdapter* a = any ? adapter(row) : nullptr) adapter_ahead(*a, a->matrix[4 * block + number], panel);
+  }
   void copy(i64 rows) const {
     if (any) memcpy(own, w.d.narrow, size_t(rows * width()) * 4);
   }
@@ -162,6 +165,7 @@ void multiply(Worker& w, const PackedMatrix& m, i64 rows, const Input& input, co
     const Panel panel = panel_of(m, chunk / blocks);
     const i64 r0 = chunk % blocks * ROWS_PER_CHUNK, n = min_of(ROWS_PER_CHUNK, rows - r0), column = panel.first;
     const uint8_t* prepared = input.read(commit, panel.data);
+    input.narrow.ahead(r0, chunk / blocks);
     panel_product(m, panel, n, prepared + r0 * prepared_bytes(m), tile.data);
     for (i64 r = 0; r < n; r++) {
       float* row = tile.data + r * TILE_COLS;

@@ -52,14 +52,14 @@ def beside(model: LanguageModel, adapters: Sequence[Adapter | None]) -> Language
 
 
 class NativeAdapter:
-    """An adapter packed for one `NativeModel`: in float32 beside weights of float32, else rounded to bfloat16."""
+    """An adapter packed for one `NativeModel`: in float32, or `rounded` to 8 bits, as beside all weights but float32."""
 
-    def __init__(self, model: NativeModel, adapter: Adapter):
+    def __init__(self, model: NativeModel, adapter: Adapter, rounded: bool | None = None):
         self.model = model
         numbers = {p.name: number for number, p in enumerate(model.config.parameters())}
         pairs = {numbers[name]: pair for name, pair in adapter.pairs.items()}
         a, b = (torch.cat([pair[part].float().flatten() for pair in pairs.values()]) for part in (0, 1))
-        rounded = model.precision != "fp32"
+        rounded = model.precision != "fp32" if rounded is None else rounded
         self._number: int = torch.ops.llmfast.native_adapter(
             model._number, list(pairs), adapter.rank, adapter.scale, a, b, rounded
         )
