@@ -31,13 +31,11 @@ from engine_process import EngineProcess, answers
 RESULTS = Path(__file__).parent / "results" / "adapters.json"
 TOLERANCE = 0.02  # of the mean loss: bfloat16 keeps eight bits
 LR, RANK, ALPHA = 5e-4, 16, 32
-LEAN = {"activation_checkpointing": True}
 BASES: dict[str, dict[str, Any]] = {
     "llmfast": {},
-    "llmfast, recomputing": LEAN,
+    "llmfast, recomputing": {"activation_checkpointing": True},
     "llmfast int4": {"base": "int4"},
     "llmfast q4_1": {"base": "q4_1"},
-    "llmfast q4_1, recomputing": {"base": "q4_1"} | LEAN,
 }
 ENGINES = (*BASES, "peft", "peft bf16")
 OTHER_WEIGHTS = ("llmfast int4",)  # q4_1 is what smollm2 is made of

@@ -9,7 +9,7 @@ those of other seeds; where they are not, the task begins anew.
 Each run is `llmfast finetune` with the settings in `TASKS`, on files that this script makes of those in DATA. What is
 held out to be tested (`test`) is measured before and after, and chooses nothing. Results go to
 benchmarks/results/finetuning.json, for each task and seed what was measured, and how long training took; and from there
-into the table of docs/fine-tuning.md.
+into the table and the curves of docs/fine-tuning.md.
 
 Beside the classifiers stands one without any network: n-grams of words and characters with logistic regression, by
 scikit-learn (pip install scikit-learn), on the same rows.
@@ -34,6 +34,7 @@ from typing import Any
 import click
 import torch
 
+from llmfast.benchmarking import drawing
 from llmfast.benchmarking.facts import facts
 from llmfast.evaluation.overlap import rouge_l
 from llmfast.evaluation.summaries import first_turns
@@ -41,12 +42,14 @@ from llmfast.finetuning.directory import EVALUATION
 from llmfast.finetuning.preparing import sides_of
 from llmfast.finetuning.records import read_records
 from llmfast.finetuning.run import finetune
+from llmfast.training import metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 import readme  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
 PAGE = Path(__file__).parents[1] / "docs" / "fine-tuning.md"
+CURVES = PAGE.parent / "pictures" / "fine-tuning-curves.png"
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,12 @@ def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 SPLIT = {"test": 0.2, "validation": 0.1}
+OFTEN = {"evaluate_every": 16}  # for its curves
 SMALL = {"lr": 1e-3}  # of the embedded model, which takes larger steps
 TASKS: dict[str, Task] = {
-    "sms": Task("smollm2", sms, SPLIT | {"epochs": 2.0}),
-    "sms-stories-last-layers": Task("stories", sms, SPLIT | SMALL | {"method": "last-layers"}),
-    "sms-stories-lora": Task("stories", sms, SPLIT | SMALL),
+    "sms": Task("smollm2", sms, SPLIT | OFTEN | {"epochs": 2.0}),
+    "sms-stories-last-layers": Task("stories", sms, SPLIT | SMALL | OFTEN | {"method": "last-layers"}),
+    "sms-stories-lora": Task("stories", sms, SPLIT | SMALL | OFTEN),
     "instructions": Task(
         "smollm2", instructions, {"test": 0.1, "validation": 0.05, "answers": 110, "epochs": 2.0, "lr": 2e-4}
     ),
@@ -127,11 +131,14 @@ TASKS: dict[str, Task] = {
     ),
     "summaries": Task("smollm2", summaries, {"test": 0.2, "validation": 0.05, "answers": 100, "epochs": 2.0}),
     "book": Task("smollm2", book, {"test": 0.1, "validation": 0.05, "epochs": 2.0, "also": "wikitext2_valid.raw"}),
-    "instructions-int4": Task(
-        "smollm2",
-        instructions,
-        {"test": 0.1, "validation": 0.05, "answers": 0, "epochs": 2.0, "lr": 2e-4, "base": "int4"},
-    ),
+    **{
+        f"instructions-{base}": Task(
+            "smollm2",
+            instructions,
+            {"test": 0.1, "validation": 0.05, "answers": 0, "epochs": 2.0, "lr": 2e-4, "base": base},
+        )
+        for base in ("q4_1", "int4")
+    },
 }
 
 
@@ -156,6 +163,7 @@ def run(task: Task, data: Path, seed: int, quiet: bool) -> dict[str, Any]:
             raise SystemExit(128 + outcome.interrupted)
         found = json.loads((place / "out" / EVALUATION).read_text(encoding="utf-8"))
         found |= {"seed": seed, "step": (outcome.validation or {}).get("step"), "training_seconds": outcome.seconds}
+        found["curve"] = [row for row in metrics.read(place / "out" / metrics.METRICS) if "validation_loss" in row]
         found |= {"seconds": time.perf_counter() - begun, "tokens_per_second": outcome.tokens_per_second}
         if file.suffix == ".tsv":
             found["n_grams"] = n_grams(file, settings)
@@ -237,11 +245,36 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_table() -> None:
-    """Puts it into the page on fine-tuning."""
+# A panel of the picture of curves: what was measured of the texts that choose the best weights, and of which tasks.
+PANELS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("SMS Spam", "loss, nats", "validation_loss", ("sms", "sms-stories-lora")),
+    ("SMS Spam", "accuracy", "validation_accuracy", ("sms", "sms-stories-lora")),
+    ("Instructions", "loss, nats", "validation_loss", ("instructions", "instructions-q4_1", "instructions-int4")),
+)
+
+
+def draw_curves(document: dict[str, Any]) -> None:
+    """What was held out to choose by, over the steps of each run: a line a seed, a colour a task."""
+    figure, axes = drawing.subplots(1, len(PANELS), (10.5, 3.2), "While training", drawing.LIGHT)
+    for ax, (title, unit, name, tasks) in zip(axes, PANELS, strict=True):
+        for number, task in enumerate(tasks):
+            curves = [run["curve"] for run in document["tasks"].get(task, {"runs": []})["runs"] if "curve" in run]
+            for i, curve in enumerate(curves):
+                steps, values = zip(*((row["step"], row[name]) for row in curve), strict=True)
+                color, label = drawing.LIGHT[f"series{number}"], task if i == 0 else None
+                ax.plot(steps, values, "-o", color=color, markersize=2.5, linewidth=1, label=label)
+        ax.set(title=title, xlabel="step", ylabel=unit)
+        ax.legend(fontsize=7.5, frameon=False)
+    CURVES.parent.mkdir(exist_ok=True)
+    figure.savefig(CURVES, dpi=140)
+
+
+def write_page() -> None:
+    """Puts the table and the curves into the page on fine-tuning."""
     text = PAGE.read_text(encoding="utf-8")
     document = json.loads(RESULTS.read_text(encoding="utf-8"))
     PAGE.write_text(readme.with_table(text, "results", table(document)), encoding="utf-8")
+    draw_curves(document)
 
 
 @click.command()
@@ -258,7 +291,7 @@ def main(data: Path, only: tuple[str, ...], seeds: tuple[int, ...], threads: int
         task = TASKS[name]
         for seed in seeds or range(task.seeds):
             entry = keep(name, task, run(task, data, seed, quiet))
-            write_table()
+            write_page()
         for figure, values in entry["summary"].items():
             spread = "" if values["spread"] is None else f" ± {values['spread']:.4f}"
             click.echo(f"{name}: {figure} {values['mean']:.4f}{spread}")

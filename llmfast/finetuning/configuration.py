@@ -38,7 +38,7 @@ class MethodSettings:
     bottleneck: int = setting(64, "the width of bottleneck adapters", least=1, most=4096)
     base: str = setting(
         "floats",
-        "frozen weights are floats, or stay in 8 or 4 bits: q4_1 is what a GGUF file in Q4_1 holds",
+        "frozen weights are floats, or in 8 or 4 bits with activation_checkpointing; q4_1 is a GGUF file's Q4_1",
         options=("floats", *PRECISIONS),
     )
     dpo_beta: float = setting(0.1, "how far preferences may lead away from the model: less is further", above=0)

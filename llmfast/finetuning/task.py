@@ -81,6 +81,8 @@ def resolved(config: FinetuningConfig, examples: Examples, group: Processes) -> 
         raise ValueError("the method head trains a classifier's head: it needs --task classify")
     if config.method.base != "floats" and config.method.method not in BESIDE:
         raise ValueError(f"the weights that {config.method.method} trains must be floats, not {config.method.base}")
+    if config.method.base != "floats":  # weights of fewer bits save little beside what backward would keep
+        changes["activation_checkpointing"] = True
     if config.run.compile:
         raise ValueError("fine-tuning is not compiled: leave compile = false")
     if config.run.precision == "auto":

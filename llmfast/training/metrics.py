@@ -56,7 +56,7 @@ class Metrics:
         axes.plot(evaluated, validation, "o-", color="C1", markersize=4, label="validation")
         if losses:
             axes.set_ylim(top=top_of(losses, validation))
-        axes.set(xlabel="step", ylabel="nats a token")
+        axes.set(xlabel="step", ylabel="loss, nats")
         axes.grid(alpha=0.3)
         axes.legend()
         path = self.path.with_name(CURVES)
