@@ -489,6 +489,7 @@ def test_adapters_are_learned_beside_weights_of_4_bits(base, storyteller_directo
     tuned(storyteller_directory, chats, out, base=base, epochs=8.0, answers=0)
     found = evaluation(out)
     assert found["after"]["validation"]["loss"] < 0.5 * found["before"]["validation"]["loss"]
+    assert '"activation_checkpointing": true' in (out / "run.json").read_text()  # without it they would save nothing
     assert llmfast.load(out, precision="fp32", device="cpu").config == llmfast.load(storyteller_directory).config
     with pytest.raises(ValueError, match="must be floats, not int4"):
         tuned(storyteller_directory, chats, tmp_path / "b", base="int4", method="full")
