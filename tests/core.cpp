@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "../csrc/decoder/native_adapter.h"
 #include "../csrc/decoder/native_decoder.h"
 #include "../csrc/decoder/sampling.h"
 #include "../csrc/encoder/native_encoder.h"
@@ -156,9 +157,28 @@ std::shared_ptr<NativeModel> random_model(const ModelDescription& description, i
   return model;
 }
 
+// Beside all matrices of the blocks, of a rank that is no multiple of what ranks are taken by.
+std::shared_ptr<const NativeAdapter> random_adapter(const NativeModel& model, const ModelDescription& description) {
+  constexpr i64 RANK = 5;
+  std::vector<int64_t> parameters;
+  std::vector<float> a, b;
+  for (i64 i = 0; i < model.parameters(); i++) {
+    const NativeModel::Place& place = model.place(i);
+    if (description.parameters[size_t(i)].block < 0 || !place.matrix) continue;
+    parameters.push_back(i);
+    for (i64 j = 0; j < RANK * place.K; j++) a.push_back(0.3f * uniform());
+    for (i64 j = 0; j < RANK * place.N; j++) b.push_back(0.1f * uniform());
+  }
+  const bool rounded = description.parameters[1].format != Format::f32;
+  return std::make_shared<NativeAdapter>(model, parameters, RANK, 0.5f, a.data(), i64(a.size()), b.data(), i64(b.size()),
+                                         rounded);
+}
+
 // Logits after two prompts, a few tokens, a block of tokens whose end is taken back, and others in their place.
-std::vector<float> generate(std::shared_ptr<const NativeModel> model, CacheType cache, int threads) {
+std::vector<float> generate(std::shared_ptr<const NativeModel> model, CacheType cache, int threads,
+                            std::shared_ptr<const NativeAdapter> adapter = nullptr) {
   NativeDecoder decoder(std::move(model), 2, 300, 290, cache);
+  decoder.adapt({nullptr, std::move(adapter)});
   std::vector<int64_t> ids;
   for (int i = 0; i < 283; i++) ids.push_back(i * 7 % 101);
   std::vector<float> logits(2 * 101);
@@ -237,6 +257,8 @@ int threads_at_once() {
       const auto model = random_model(describe(llama, format), 3);
       for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8})
         same &= the_same_at_once([&](int threads) { return generate(model, cache, threads); });
+      const auto adapter = random_adapter(*model, describe(llama, format));
+      same &= the_same_at_once([&](int threads) { return generate(model, CacheType::f32, threads, adapter); });
     }
   for (const Format format : ENCODER_FORMATS) {
     const auto model = random_model(describe_encoder(format), 3);
@@ -260,14 +282,20 @@ int main(int argc, char** argv) {
   std::vector<float> all;
   for (const bool llama : {false, true})
     for (const Format format : FORMATS)
-      for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
-        const std::vector<float> one = generate(random_model(describe(llama, format), 1), cache, 1);
-        if (!same_bits(one, generate(random_model(describe(llama, format), 4), cache, 4))) {
-          std::fprintf(stderr, "the number of threads changes the logits\n");
-          return 1;
+      for (const bool adapted : {false, true})
+        for (const CacheType cache : {CacheType::f32, CacheType::bf16, CacheType::i8}) {
+          const ModelDescription description = describe(llama, format);
+          const auto logits = [&](int threads) {
+            const auto model = random_model(description, threads);
+            return generate(model, cache, threads, adapted ? random_adapter(*model, description) : nullptr);
+          };
+          const std::vector<float> one = logits(1);
+          if (!same_bits(one, logits(4))) {
+            std::fprintf(stderr, "the number of threads changes the logits\n");
+            return 1;
+          }
+          all.insert(all.end(), one.begin(), one.end());
         }
-        all.insert(all.end(), one.begin(), one.end());
-      }
   for (const Format format : ENCODER_FORMATS) {
     const std::vector<float> one = encode_texts(*random_model(describe_encoder(format), 1), 1);
     const auto again = random_model(describe_encoder(format), 4);
