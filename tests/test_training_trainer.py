@@ -1,7 +1,9 @@
 """A step: against plain PyTorch, in parts, in other precisions, and put back from a checkpoint."""
 
 import copy
+import ctypes
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from llmfast.training import checkpoints
 from llmfast.training.configuration import configure
 from llmfast.training.dataset import TokenDataset
 from llmfast.training.hardware import flops_per_token, peak_flops
-from llmfast.training.memory import Peak, estimate
+from llmfast.training.memory import Peak, estimate, process_bytes
 from llmfast.training.optimizers import make_optimizers
 from llmfast.training.pretraining import new_trainer, scored_once
 from llmfast.training.processes import Processes
@@ -379,3 +381,19 @@ def test_the_estimate_of_memory_is_near_what_backward_keeps(family, adapted):
     assert fewer.activations < expected.activations / 2
     assert math.isclose(expected.total, sum(vars(expected).values()))
     assert (Peak(torch.device("cpu")).measured() or 0) >= 0
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="where the C library is glibc"
+)
+def test_free_memory_is_given_back_beyond_a_limit():
+    peak, blocks = Peak(torch.device("cpu")), [torch.ones(25_000) for _ in range(1_000)]
+    del blocks[:-1]  # the last keeps the others, 100 MB, in the midst of what the allocator holds
+
+    def free_before_and_after(beyond):
+        before = process_bytes("VmRSS")
+        peak.give_back(beyond)
+        return before - process_bytes("VmRSS")
+
+    assert free_before_and_after(beyond=10**10) < 1e6
+    assert free_before_and_after(beyond=10**7) > 8e7

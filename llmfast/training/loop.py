@@ -84,6 +84,9 @@ class Loop(ABC):
     def sample(self) -> None:
         """Says what the model says."""
 
+    def stepped(self) -> None:  # noqa: B027, most have nothing to do
+        """After every step."""
+
     def state(self) -> dict[str, Any]:
         """What a subclass keeps in a checkpoint, as JSON."""
         return {}
@@ -142,6 +145,7 @@ class Loop(ABC):
             while trainer.steps_done < self.settings.steps and stopped is None and not self._waited_enough:
                 try:
                     self._pending.append(trainer.step())
+                    self.stepped()
                 except Diverged as error:
                     raise Diverged(f"{error}; {self._save_last_good()}") from None
                 stopped = self._between_steps()

@@ -52,7 +52,7 @@ def beside(model: LanguageModel, adapters: Sequence[Adapter | None]) -> Language
 
 
 class NativeAdapter:
-    """An adapter packed for one `NativeModel`: in float32, or `rounded` to 8 bits, as beside all weights but float32."""
+    """An adapter packed for one `NativeModel`: in float32 beside weights of float32, else `rounded` to 8 bits."""
 
     def __init__(self, model: NativeModel, adapter: Adapter, rounded: bool | None = None):
         self.model = model
