@@ -45,7 +45,6 @@ from llmfast.weights.loading import module_of, quantized_module
 from llmfast.weights.quantizing import TRAINING
 
 SAMPLE_TOKENS = 80
-MOST_HELD = 1.25  # times the memory that a run is expected to take: beyond it what is free is given back
 # What a name of something added ends with, and what `MasterWeights` calls it.
 KINDS_OF_ADDED = {
     ".adapter.a": "adapter_a",
@@ -128,7 +127,7 @@ class Finetuning(Loop):
         config = record.config
         self.record, self.task, self.examples = record, task, task.examples
         settings, self.dtype = config.method, FLOATS[config.run.precision]
-        self.peak_memory, self.most_held = memory.Peak(group.device), 0
+        peak_memory, self.expected_bytes = memory.Peak(group.device), 0
         self.method: Method = BY_NAME[settings.method](settings, task.source, record.model, task.source.path)
         torch.manual_seed(config.run.seed)
         if settings.base != "floats":
@@ -165,7 +164,7 @@ class Finetuning(Loop):
         lengths = sum(len(example.ids) for example in self.examples.train) // len(self.examples.train)
         share = 1.0 if self.method.whole_weights else 2 / 3  # frozen weights get no gradient
         flops = share * flops_per_token(model.config, lengths)
-        report = Report(trainer, out, self.peak_memory, quiet, flops)
+        report = Report(trainer, out, peak_memory, quiet, flops)
         super().__init__(config, trainer, report, out, interruption, command)
 
     def loss_of(self, model: LanguageModel) -> Any:
@@ -218,11 +217,11 @@ class Finetuning(Loop):
         )
 
     def stepped(self) -> None:
-        self.peak_memory.give_back(self.most_held)
+        memory.give_back(self.expected_bytes)
 
     def begin(self) -> None:
         expected = self.expected_memory()
-        self.most_held = int(MOST_HELD * expected.total)
+        self.expected_bytes = expected.total
         self.report.begin([*self.examples.notes, *self.description()], expected)
         if self.trainer.steps_done == 0 and not self.before:
             if self.examples.labels:

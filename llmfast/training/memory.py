@@ -123,6 +123,18 @@ def available(device: torch.device) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
+def give_back(needed: int) -> None:
+    """Returns to the system what the allocator holds unused, where fewer than `needed` bytes are available.
+
+    Batches of other widths leave holes that a wider one does not fit in, and that glibc keeps: several GB after some
+    dozens. Pages that are given back cost a tenth of a step's time when they are used again.
+    """
+    free = available(torch.device("cpu"))
+    if free is not None and free < needed:
+        with contextlib.suppress(AttributeError, OSError):  # where the C library is not glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 class Peak:
     """The most memory in use since it was made, in bytes, without what was in use before."""
 
@@ -137,16 +149,6 @@ class Peak:
             return torch.cuda.max_memory_allocated(self.device)
         most = process_bytes("VmHWM")  # getrusage's begins with that of the process that started this one
         return most - self._before if self.device.type == "cpu" and self._before and most else None
-
-    def give_back(self, beyond: int) -> None:
-        """Returns to the system what the allocator holds unused, where more than `beyond` bytes are held.
-
-        Blocks of other sizes in every step leave holes that glibc keeps: after fifty batches of dialogues as much again
-        as a batch takes. A page that is given back costs time when it is used again, so it is not done after each step.
-        """
-        if self._before and process_bytes("VmRSS") - self._before > beyond:
-            with contextlib.suppress(AttributeError, OSError):  # where the C library is not glibc
-                ctypes.CDLL(None).malloc_trim(0)
 
 
 def process_bytes(name: str) -> int:
