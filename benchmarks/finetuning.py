@@ -265,7 +265,8 @@ def draw_curves(document: dict[str, Any]) -> None:
                 ax.plot(steps, values, "-o", color=color, markersize=2.5, linewidth=1, label=label)
         ax.set(xlabel="step", ylabel=unit)
         ax.set_title(title, **drawing.title_style(drawing.LIGHT))
-        ax.legend(fontsize=7.5, frameon=False)
+        if ax.lines:
+            ax.legend(fontsize=7.5, frameon=False)
     CURVES.parent.mkdir(exist_ok=True)
     figure.savefig(CURVES, dpi=140)
 
