@@ -406,7 +406,7 @@ CASES = [
     gated_linear("odd", (3, 13, 37), 41),
     gated_linear("one-element", (1, 1), 1),
     gated_linear("one-row", (1, 129), 257),
-    gated_linear("one-vector", (130,), 33),
+    gated_linear("one-vector", (131,), 33),
     gated_linear("few-rows", (5, 96), 67, gate_bias=True, up_bias=True),
     gated_linear("wide", (9, 70), 515),
     gated_linear("deep", (11, 3073), 19),
