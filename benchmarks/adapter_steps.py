@@ -62,10 +62,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     for precision in PRECISIONS:
         rounds = sorted((measured(precision, options.steps) for _ in range(options.rounds)), key=lambda r: r["ratio"])
-        found[precision] = rounds[len(rounds) // 2] | {"ratios": [r["ratio"] for r in rounds]}
-        print(
-            precision, " ".join(f"{name} {value:.3f}" for name, value in rounds[len(rounds) // 2].items()), flush=True
-        )
+        middle = rounds[len(rounds) // 2]
+        found[precision] = middle | {"ratios": [each["ratio"] for each in rounds]}
+        print(precision, " ".join(f"{name} {value:.3f}" for name, value in middle.items()), flush=True)
     options.out.write_text(json.dumps({"precisions": found, "machine": facts()}, indent=1) + "\n", encoding="utf-8")
 
 

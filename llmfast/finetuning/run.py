@@ -217,7 +217,8 @@ class Finetuning(Loop):
         )
 
     def stepped(self) -> None:
-        memory.give_back(self.expected_bytes)
+        if self.trainer.device.type == "cpu":
+            memory.give_back(self.expected_bytes)
 
     def begin(self) -> None:
         expected = self.expected_memory()
